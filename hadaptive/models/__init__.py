@@ -1,0 +1,4 @@
+from hadaptive.models.hadaptive_net import HadaptiveNet
+from hadaptive.models.spec import BlockSpec, ConvSpec, NetSpec
+
+__all__ = ["BlockSpec", "ConvSpec", "HadaptiveNet", "NetSpec"]

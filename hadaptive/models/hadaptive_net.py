@@ -1,0 +1,310 @@
+"""Hadaptive-Net: built from a :class:`NetSpec`, registered with timm.
+
+Source: arXiv 2505.22226, section 4 and its appendix (S, M, L).
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import SelectAdaptivePool2d, calculate_drop_path_rates
+from timm.models import (
+    build_model_with_cfg,
+    checkpoint_seq,
+    generate_default_cfgs,
+    register_model,
+)
+from torch import Tensor, nn
+
+from hadaptive.models.spec import HADAPTIVE_NET_L, HADAPTIVE_NET_M, HADAPTIVE_NET_S, BlockSpec, ConvSpec, NetSpec
+from hadaptive.nn import AdaptiveBottleneck, AdaptiveCrossHadamard, GhostExpansion
+
+
+
+class ConvNormAct(nn.Sequential):
+    """Convolution without bias, BatchNorm, and Hardswish if the spec says so."""
+
+    def __init__(self, in_channels: int, spec: ConvSpec) -> None:
+        padding = (spec.kernel - 1) // 2
+        super().__init__(
+            nn.Conv2d(in_channels, spec.channels, spec.kernel, spec.stride, padding, bias=False),
+            nn.BatchNorm2d(spec.channels),
+        )
+        if spec.act:
+            self.append(nn.Hardswish())
+
+
+def build_block(in_channels: int, block: BlockSpec, spec: NetSpec, drop_path: float) -> AdaptiveBottleneck:
+    """The bottleneck that `block` describes."""
+    expansion: AdaptiveCrossHadamard | GhostExpansion
+    if block.k is not None:
+        expansion = AdaptiveCrossHadamard(in_channels, block.k, block.norm, spec.order, spec.surrogate)
+    else:
+        assert block.ratio is not None
+        expansion = GhostExpansion(in_channels, block.ratio)
+    return AdaptiveBottleneck(
+        expansion, in_channels, expansion.out_channels, block.channels, block.kernel, block.stride, drop_path
+    )
+
+
+def stage_indices(num_stages: int, indices: int | list[int] | None) -> list[int]:
+    """Which stages are wanted: the last n if an int, all if None, else those listed (negative from the end)."""
+    if indices is None:
+        indices = num_stages
+    if isinstance(indices, int):
+        if not 0 < indices <= num_stages:
+            raise ValueError(f"only 1 to {num_stages} intermediates can be taken, not {indices}")
+        return list(range(num_stages - indices, num_stages))
+    taken = [i + num_stages if i < 0 else i for i in indices]
+    for i in taken:
+        if not 0 <= i < num_stages:
+            raise ValueError(f"there is no stage {i}; the {num_stages} stages are 0 to {num_stages - 1}")
+    return taken
+
+
+class HadaptiveNet(nn.Module):
+    """A network of adaptive bottlenecks with the interface of timm's convolutional networks.
+
+    Args:
+        spec: the architecture.
+        num_classes: 0 leaves the pre-logits.
+        in_chans: image channels.
+        global_pool: timm's pool type; "" passes the unpooled map through.
+        drop_rate: dropout before the classifier.
+        drop_path_rate: stochastic depth, rising linearly over the blocks.
+        stem_strides: override the strides of the first convolutions for small images,
+            see :meth:`NetSpec.with_stem_strides`; the spec kept in ``self.spec`` includes it.
+
+    Shape:
+        (B, in_chans, H, W) -> (B, num_classes).
+
+    Raises:
+        ValueError: the spec or stem_strides do not fit.
+    """
+
+    feature_info: list[dict[str, Any]]
+
+    def __init__(
+        self,
+        spec: NetSpec = HADAPTIVE_NET_S,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        drop_rate: float = 0.3,
+        drop_path_rate: float = 0.0,
+        stem_strides: tuple[int, ...] | None = None,
+    ) -> None:
+        super().__init__()
+        if stem_strides is not None:
+            spec = spec.with_stem_strides(*stem_strides)
+        self.spec = spec
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.drop_rate = drop_rate
+        self.grad_checkpointing = False
+        self.feature_info = []
+
+        self.stem = ConvNormAct(in_chans, spec.stem)
+        channels, reduction = spec.stem.channels, spec.stem.stride
+        stages: list[nn.Sequential] = []
+
+        layers: list[nn.Module] = []
+        for conv in spec.stage1:
+            layers.append(ConvNormAct(channels, conv))
+            channels, reduction = conv.channels, reduction * conv.stride
+        if layers:
+            stages.append(nn.Sequential(*layers))
+            self.feature_info.append(dict(num_chs=channels, reduction=reduction, module="stages.0"))
+
+        rates = iter(calculate_drop_path_rates(drop_path_rate, sum(len(stage) for stage in spec.stages)))
+        for stage in spec.stages:
+            layers = []
+            for block in stage:
+                layers.append(build_block(channels, block, spec, next(rates)))
+                channels, reduction = block.channels, reduction * block.stride
+            self.feature_info.append(
+                dict(num_chs=channels, reduction=reduction, module=f"stages.{len(stages)}")
+            )
+            stages.append(nn.Sequential(*layers))
+        self.stages = nn.Sequential(*stages)
+
+        self.last = ConvNormAct(channels, ConvSpec(spec.last_channels))
+        self.num_features = spec.last_channels
+        self.head_hidden_size = spec.head_channels
+        self.global_pool = SelectAdaptivePool2d(pool_type=global_pool)
+        # 1x1 convolution rather than a linear layer, so that global_pool="" can pass a map through.
+        self.conv_head = nn.Conv2d(self.num_features * self.global_pool.feat_mult(), spec.head_channels, 1)
+        self.act_head = nn.Hardswish()
+        self.flatten = nn.Flatten(1) if global_pool else nn.Identity()
+        self.classifier = nn.Linear(self.head_hidden_size, num_classes) if num_classes > 0 else nn.Identity()
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        return {name for name, _ in self.named_parameters() if name.endswith("norm.alpha")}
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        return dict(
+            stem=r"^stem",
+            blocks=[
+                (r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(\d+)", None),
+                (r"^(last|conv_head)", (99999,)),
+            ],
+        )
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        return self.classifier
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        self.num_classes = num_classes
+        weight = self.conv_head.weight
+        if global_pool is not None:
+            self.global_pool = SelectAdaptivePool2d(pool_type=global_pool)
+            self.flatten = nn.Flatten(1) if global_pool else nn.Identity()
+        self.classifier = (
+            nn.Linear(self.head_hidden_size, num_classes).to(weight) if num_classes > 0 else nn.Identity()
+        )
+        self.train(self.training)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """The outputs of chosen stages, and the final features.
+
+        Args:
+            x: (B, in_chans, H, W).
+            indices: the last n stages if an int, all if None, else those listed.
+            norm: accepted for timm's sake; the stages already end in a norm.
+            stop_early: do not compute stages after the last one wanted.
+            output_fmt: "NCHW".
+            intermediates_only: leave out the final features.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
+        take = stage_indices(len(self.stages), indices)
+        last_index = max(take)
+        intermediates: list[Tensor] = []
+        x = self.stem(x)
+        if torch.jit.is_scripting() or not stop_early:
+            stages = self.stages
+        else:
+            stages = self.stages[: last_index + 1]
+        for i, stage in enumerate(stages):
+            x = self._run(stage, x)
+            if i in take:
+                intermediates.append(x)
+        if intermediates_only:
+            return intermediates
+        if len(stages) == len(self.stages):
+            x = self.last(x)
+        return x, intermediates
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop the stages that the chosen intermediates do not need; returns their indices."""
+        take = stage_indices(len(self.stages), indices)
+        last_index = max(take)
+        pruned = last_index < len(self.stages) - 1
+        self.stages = self.stages[: last_index + 1]
+        if pruned or prune_norm:
+            self.last = nn.Identity()
+            self.num_features = self.feature_info[last_index]["num_chs"]
+        if pruned or prune_norm or prune_head:
+            self.conv_head, self.act_head = nn.Identity(), nn.Identity()
+            self.head_hidden_size = self.num_features
+            self.global_pool, self.flatten = SelectAdaptivePool2d(pool_type=""), nn.Identity()
+            self.num_classes, self.classifier = 0, nn.Identity()
+        return take
+
+    def _run(self, stage: nn.Module, x: Tensor) -> Tensor:
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return checkpoint_seq(stage, x)
+        return stage(x)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            x = checkpoint_seq(self.stages, x, flatten=True)
+        else:
+            x = self.stages(x)
+        return self.last(x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        x = self.flatten(self.act_head(self.conv_head(self.global_pool(x))))
+        if self.drop_rate > 0.0:
+            x = F.dropout(x, p=self.drop_rate, training=self.training)
+        return x if pre_logits else self.classifier(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+def _cfg(**overrides: Any) -> dict[str, Any]:
+    return {
+        "url": "",
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "min_input_size": (3, 64, 64),
+        "pool_size": (7, 7),
+        "crop_pct": 0.875,
+        "interpolation": "bicubic",
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "first_conv": "stem.0",
+        "classifier": "classifier",
+        "license": "apache-2.0",
+        "paper_ids": "arXiv:2505.22226",
+        "paper_name": "Expressive yet Efficient Feature Expansion with Adaptive Cross-Hadamard Products",
+        **overrides,
+    }
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "hadaptive_net_s.untrained": _cfg(),
+        "hadaptive_net_m.untrained": _cfg(),
+        "hadaptive_net_l.untrained": _cfg(pool_size=(3, 3)),
+    }
+)
+
+
+def _create_hadaptive_net(variant: str, spec: NetSpec, pretrained: bool = False, **kwargs: Any) -> HadaptiveNet:
+    indices = tuple(range(len(spec.stages) + bool(spec.stage1)))
+    return build_model_with_cfg(
+        HadaptiveNet,
+        variant,
+        pretrained,
+        feature_cfg=dict(out_indices=indices, flatten_sequential=True),
+        **{"spec": spec, **kwargs},
+    )
+
+
+@register_model
+def hadaptive_net_s(pretrained: bool = False, **kwargs: Any) -> HadaptiveNet:
+    """Hadaptive-Net S: 3.25 M parameters at 1000 classes, 131 M MACs at 224x224 and 100 classes."""
+    return _create_hadaptive_net("hadaptive_net_s", HADAPTIVE_NET_S, pretrained, **kwargs)
+
+
+@register_model
+def hadaptive_net_m(pretrained: bool = False, **kwargs: Any) -> HadaptiveNet:
+    """Hadaptive-Net M: 4.25 M parameters at 1000 classes, 339 M MACs at 224x224 and 100 classes."""
+    return _create_hadaptive_net("hadaptive_net_m", HADAPTIVE_NET_M, pretrained, **kwargs)
+
+
+@register_model
+def hadaptive_net_l(pretrained: bool = False, **kwargs: Any) -> HadaptiveNet:
+    """Hadaptive-Net L: 7.26 M parameters at 1000 classes, 669 M MACs at 224x224 and 100 classes."""
+    return _create_hadaptive_net("hadaptive_net_l", HADAPTIVE_NET_L, pretrained, **kwargs)

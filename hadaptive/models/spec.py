@@ -1,0 +1,275 @@
+"""A network is data: frozen dataclasses that describe a Hadaptive-Net, with a JSON round trip.
+
+A found architecture, a published one and one written by hand are all a :class:`NetSpec`, and every command
+takes a spec file wherever it takes a model name.
+
+    >>> spec = NetSpec.load("my_net.json")
+    >>> spec.with_stem_strides(1, 1).save("my_net_32px.json")
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hadaptive.nn.normalisation import NORMS
+from hadaptive.nn.selection import ORDERS, SURROGATES, check_choice
+
+FORMAT = "hadaptive-net"
+VERSION = 1
+KINDS = ("ghost", "ach")
+
+
+def _check_positive(**values: int) -> None:
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a positive whole number, got {value!r}")
+
+
+@dataclass(frozen=True)
+class ConvSpec:
+    """A plain convolution + BatchNorm, and Hardswish if `act`. A stride-1 one keeps the map's size."""
+
+    channels: int
+    kernel: int = 1
+    stride: int = 1
+    act: bool = True
+
+    def __post_init__(self) -> None:
+        _check_positive(channels=self.channels, kernel=self.kernel, stride=self.stride)
+        if self.stride == 1 and self.kernel % 2 == 0:
+            raise ValueError(f"a stride-1 convolution needs an odd kernel to keep its size, got {self.kernel}")
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """An adaptive bottleneck.
+
+    Attributes:
+        kind: "ghost" (uses `ratio`) or "ach" (uses `k` and `norm`).
+        channels: channels out.
+        kernel: of the depthwise convolution.
+        stride: of the depthwise convolution.
+        ratio: Ghost's expansion ratio.
+        k: channels ACH selects.
+        norm: of ACH's products, a name in ``hadaptive.nn.NORMS``.
+    """
+
+    kind: str
+    channels: int
+    kernel: int
+    stride: int = 1
+    ratio: float | None = None
+    k: int | None = None
+    norm: str = "dysoft"
+
+    def __post_init__(self) -> None:
+        check_choice("kind", self.kind, KINDS)
+        _check_positive(channels=self.channels, kernel=self.kernel, stride=self.stride)
+        check_choice("norm", self.norm, tuple(NORMS))
+        if self.kind == "ghost" and (self.ratio is None or self.ratio <= 0 or self.k is not None):
+            raise ValueError("a ghost block needs a positive ratio and no k")
+        if self.kind == "ach" and (self.k is None or self.k < 2 or self.ratio is not None):
+            raise ValueError("an ach block needs k >= 2 and no ratio")
+        if self.stride == 1 and self.kernel % 2 == 0:
+            raise ValueError(f"a stride-1 block needs an odd kernel to keep its size, got {self.kernel}")
+
+
+@dataclass(frozen=True)
+class NetSpec:
+    """A whole network: stem, two stage-1 convolutions, stages of bottlenecks, last convolution, head.
+
+    Attributes:
+        name: for people; no effect.
+        stem: the first convolution.
+        stage1: the convolutions of stage 1.
+        stages: the bottlenecks of stage 2 and on; each stage ends where a feature pyramid would tap it.
+        last_channels: width of the 1x1 convolution after the last stage.
+        head_channels: width of the hidden linear layer before the classifier.
+        order: of ACH's selected channels, "rank" or "index".
+        surrogate: of ACH's selection gradient, "softmax" or "softmax_k".
+    """
+
+    name: str
+    stem: ConvSpec
+    stage1: tuple[ConvSpec, ...]
+    stages: tuple[tuple[BlockSpec, ...], ...]
+    last_channels: int = 960
+    head_channels: int = 1280
+    order: str = "rank"
+    surrogate: str = "softmax"
+
+    def __post_init__(self) -> None:
+        _check_positive(last_channels=self.last_channels, head_channels=self.head_channels)
+        check_choice("order", self.order, ORDERS)
+        check_choice("surrogate", self.surrogate, SURROGATES)
+        if not self.stages or not all(self.stages):
+            raise ValueError("a network needs at least one stage, and each stage at least one block")
+        channels = self.stage1_channels
+        for block in (block for stage in self.stages for block in stage):
+            if block.k is not None and block.k > channels:
+                raise ValueError(f"an ach block selects k = {block.k} of only {channels} channels")
+            channels = block.channels
+
+    @property
+    def stage1_channels(self) -> int:
+        """Channels that enter the first bottleneck."""
+        return self.stage1[-1].channels if self.stage1 else self.stem.channels
+
+    @property
+    def convs(self) -> tuple[ConvSpec, ...]:
+        """Stem and stage-1 convolutions, in order."""
+        return (self.stem, *self.stage1)
+
+    @property
+    def reduction(self) -> int:
+        """How many input pixels one pixel of the last map stands for, along a side."""
+        result = 1
+        for conv in self.convs:
+            result *= conv.stride
+        for block in (block for stage in self.stages for block in stage):
+            result *= block.stride
+        return result
+
+    def with_stem_strides(self, *strides: int) -> "NetSpec":
+        """The same network with other strides in its first convolutions, for small images.
+
+        A stride of 1 also turns a 2x2 kernel into a 3x3 one, because an even kernel cannot keep a map's size.
+        ``(1, 1)`` suits 32x32 images (the stages then see the maps a 128x128 image would give them), ``(1, 2)``
+        64x64 ones.
+
+        Raises:
+            ValueError: a stride is not 1 or 2, or there are more strides than strided convolutions.
+        """
+        strided = [i for i, conv in enumerate(self.convs) if conv.stride > 1 or conv.kernel > 1]
+        if len(strides) > len(strided) or any(s not in (1, 2) for s in strides):
+            raise ValueError(f"stem_strides must be up to {len(strided)} values of 1 or 2, got {strides}")
+        convs = list(self.convs)
+        for i, stride in zip(strided, strides, strict=False):
+            kernel = convs[i].kernel if stride > 1 or convs[i].kernel % 2 else convs[i].kernel + 1
+            convs[i] = dataclasses.replace(convs[i], stride=stride, kernel=kernel)
+        return dataclasses.replace(self, stem=convs[0], stage1=tuple(convs[1:]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON; defaults that do not apply to a block's kind are left out."""
+        data = dataclasses.asdict(self)
+        for stage in data["stages"]:
+            for block in stage:
+                for key in ("ratio", "norm") if block["kind"] == "ach" else ("k", "norm"):
+                    if block[key] is None or (key == "norm" and block["kind"] != "ach"):
+                        del block[key]
+        return {"format": FORMAT, "version": VERSION, **data}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "NetSpec":
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            ValueError: not a network spec, a newer version of one, or a field that is missing or unknown.
+        """
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise ValueError(f'not a network spec: the field "format" must be "{FORMAT}"')
+        if data.get("version") != VERSION:
+            raise ValueError(f"this network spec has version {data.get('version')}, only {VERSION} is known")
+        rest = {key: value for key, value in data.items() if key not in ("format", "version")}
+        try:
+            stages = tuple(tuple(BlockSpec(**block) for block in stage) for stage in rest.pop("stages"))
+            stem, stage1 = ConvSpec(**rest.pop("stem")), tuple(ConvSpec(**c) for c in rest.pop("stage1"))
+            return cls(stem=stem, stage1=stage1, stages=stages, **rest)
+        except KeyError as error:
+            raise ValueError(f"the network spec lacks the field {error}") from None
+        except TypeError as error:
+            raise ValueError(f"the network spec does not fit: {error}") from None
+
+    def save(self, path: str | Path) -> None:
+        """Write the spec as JSON."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "NetSpec":
+        """Read a spec from JSON.
+
+        Raises:
+            ValueError: the file is not JSON or not a network spec.
+        """
+        try:
+            data = json.loads(Path(path).read_text())
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not JSON: {error}") from None
+        try:
+            return cls.from_dict(data)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+
+def ghost(ratio: float, kernel: int, channels: int, stride: int = 1) -> BlockSpec:
+    """method.md's ``G<ratio>/<kernel>/<stride>-><channels>``."""
+    return BlockSpec("ghost", channels, kernel, stride, ratio=float(ratio))
+
+
+def ach(k: int, kernel: int, channels: int, stride: int = 1, norm: str = "dysoft") -> BlockSpec:
+    """``A<k>/<kernel>``, with norm="batchnorm" the paper's ``A<k>/<kernel>b``."""
+    return BlockSpec("ach", channels, kernel, stride, k=k, norm=norm)
+
+
+def _pair(k: int, kernel: int, channels: int) -> tuple[BlockSpec, BlockSpec]:
+    return ach(k, kernel, channels), ach(k, kernel, channels, norm="batchnorm")
+
+
+HADAPTIVE_NET_S = NetSpec(
+    name="hadaptive_net_s",
+    stem=ConvSpec(32, 2, 2, act=False),
+    stage1=(ConvSpec(48, 2, 2), ConvSpec(32)),
+    stages=(
+        (ghost(4, 2, 64, stride=2), ghost(2, 3, 64)),
+        (
+            ghost(4, 2, 96, stride=2),
+            ach(16, 5, 96),
+            ach(16, 5, 96),
+            ghost(2, 5, 96),
+            ach(16, 5, 96),
+            ach(16, 5, 96),
+        ),
+        (ghost(6, 2, 128, stride=2), ach(32, 7, 128), ach(32, 7, 128)),
+    ),
+)
+
+HADAPTIVE_NET_M = NetSpec(
+    name="hadaptive_net_m",
+    stem=ConvSpec(32, 2, 2, act=False),
+    stage1=(ConvSpec(128, 2, 2), ConvSpec(48)),
+    stages=(
+        (ghost(4, 2, 80, stride=2), ghost(2, 3, 80)),
+        (
+            ghost(6, 2, 128, stride=2),
+            *_pair(24, 5, 128),
+            ghost(4, 5, 128),
+            *_pair(24, 5, 128),
+            ghost(4, 5, 128),
+            *_pair(24, 5, 128),
+        ),
+        (ghost(6, 2, 192, stride=2), *_pair(36, 7, 192)),
+    ),
+)
+
+HADAPTIVE_NET_L = NetSpec(
+    name="hadaptive_net_l",
+    stem=ConvSpec(24, 2, 2, act=False),
+    stage1=(ConvSpec(96, 2, 2), ConvSpec(48)),
+    stages=(
+        (ghost(4, 2, 96, stride=2), ghost(4, 3, 96)),
+        (
+            ghost(4, 2, 192, stride=2),
+            *_pair(32, 5, 192),
+            ghost(4, 5, 192),
+            *_pair(32, 5, 192),
+            ghost(4, 5, 192),
+            *_pair(32, 5, 192),
+            ghost(4, 5, 192),
+            *_pair(32, 5, 192),
+        ),
+        (ghost(4, 2, 256, stride=2), *_pair(36, 7, 256)),
+        (ghost(4, 2, 256, stride=2), *_pair(36, 7, 256)),
+    ),
+)

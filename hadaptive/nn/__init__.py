@@ -1,0 +1,54 @@
+from hadaptive.nn.ach import (
+    AdaptiveCrossHadamard,
+    CrossHadamardExpansion,
+    CrossHadamardMlp,
+    expansions,
+    k_for_width,
+    update_temperatures,
+)
+from hadaptive.nn.bottleneck import AdaptiveBottleneck
+from hadaptive.nn.ghost import GhostExpansion
+from hadaptive.nn.normalisation import (
+    NORMS,
+    BatchNorm,
+    DyAlge,
+    DySig,
+    DySoft,
+    DyT,
+    RMSNorm,
+    create_norm,
+)
+from hadaptive.nn.selection import (
+    ChannelScore,
+    ChannelSelection,
+    gumbel_noise,
+    gumbel_top_k,
+    top_k_channels,
+)
+from hadaptive.nn.telemetry import SelectionRecorder, SelectionReport
+
+__all__ = [
+    "NORMS",
+    "AdaptiveBottleneck",
+    "AdaptiveCrossHadamard",
+    "BatchNorm",
+    "ChannelScore",
+    "ChannelSelection",
+    "CrossHadamardExpansion",
+    "CrossHadamardMlp",
+    "DyAlge",
+    "DySig",
+    "DySoft",
+    "DyT",
+    "GhostExpansion",
+    "RMSNorm",
+    "SelectionRecorder",
+    "SelectionReport",
+    "create_norm",
+    "expansions",
+    "gumbel_noise",
+    "gumbel_top_k",
+    "k_for_width",
+    "top_k_channels",
+    "update_temperatures",
+]

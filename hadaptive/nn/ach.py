@@ -1,0 +1,201 @@
+"""The Adaptive Cross-Hadamard module, for feature maps and for tokens.
+
+Source: arXiv 2505.22226, section 3.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Final
+
+import torch
+from timm.models import register_notrace_module
+from torch import Tensor, nn
+
+from hadaptive import ops
+from hadaptive.nn.normalisation import create_norm
+from hadaptive.nn.selection import ChannelScore, ChannelSelection, check_k
+from hadaptive.ops import num_pairs
+
+
+def k_for_width(channels: int, width: int) -> int:
+    """The largest k whose products widen `channels` to at most `width`: channels + k(k-1)/2 <= width."""
+    if width <= channels:
+        raise ValueError(f"the wanted width {width} must exceed the {channels} channels there are")
+    return (1 + math.isqrt(1 + 8 * (width - channels))) // 2
+
+
+@register_notrace_module
+class CrossHadamardExpansion(nn.Module):
+    """Score, select, multiply, normalise, append: ACH without its mixing layer. (B, C, S...) -> (B, C + P, S...).
+
+    Args:
+        channels: C.
+        k: channels selected per sample, 2 <= k <= C; P = k(k-1)/2.
+        norm: of the products; a name in :data:`hadaptive.nn.NORMS`.
+        order: of the selected channels, "rank" (the paper's) or "index".
+        surrogate: of the selection's gradient, "softmax" (the paper's) or "softmax_k".
+        score_kernel: odd width of the score's convolution over channels.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    fused: Final[bool]
+
+    def __init__(
+        self,
+        channels: int,
+        k: int,
+        norm: str = "dysoft",
+        order: str = "rank",
+        surrogate: str = "softmax",
+        score_kernel: int = 5,
+    ) -> None:
+        super().__init__()
+        check_k(k, channels)
+        self.channels = channels
+        self.k = k
+        self.out_channels = channels + num_pairs(k)
+        self.fused = norm == "dysoft"
+        self.score = ChannelScore(score_kernel)
+        self.select = ChannelSelection(k, order, surrogate)
+        self.norm = create_norm(norm, num_pairs(k))
+
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        index, gate = self.select(self.score(x), generator)
+        if self.fused:
+            return ops.expand(x, index, gate, self.norm.alpha, self.norm.weight, self.norm.bias)
+        z = ops.select_channels(x, index, gate)
+        return torch.cat([x, self.norm(ops.cross_hadamard(z)).to(x.dtype)], dim=1)
+
+    @torch.jit.ignore
+    def update_temperature(self) -> None:
+        """Adapt the temperature to the score's accumulated gradient; nothing happens where there is none."""
+        gradient = self.score.conv.weight.grad
+        if gradient is not None:
+            self.select.update_temperature(gradient)
+
+
+class AdaptiveCrossHadamard(nn.Module):
+    """ACH for feature maps: Conv1x1 + BatchNorm, then the cross-Hadamard expansion.
+
+    Args:
+        channels: C, channels in.
+        k: channels selected per sample; the output has C + k(k-1)/2 channels.
+        norm: of the products, see :data:`hadaptive.nn.NORMS`.
+        order: "rank" (the paper's) or "index", see :func:`hadaptive.nn.top_k_channels`.
+        surrogate: "softmax" (the paper's) or "softmax_k", see :func:`hadaptive.nn.gumbel_top_k`.
+        score_kernel: odd width of the score's convolution over channels.
+
+    Shape:
+        (B, C, S...) -> (B, C + k(k-1)/2, S...), any number of spatial dims, any floating dtype.
+
+    Raises:
+        ValueError: an argument or the input's shape does not fit.
+
+    Call :func:`hadaptive.nn.update_temperatures` after each backward pass to adapt the temperature.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        k: int,
+        norm: str = "dysoft",
+        order: str = "rank",
+        surrogate: str = "softmax",
+        score_kernel: int = 5,
+    ) -> None:
+        super().__init__()
+        check_k(k, channels)
+        self.channels = channels
+        self.out_channels = channels + num_pairs(k)
+        # No bias: the BatchNorm that follows has one.
+        self.mix = nn.Conv2d(channels, channels, 1, bias=False)
+        self.bn = nn.BatchNorm2d(channels)
+        self.expansion = CrossHadamardExpansion(channels, k, norm, order, surrogate, score_kernel)
+
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        if x.dim() < 2 or x.shape[1] != self.channels:
+            raise ValueError(f"expected (B, {self.channels}, S...), got {list(x.shape)}")
+        if x.dim() == 4:
+            return self.expansion(self.bn(self.mix(x)), generator)
+        batch, spatial = x.shape[0], x.shape[2:]
+        area = 1
+        for size in spatial:
+            area *= size
+        x = x.reshape(batch, self.channels, area, 1)
+        x = self.expansion(self.bn(self.mix(x)), generator)
+        return x.reshape([batch, self.out_channels] + list(spatial))
+
+
+register_notrace_module(AdaptiveCrossHadamard)
+
+
+class CrossHadamardMlp(nn.Module):
+    """ACH in place of a transformer's MLP; the signature follows timm's ``Mlp``.
+
+    Linear C -> C, cross-Hadamard expansion, activation, Linear C + P -> out. Scores pool over the tokens.
+
+    Args:
+        in_features: C.
+        hidden_features: wanted width of the expansion, default 4 C; k is the largest that fits in it, at most C.
+        out_features: default C.
+        act_layer: activation between expansion and projection.
+        bias: of both linear layers.
+        drop: dropout after the projection.
+        k: set it to override `hidden_features`.
+        norm, order, surrogate, score_kernel: as in :class:`AdaptiveCrossHadamard`.
+
+    Shape:
+        (B, N, C) -> (B, N, out_features).
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int | None = None,
+        out_features: int | None = None,
+        act_layer: Callable[[], nn.Module] = nn.GELU,
+        bias: bool = True,
+        drop: float = 0.0,
+        *,
+        k: int | None = None,
+        norm: str = "dysoft",
+        order: str = "rank",
+        surrogate: str = "softmax",
+        score_kernel: int = 5,
+    ) -> None:
+        super().__init__()
+        if k is None:
+            k = min(k_for_width(in_features, hidden_features or 4 * in_features), in_features)
+        self.in_features = in_features
+        self.mix = nn.Linear(in_features, in_features, bias=bias)
+        self.expansion = CrossHadamardExpansion(in_features, k, norm, order, surrogate, score_kernel)
+        self.act = act_layer()
+        self.project = nn.Linear(self.expansion.out_channels, out_features or in_features, bias=bias)
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        if x.dim() != 3 or x.shape[2] != self.in_features:
+            raise ValueError(f"expected tokens (B, N, {self.in_features}), got {list(x.shape)}")
+        x = self.expansion(self.mix(x).transpose(1, 2), generator).transpose(1, 2)
+        return self.drop(self.project(self.act(x)))
+
+
+def update_temperatures(model: nn.Module) -> None:
+    """Adapt the temperature of every ACH in `model`; call it once after each backward pass.
+
+    It reads the gradients of the scores, so call it before they are zeroed, after they have been unscaled
+    (fp16) and, if you accumulate, once per optimiser step. Under DistributedDataParallel every rank holds the
+    same gradients and so reaches the same temperature.
+    """
+    for module in model.modules():
+        if isinstance(module, CrossHadamardExpansion):
+            module.update_temperature()
+
+
+def expansions(model: nn.Module) -> dict[str, CrossHadamardExpansion]:
+    """Every cross-Hadamard expansion in `model` by its qualified name, in order."""
+    return {n: m for n, m in model.named_modules() if isinstance(m, CrossHadamardExpansion)}
+
+

@@ -1,0 +1,66 @@
+"""The adaptive bottleneck: any expansion, a depthwise convolution, a projection.
+
+Source: arXiv 2505.22226, section 4.
+"""
+
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+
+class AdaptiveBottleneck(nn.Module):
+    """expansion -> depthwise k x k + BN + Hardswish -> Conv1x1 + BN, with a residual where shapes allow.
+
+    Args:
+        expansion: (B, in_channels, H, W) -> (B, expanded, H, W); ACH, Ghost or your own.
+        in_channels: channels in.
+        expanded: channels the expansion puts out.
+        out_channels: channels out.
+        kernel_size: of the depthwise convolution; padding is (kernel_size - 1) // 2.
+        stride: of the depthwise convolution.
+        drop_path: stochastic-depth rate of the residual branch.
+
+    Shape:
+        (B, in_channels, H, W) -> (B, out_channels, H', W').
+
+    Raises:
+        ValueError: kernel_size or stride is not positive.
+    """
+
+    def __init__(
+        self,
+        expansion: nn.Module,
+        in_channels: int,
+        expanded: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if kernel_size < 1 or stride < 1:
+            raise ValueError(f"kernel_size and stride must be positive, got {kernel_size} and {stride}")
+        self.residual = stride == 1 and in_channels == out_channels
+        if self.residual and kernel_size % 2 == 0:
+            raise ValueError(f"a stride-1 bottleneck needs an odd kernel to keep its size, got {kernel_size}")
+        self.expansion = expansion
+        self.depthwise = nn.Sequential(
+            nn.Conv2d(
+                expanded,
+                expanded,
+                kernel_size,
+                stride=stride,
+                padding=(kernel_size - 1) // 2,
+                groups=expanded,
+                bias=False,
+            ),
+            nn.BatchNorm2d(expanded),
+            nn.Hardswish(),
+        )
+        self.project = nn.Sequential(
+            nn.Conv2d(expanded, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels)
+        )
+        self.drop_path = DropPath(drop_path) if self.residual and drop_path > 0 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.project(self.depthwise(self.expansion(x)))
+        return x + self.drop_path(y) if self.residual else y

@@ -1,0 +1,40 @@
+"""Ghost expansion: half of the new channels by a 1x1 convolution, half by a cheap depthwise one.
+
+Source: arXiv 1911.11907 (GhostNet); the form used here: arXiv 2505.22226, section 4.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+class GhostExpansion(nn.Module):
+    """Expand C channels to about C * ratio.
+
+    Args:
+        channels: C, channels in.
+        ratio: e = int(C * ratio) channels are wanted; each half has h = ceil(e / 2), so 2h come out.
+
+    Shape:
+        (B, C, H, W) -> (B, 2h, H, W).
+
+    Raises:
+        ValueError: the ratio gives no channel at all.
+    """
+
+    def __init__(self, channels: int, ratio: float) -> None:
+        super().__init__()
+        wanted = int(channels * ratio)
+        if wanted < 1:
+            raise ValueError(f"ratio {ratio} leaves no channel of {channels}")
+        half = -(-wanted // 2)
+        self.out_channels = 2 * half
+        self.primary = nn.Sequential(
+            nn.Conv2d(channels, half, 1, bias=False), nn.BatchNorm2d(half), nn.Hardswish()
+        )
+        self.cheap = nn.Sequential(
+            nn.Conv2d(half, half, 3, padding=1, groups=half, bias=False), nn.BatchNorm2d(half)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.primary(x)
+        return torch.cat([x, self.cheap(x)], dim=1)

@@ -1,0 +1,118 @@
+"""DySoft and its rivals: what tames the heavy-tailed products before they join the feature map.
+
+All take and return (B, P, S...) with the channels on axis 1, compute in float32 whatever the input's dtype
+(float64 for float64), and return the input's dtype.
+
+Source: arXiv 2505.22226, section 3 and its ablations; DyT: arXiv 2503.10622.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from hadaptive import ops
+from hadaptive.ops.reference import compute_dtype
+
+
+class _DynamicNorm(nn.Module):
+    """Shared state of the bounded, statistics-free norms: one alpha, a weight and a bias per channel."""
+
+    def __init__(self, channels: int, alpha: float, weight: float) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.full((1,), alpha))
+        self.weight = nn.Parameter(torch.full((channels,), weight))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def scaled(self, x: Tensor) -> Tensor:
+        return self.alpha * x.to(compute_dtype(x.dtype))
+
+    def affine(self, u: Tensor, dtype: torch.dtype) -> Tensor:
+        shape = [-1] + [1] * (u.dim() - 2)
+        return (self.weight.view(shape) * u + self.bias.view(shape)).to(dtype)
+
+
+class DySoft(_DynamicNorm):
+    """``w * (alpha x) / (1 + |alpha x|) + b``; the paper's choice (73.57 on CIFAR-100)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, alpha=0.5, weight=1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.dysoft(x, self.alpha, self.weight, self.bias)
+
+
+class DySig(_DynamicNorm):
+    """``w * (sigmoid(alpha x) - 1/2) + b`` (paper: 73.14)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, alpha=0.35, weight=2.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.affine(torch.sigmoid(self.scaled(x)) - 0.5, x.dtype)
+
+
+class DyAlge(_DynamicNorm):
+    """``w * alpha x / sqrt(1 + (alpha x)^2) + b`` (paper: 72.80)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, alpha=0.5, weight=1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # The square overflows from 1.8e19 on; at 1e9 the value is 1 to the last bit of float32 already.
+        u = self.scaled(x).clamp(-1e9, 1e9)
+        return self.affine(u * torch.rsqrt(1 + u * u), x.dtype)
+
+
+class DyT(_DynamicNorm):
+    """``w * tanh(alpha x) + b`` (Zhu et al., arXiv 2503.10622)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, alpha=0.5, weight=1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.affine(torch.tanh(self.scaled(x)), x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the channel axis at each position, with a weight per channel."""
+
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        u = x.to(compute_dtype(x.dtype))
+        u = u * torch.rsqrt(u.square().mean(1, keepdim=True) + self.eps)
+        return (self.weight.view([-1] + [1] * (x.dim() - 2)) * u).to(x.dtype)
+
+
+class BatchNorm(nn.modules.batchnorm._BatchNorm):
+    """BatchNorm over any number of spatial dims (paper: 64.39, the ablation's loser; M and L use it in turn)."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"expected (B, C, S...), got {input.dim()} dims")
+
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "dysoft": DySoft,
+    "dysig": DySig,
+    "dyalge": DyAlge,
+    "dyt": DyT,
+    "rmsnorm": RMSNorm,
+    "batchnorm": BatchNorm,
+    "identity": lambda channels: nn.Identity(),
+}
+
+
+def create_norm(name: str, channels: int) -> nn.Module:
+    """The norm called `name` for `channels` product channels.
+
+    Raises:
+        ValueError: `name` is not one of ``NORMS``.
+    """
+    if name not in NORMS:
+        raise ValueError(f"norm must be one of {', '.join(NORMS)}; got {name!r}")
+    return NORMS[name](channels)

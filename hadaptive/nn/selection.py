@@ -1,0 +1,159 @@
+"""Which channels to multiply: per-sample scores, Gumbel top-k with a straight-through gate, temperature.
+
+Source: arXiv 2505.22226, section 3; ECA (arXiv 1910.03151) for the score; Gumbel-softmax (arXiv 1611.01144).
+"""
+
+import torch
+from torch import Tensor, nn
+
+ORDERS = ("rank", "index")
+SURROGATES = ("softmax", "softmax_k")
+
+TEMPERATURE_MAX = 4.0
+TEMPERATURE_MIN = 0.01
+TEMPERATURE_RATE = 0.005
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise one clear ValueError unless `value` is among `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+
+
+def check_k(k: int, channels: int) -> None:
+    """Raise one clear ValueError unless 2 <= k <= channels."""
+    if k < 2:
+        raise ValueError(f"k must be at least 2, because products are of channel pairs; got {k}")
+    if k > channels:
+        raise ValueError(f"k = {k} channels cannot be selected out of only {channels}")
+
+
+class ChannelScore(nn.Module):
+    """ECA without its sigmoid: a 1-D convolution over the channel axis of the pooled map.
+
+    Args:
+        kernel_size: odd width of the convolution over channels.
+
+    Shape:
+        (B, C, S...) -> (B, C), in x's dtype.
+    """
+
+    def __init__(self, kernel_size: int = 5) -> None:
+        super().__init__()
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"the score's kernel_size must be odd and positive, got {kernel_size}")
+        self.conv = nn.Conv1d(1, 1, kernel_size, padding=kernel_size // 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = x.flatten(2).mean(2) if x.dim() > 2 else x
+        return self.conv(pooled.unsqueeze(1)).squeeze(1)
+
+
+def gumbel_noise(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Standard Gumbel noise of `like`'s shape and device, float32, always finite."""
+    u = torch.rand(like.shape, generator=generator, device=like.device, dtype=torch.float32)
+    # float32 cannot tell 1 - 6e-8 from 1, and log(0) is -inf: stay one step inside (0, 1).
+    u = u.clamp(1.1754943508222875e-38, 1 - 1.1920928955078125e-07)
+    return -torch.log(-torch.log(u))
+
+
+def top_k_channels(scores: Tensor, k: int, order: str = "rank") -> Tensor:
+    """Indices of the k largest scores of each row; among equals the lower index wins. (B, C) -> (B, k) int64.
+
+    `order="rank"` lists them by descending score (the paper's), `"index"` by ascending channel number, which
+    keeps the meaning of an output slot stable when the noise reshuffles ranks.
+    """
+    index = torch.sort(scores, dim=1, descending=True, stable=True)[1][:, :k]
+    if order == "index":
+        index = torch.sort(index, dim=1)[0]
+    return index
+
+
+def gumbel_top_k(
+    scores: Tensor,
+    k: int,
+    temperature: Tensor,
+    order: str = "rank",
+    surrogate: str = "softmax",
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Sample k channels by Gumbel top-k, with straight-through gates that carry the gradient to the scores.
+
+    Top-k is taken of the noisy logits rather than of their softmax: the same channels, without the ties that
+    appear when the softmax underflows at low temperature.
+
+    Args:
+        scores: (B, C), any floating dtype; noise and softmax are float32 whatever it is.
+        k: channels to select.
+        temperature: 0-d tensor, > 0; shapes gradients only.
+        order: "rank" or "index", see :func:`top_k_channels`.
+        surrogate: "softmax" (the paper's: its gradient is that of a distribution summing to 1) or
+            "softmax_k" (the same scaled by k, the sum of the k-hot mask it stands for).
+        generator: source of the noise; None uses PyTorch's global one of the scores' device.
+
+    Returns:
+        index (B, k) int64 and gate (B, k) float32, whose value is exactly 1 and whose gradient is
+        ``+ d surrogate / d scores``. (The authors' published code has the sign reversed.)
+    """
+    logits = (scores.float() + gumbel_noise(scores, generator)) / temperature
+    index = top_k_channels(logits.detach(), k, order)
+    soft = torch.softmax(logits, dim=1).gather(1, index)
+    if surrogate == "softmax_k":
+        soft = soft * k
+    return index, 1 + (soft - soft.detach())
+
+
+class ChannelSelection(nn.Module):
+    """Select k channels per sample: Gumbel top-k while training, plain top-k in eval mode.
+
+    The temperature is a buffer, so it travels with checkpoints, and only :meth:`update_temperature` changes it.
+
+    Args:
+        k: channels to select.
+        order: "rank" (the paper's) or "index".
+        surrogate: "softmax" (the paper's) or "softmax_k".
+
+    Shape:
+        scores (B, C) -> index (B, k) int64, gate (B, k) float32 or None (eval mode: all ones).
+    """
+
+    temperature: Tensor
+    gradient_norm: Tensor
+
+    def __init__(self, k: int, order: str = "rank", surrogate: str = "softmax") -> None:
+        super().__init__()
+        check_choice("order", order, ORDERS)
+        check_choice("surrogate", surrogate, SURROGATES)
+        self.k = k
+        self.order = order
+        self.surrogate = surrogate
+        self.register_buffer("temperature", torch.tensor(TEMPERATURE_MAX))
+        self.register_buffer("gradient_norm", torch.tensor(0.0))
+
+    def forward(
+        self, scores: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        if self.training:
+            index, gate = gumbel_top_k(
+                scores, self.k, self.temperature, self.order, self.surrogate, generator
+            )
+            return index, gate
+        return top_k_channels(scores, self.k, self.order), None
+
+    @torch.no_grad()
+    @torch.jit.ignore
+    def update_temperature(self, gradient: Tensor) -> None:
+        """One step of the adaptive temperature: warmer while the score's gradient grows, cooler when it shrinks.
+
+        Args:
+            gradient: of the score's weight, any shape, unscaled. A non-finite one changes nothing.
+        """
+        norm = gradient.float().norm()
+        step = torch.where(norm >= self.gradient_norm, 1 + TEMPERATURE_RATE, 1 - TEMPERATURE_RATE)
+        warmer = (self.temperature * step).clamp(TEMPERATURE_MIN, TEMPERATURE_MAX)
+        finite = torch.isfinite(norm)
+        self.temperature.copy_(torch.where(finite, warmer, self.temperature))
+        self.gradient_norm.copy_(torch.where(finite, norm, self.gradient_norm))
+
+    def extra_repr(self) -> str:
+        return f"k={self.k}, order={self.order!r}, surrogate={self.surrogate!r}"

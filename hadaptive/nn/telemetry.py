@@ -1,0 +1,151 @@
+"""What the selections do, on request: nothing is recorded, and nothing is paid, until a recorder is attached."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hadaptive.nn.ach import CrossHadamardExpansion, expansions
+from hadaptive.nn.normalisation import DySoft
+from hadaptive.nn.selection import top_k_channels
+
+
+@dataclass
+class SelectionReport:
+    """One layer's selections since the recorder was last reset.
+
+    Attributes:
+        layer: qualified module name.
+        samples: number of samples seen.
+        frequency: (C,) float32, how often each channel was selected, in [0, 1].
+        agreement: share of the selected channels that the noiseless scores would have selected too,
+            in [0, 1]; 1 in eval mode.
+        temperature: the current one.
+        alpha: DySoft's alpha, or NaN under another norm.
+    """
+
+    layer: str
+    samples: int
+    frequency: Tensor
+    agreement: float
+    temperature: float
+    alpha: float
+
+    @property
+    def entropy(self) -> float:
+        """Entropy of the selection frequencies relative to the uniform one's: 1 spreads, log k / log C is fixed."""
+        p = self.frequency / self.frequency.sum().clamp(min=1e-12)
+        entropy = torch.special.entr(p).sum()
+        return float(entropy / torch.log(torch.tensor(float(max(2, len(p))))))
+
+    def most_selected(self, n: int = 8) -> list[int]:
+        """The n channels selected most often, most frequent first."""
+        return torch.sort(self.frequency, descending=True, stable=True)[1][:n].tolist()
+
+
+class _LayerCounts:
+    def __init__(self, channels: int, device: torch.device) -> None:
+        self.counts = torch.zeros(channels, dtype=torch.float64, device=device)
+        self.agreed = torch.zeros((), dtype=torch.float64, device=device)
+        self.samples = 0
+
+
+class SelectionRecorder:
+    """Records the selections of every ACH in a model while it is attached.
+
+    Use it as a context manager, or call :meth:`close`::
+
+        with SelectionRecorder(model) as recorder:
+            model(images)
+        for report in recorder.reports(): print(report.layer, report.agreement)
+
+    Args:
+        model: any module that contains ACH expansions.
+        every: record one forward pass in `every`, to make the recording cheaper.
+    """
+
+    def __init__(self, model: nn.Module, every: int = 1) -> None:
+        self.layers = expansions(model)
+        self.every = max(1, every)
+        self._counts: dict[str, _LayerCounts] = {}
+        self._calls: dict[str, int] = {}
+        self._handles = [
+            layer.select.register_forward_hook(self._hook(name, layer)) for name, layer in self.layers.items()
+        ]
+
+    def _hook(self, name: str, layer: CrossHadamardExpansion):
+        def record(module: nn.Module, args: tuple, output: tuple[Tensor, Tensor | None]) -> None:
+            calls = self._calls.get(name, 0)
+            self._calls[name] = calls + 1
+            if calls % self.every:
+                return
+            scores, index = args[0].detach(), output[0]
+            state = self._counts.setdefault(name, _LayerCounts(layer.channels, scores.device))
+            chosen = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device).scatter_(1, index, True)
+            noiseless = torch.zeros_like(chosen).scatter_(1, top_k_channels(scores, layer.k), True)
+            state.counts += chosen.sum(0)
+            state.agreed += (chosen & noiseless).sum()
+            state.samples += len(scores)
+
+        return record
+
+    def reports(self) -> list[SelectionReport]:
+        """One report per layer that has run since the last reset, in the model's order."""
+        result = []
+        for name, layer in self.layers.items():
+            state = self._counts.get(name)
+            if state is None or not state.samples:
+                continue
+            result.append(
+                SelectionReport(
+                    layer=name,
+                    samples=state.samples,
+                    frequency=(state.counts / state.samples).float().cpu(),
+                    agreement=float(state.agreed) / (state.samples * layer.k),
+                    temperature=float(layer.select.temperature),
+                    alpha=float(layer.norm.alpha) if isinstance(layer.norm, DySoft) else float("nan"),
+                )
+            )
+        return result
+
+    def reset(self) -> None:
+        """Forget what was recorded and go on recording."""
+        self._counts.clear()
+        self._calls.clear()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What was recorded so far, as plain tensors, for a checkpoint in the middle of an epoch."""
+        state: dict[str, Tensor] = {}
+        for name, counts in self._counts.items():
+            state[f"{name}.counts"] = counts.counts.cpu()
+            state[f"{name}.agreed"] = counts.agreed.cpu()
+            state[f"{name}.samples"] = torch.tensor(counts.samples)
+        for name, calls in self._calls.items():
+            state[f"{name}.calls"] = torch.tensor(calls)
+        return state
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on from :meth:`state_dict`."""
+        self.reset()
+        for name, layer in self.layers.items():
+            if f"{name}.calls" in state:
+                self._calls[name] = int(state[f"{name}.calls"])
+            if f"{name}.counts" in state:
+                device = layer.select.temperature.device
+                counts = _LayerCounts(layer.channels, device)
+                counts.counts.copy_(state[f"{name}.counts"])
+                counts.agreed.copy_(state[f"{name}.agreed"])
+                counts.samples = int(state[f"{name}.samples"])
+                self._counts[name] = counts
+
+    def close(self) -> None:
+        """Detach from the model; the record stays readable."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def __enter__(self) -> "SelectionRecorder":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

@@ -1,0 +1,211 @@
+"""The only door to the operators: validation, device dispatch, and the choice of a backend.
+
+A backend is a module with the three functions ``cross_hadamard``, ``dysoft`` and ``expand`` under the
+signatures below, and ``supports(x) -> bool``. Backends are tried in the order of ``_PREFERENCE``; the plain
+PyTorch of :mod:`hadaptive.ops.reference` takes whatever is left, and is always used inside TorchScript.
+
+    >>> with hadaptive.ops.backend("reference"):
+    ...     y = hadaptive.ops.expand(x, index, gate, alpha, weight, bias)
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from hadaptive.ops import reference
+
+__all__ = [
+    "available_backends",
+    "backend",
+    "cross_hadamard",
+    "dysoft",
+    "expand",
+    "num_pairs",
+    "pair_indices",
+    "select_channels",
+]
+
+_BACKENDS: dict[str, ModuleType] = {"reference": reference}
+_PREFERENCE: tuple[str, ...] = ()  # fused backends, best first; "reference" is the last resort
+_FORCED: ContextVar[str | None] = ContextVar("hadaptive_backend", default=None)
+
+
+def available_backends() -> tuple[str, ...]:
+    """Names that :func:`backend` and the ``backend=`` arguments accept."""
+    return tuple(_BACKENDS)
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Use one backend for every operator called inside the block, in this thread or task.
+
+    Raises:
+        ValueError: `name` is not one of :func:`available_backends`.
+    """
+    _check_backend(name)
+    token = _FORCED.set(name)
+    try:
+        yield
+    finally:
+        _FORCED.reset(token)
+
+
+def _check_backend(name: str) -> None:
+    if name not in _BACKENDS:
+        raise ValueError(f"unknown backend {name!r}; choose one of {', '.join(_BACKENDS)}")
+
+
+def _choose(x: Tensor, requested: str | None) -> ModuleType:
+    name = requested if requested is not None else _FORCED.get()
+    if name is not None:
+        _check_backend(name)
+        return _BACKENDS[name]
+    for name in _PREFERENCE:
+        if _BACKENDS[name].supports(x):
+            return _BACKENDS[name]
+    return reference
+
+
+def num_pairs(k: int) -> int:
+    """Number of unordered pairs of k channels, k(k-1)/2."""
+    return k * (k - 1) // 2
+
+
+def pair_indices(k: int, device: torch.device | None = None) -> Tensor:
+    """The pairs (i, j), i < j < k, in the order of the products. int64, (2, k(k-1)/2)."""
+    return torch.triu_indices(k, k, 1, device=device)
+
+
+def _check_map(x: Tensor, name: str) -> None:
+    if x.dim() < 2:
+        raise ValueError(f"{name} must have shape (B, C, S...), got {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise ValueError(f"{name} must be a floating-point tensor, got {x.dtype}")
+
+
+def _check_affine(alpha: Tensor, weight: Tensor, bias: Tensor, channels: int) -> None:
+    if alpha.numel() != 1:
+        raise ValueError(f"alpha must hold one number, got shape {tuple(alpha.shape)}")
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor.shape != (channels,):
+            raise ValueError(f"{name} must have shape ({channels},), got {tuple(tensor.shape)}")
+
+
+def select_channels(x: Tensor, index: Tensor, gate: Tensor | None = None) -> Tensor:
+    """Pick k channels of each sample and scale them by their gates (plain PyTorch on every backend).
+
+    Args:
+        x: (B, C, S...), any floating dtype, any number of spatial dims.
+        index: (B, k) int64, channel numbers.
+        gate: (B, k) floating, or None for ones.
+
+    Returns:
+        (B, k, S...) in the compute dtype: float32, or float64 for float64 inputs.
+    """
+    if torch.jit.is_scripting():
+        return reference.select_channels(x, index, gate)
+    _check_selection(x, index, gate)
+    return reference.select_channels(x, index, gate)
+
+
+def _check_selection(x: Tensor, index: Tensor, gate: Tensor | None) -> None:
+    _check_map(x, "x")
+    if index.dim() != 2 or index.shape[0] != x.shape[0]:
+        raise ValueError(f"index must have shape (B, k) with B = {x.shape[0]}, got {tuple(index.shape)}")
+    if index.dtype != torch.int64:
+        raise ValueError(f"index must be int64, got {index.dtype}")
+    if index.shape[1] > x.shape[1]:
+        raise ValueError(f"index selects k = {index.shape[1]} of only {x.shape[1]} channels")
+    if gate is not None and gate.shape != index.shape:
+        raise ValueError(f"gate must have index's shape {tuple(index.shape)}, got {tuple(gate.shape)}")
+
+
+def cross_hadamard(z: Tensor, backend: str | None = None) -> Tensor:
+    """Products of all channel pairs: ``out[:, p] = z[:, i] * z[:, j]`` for i < j in lexicographic order.
+
+    Args:
+        z: (B, k, S...), float16, bfloat16, float32 or float64; contiguous, channels_last or strided.
+        backend: force one of :func:`available_backends`; None lets the dispatcher choose.
+
+    Returns:
+        (B, k(k-1)/2, S...), z's dtype and memory format. Computed in float32 (float64 for float64).
+
+    Raises:
+        ValueError: z has fewer than two dims, is not floating, or has fewer than two channels.
+
+    Source: arXiv 2505.22226, section 3.
+    """
+    if torch.jit.is_scripting():
+        return reference.cross_hadamard(z)
+    _check_map(z, "z")
+    if z.shape[1] < 2:
+        raise ValueError(f"z must have at least 2 channels to form a pair, got {z.shape[1]}")
+    return _choose(z, backend).cross_hadamard(z)
+
+
+def dysoft(x: Tensor, alpha: Tensor, weight: Tensor, bias: Tensor, backend: str | None = None) -> Tensor:
+    """DySoft: ``weight * (alpha x) / (1 + |alpha x|) + bias``, finite for every finite input.
+
+    Args:
+        x: (B, P, S...), float16, bfloat16, float32 or float64.
+        alpha: (1,), one scale for the whole module.
+        weight: (P,), one per channel.
+        bias: (P,), one per channel.
+        backend: force one of :func:`available_backends`; None lets the dispatcher choose.
+
+    Returns:
+        (B, P, S...) in x's dtype. Computed in float32 (float64 for float64).
+
+    Raises:
+        ValueError: shapes or dtypes do not fit.
+
+    Source: arXiv 2505.22226, section 3 (DySoft).
+    """
+    if torch.jit.is_scripting():
+        return reference.dysoft(x, alpha, weight, bias)
+    _check_map(x, "x")
+    _check_affine(alpha, weight, bias, x.shape[1])
+    return _choose(x, backend).dysoft(x, alpha, weight, bias)
+
+
+def expand(
+    x: Tensor,
+    index: Tensor,
+    gate: Tensor | None,
+    alpha: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    backend: str | None = None,
+) -> Tensor:
+    """The whole expansion in one call: ``concat(x, DySoft(products of the gated, selected channels))``.
+
+    Args:
+        x: (B, C, S...), the mixed input; float16, bfloat16, float32 or float64; any memory format.
+        index: (B, k) int64, the channels selected for each sample, 2 <= k <= C; entries in [0, C).
+        gate: (B, k) floating, multiplies the selected channels; None means ones.
+        alpha: (1,), DySoft's scale.
+        weight: (P,), DySoft's weight, P = k(k-1)/2.
+        bias: (P,), DySoft's bias.
+        backend: force one of :func:`available_backends`; None lets the dispatcher choose.
+
+    Returns:
+        (B, C + P, S...) in x's dtype and memory format; the first C channels are x.
+        Products and DySoft are computed in float32 (float64 for float64).
+
+    Raises:
+        ValueError: shapes or dtypes do not fit. Entries of `index` are not checked (that would cost
+            a synchronisation on a GPU); PyTorch reports one out of range on the CPU.
+
+    Source: arXiv 2505.22226, section 3.
+    """
+    if torch.jit.is_scripting():
+        return reference.expand(x, index, gate, alpha, weight, bias)
+    _check_selection(x, index, gate)
+    if index.shape[1] < 2:
+        raise ValueError(f"index must select at least 2 channels, got k = {index.shape[1]}")
+    _check_affine(alpha, weight, bias, num_pairs(index.shape[1]))
+    return _choose(x, backend).expand(x, index, gate, alpha, weight, bias)
