@@ -103,7 +103,7 @@ class SelectionRecorder:
                     frequency=(state.counts / state.samples).float().cpu(),
                     agreement=float(state.agreed) / (state.samples * layer.k),
                     temperature=float(layer.select.temperature),
-                    alpha=float(layer.norm.alpha) if isinstance(layer.norm, DySoft) else float("nan"),
+                    alpha=float(layer.norm.alpha.detach()) if isinstance(layer.norm, DySoft) else float("nan"),
                 )
             )
         return result

@@ -1,0 +1,96 @@
+"""Several networks, several seeds, one recipe: the accuracy comparison. A row per run, written as it lands."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hadaptive.bench.textbook  # noqa: F401  (registers the published S)
+from hadaptive.runs import RunFolder, append_csv, read_csv
+from hadaptive.train import TrainConfig, resume, train
+
+RIVALS = (
+    "hadaptive_net_s",
+    "hadaptive_net_s_published",
+    "mobilenetv4_conv_small",
+    "mobilenetv3_small_100",
+    "starnet_s1",
+)
+
+
+@dataclass(frozen=True)
+class AccuracyConfig:
+    """Train several networks under one recipe with several seeds, and compare them on the test part.
+
+    Rows land in the results file one by one; what is there already is not run again, so an interrupted
+    comparison goes on where it stopped.
+
+    Attributes:
+        recipe: a recipe of ``hadaptive train``.
+        models: model names or NetSpec files.
+        seeds: one training per model and seed.
+        results: CSV file that the rows are appended to; default benchmarks/results/accuracy-<recipe>.csv.
+        runs: folder for the run folders.
+    """
+
+    recipe: str = "fmnist-small"
+    models: tuple[str, ...] = RIVALS
+    seeds: tuple[int, ...] = (0, 1, 2)
+    results: Path | None = None
+    runs: Path = Path("runs/accuracy")
+
+
+def bench_accuracy(config: AccuracyConfig) -> list[dict[str, Any]]:
+    """Run what is missing and return all rows of this recipe.
+
+    Raises:
+        ValueError: no such recipe or model.
+    """
+    results = config.results or Path("benchmarks/results") / f"accuracy-{config.recipe}.csv"
+    for seed in config.seeds:
+        for model in config.models:
+            done = {(row["model"], row["seed"]) for row in read_csv(results)}
+            if (model, str(seed)) in done:
+                continue
+            print(f"== {model}, seed {seed}", flush=True)
+            summary = _train_once(config, model, seed)
+            results.parent.mkdir(parents=True, exist_ok=True)
+            append_csv(results, [_row(summary)])
+    return [row for row in read_csv(results) if row["model"] in config.models]
+
+
+def _train_once(config: AccuracyConfig, model: str, seed: int) -> dict[str, Any]:
+    output = config.runs / f"{config.recipe}-{Path(model).stem}-seed{seed}"
+    if output.is_dir():
+        run = RunFolder.open(output)
+        return run.read_json(run.summary) if run.summary.is_file() else resume(output)
+    return train(TrainConfig.from_recipe(config.recipe, model=model, seed=seed, output=output))
+
+
+def _row(summary: dict[str, Any]) -> dict[str, Any]:
+    test = summary["test"]
+    if test is None:
+        raise ValueError(f"{summary['data']} has no test part to compare on")
+    keys = ("model", "seed", "recipe", "data", "parameters", "train_images", "epochs", "weights")
+    where = ("train_seconds", "device", "cores", "threads", "python", "torch", "timm", "hadaptive", "commit")
+    return {
+        **{key: summary[key] for key in keys},
+        "test_images": test["images"],
+        "test_accuracy": test["accuracy"],
+        "test_loss": test["loss"],
+        "validation_accuracy": summary["validation_accuracy"],
+        **{key: summary[key] for key in where},
+    }
+
+
+def mean_interval(values: Iterable[float]) -> tuple[float, float]:
+    """Mean and half-width of its 95% Student interval; the half-width is NaN for fewer than two values."""
+    from scipy.stats import t
+
+    numbers = list(values)
+    mean = sum(numbers) / len(numbers)
+    if len(numbers) < 2:
+        return mean, float("nan")
+    variance = sum((x - mean) ** 2 for x in numbers) / (len(numbers) - 1)
+    return mean, float(t.ppf(0.975, len(numbers) - 1)) * math.sqrt(variance / len(numbers))

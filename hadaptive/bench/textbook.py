@@ -1,0 +1,65 @@
+"""The published formulation of ACH, kept as a rival: dense mask, two gathers, separate passes.
+
+It has what the library puts right, each behind its own switch: the reversed sign of the straight-through gradient
+and the bias before BatchNorm. Nothing outside the benchmarks uses it.
+"""
+
+from typing import Any
+
+import torch
+from timm.models import register_model
+from torch import Tensor, nn
+
+from hadaptive.models import HadaptiveNet
+from hadaptive.models.hadaptive_net import hadaptive_net_s
+from hadaptive.nn import AdaptiveCrossHadamard, CrossHadamardExpansion, gumbel_noise, top_k_channels
+
+
+class TextbookExpansion(CrossHadamardExpansion):
+    """Cross-Hadamard expansion as published: (B, C, H, W) -> (B, C + k(k-1)/2, H, W).
+
+    Args:
+        channels, k: as in :class:`hadaptive.nn.CrossHadamardExpansion`; the norm is DySoft.
+        reversed_sign: hard + stop_grad(soft) - soft, as the published code has it.
+    """
+
+    def __init__(self, channels: int, k: int, reversed_sign: bool = False) -> None:
+        super().__init__(channels, k)
+        self.sign = -1.0 if reversed_sign else 1.0
+        pairs = torch.triu_indices(k, k, 1)
+        self.register_buffer("first", pairs[0], persistent=False)
+        self.register_buffer("second", pairs[1], persistent=False)
+
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        scores = self.score(x)
+        if self.training:
+            logits = (scores.float() + gumbel_noise(scores, generator)) / self.select.temperature
+            soft = torch.softmax(logits, dim=1)
+            index = top_k_channels(soft.detach(), self.k)
+            soft = soft[:, None].expand(-1, self.k, -1)
+        else:
+            index = top_k_channels(scores, self.k)
+            soft = torch.zeros_like(scores)[:, None].expand(-1, self.k, -1)
+        hard = torch.zeros_like(soft).scatter_(2, index[:, :, None], 1.0)
+        mask = hard * (1 + self.sign * (soft - soft.detach()))
+        z = torch.einsum("bkc,bcn->bkn", mask.to(x.dtype), x.flatten(2)).unflatten(2, x.shape[2:])
+        q = z[:, self.first] * z[:, self.second]
+        u = self.norm.alpha * q
+        d = self.norm.weight[:, None, None] * (u / (1 + u.abs())) + self.norm.bias[:, None, None]
+        return torch.cat([x, d], dim=1)
+
+
+def with_textbook_ach(model: HadaptiveNet, *, reversed_sign: bool, mix_bias: bool) -> HadaptiveNet:
+    """Replace every ACH (with DySoft) of `model` by the published formulation, in place."""
+    for module in model.modules():
+        if isinstance(module, AdaptiveCrossHadamard):
+            if mix_bias:
+                module.mix = nn.Conv2d(module.channels, module.channels, 1)
+            module.expansion = TextbookExpansion(module.channels, module.expansion.k, reversed_sign)
+    return model
+
+
+@register_model
+def hadaptive_net_s_published(pretrained: bool = False, **kwargs: Any) -> HadaptiveNet:
+    """S as its authors published it: textbook ACH, reversed gradient sign, a bias before BatchNorm."""
+    return with_textbook_ach(hadaptive_net_s(pretrained, **kwargs), reversed_sign=True, mix_bias=True)

@@ -1,0 +1,35 @@
+from hadaptive.data.images import to_eight_bit
+from hadaptive.data.loading import (
+    EpochSampler,
+    ImageDataset,
+    UnreadableImageError,
+    create_loader,
+    derive_seed,
+    is_stream,
+    open_stream,
+    worker_count,
+)
+from hadaptive.data.sources import ArraySource, Source, Splits, Subset, hold_out, open_splits
+from hadaptive.data.transforms import Augmentation, Preprocessing, eval_transform, train_transform
+
+__all__ = [
+    "ArraySource",
+    "Augmentation",
+    "EpochSampler",
+    "ImageDataset",
+    "Preprocessing",
+    "Source",
+    "Splits",
+    "Subset",
+    "UnreadableImageError",
+    "create_loader",
+    "derive_seed",
+    "eval_transform",
+    "hold_out",
+    "is_stream",
+    "open_splits",
+    "open_stream",
+    "to_eight_bit",
+    "train_transform",
+    "worker_count",
+]

@@ -1,0 +1,159 @@
+"""From a PIL image to a normalised tensor: what evaluation does, and what training adds.
+
+Two families. "crop" is timm's: resize the short side, crop the centre; random resized crops, RandAugment and the
+rest while training. "stretch" is for small fixed-size images: pad, resize to the square the network takes;
+shift by a padded random crop and flip while training.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from timm.data import create_transform
+from timm.data.transforms import str_to_interp_mode
+from torchvision import transforms as T
+
+from hadaptive.data.images import to_eight_bit
+
+FITS = ("crop", "stretch")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """All that is needed to turn a person's image into what a trained network expects; saved with every run.
+
+    Attributes:
+        image_size: side of the square input, pixels.
+        in_chans: 1 (grey) or 3 (RGB).
+        fit: "crop" (timm's resize and centre crop) or "stretch" (pad, then resize both sides).
+        pad: zero pixels added on each side before a stretch.
+        crop_pct: share of the resized short side that the centre crop keeps.
+        interpolation: "nearest", "bilinear" or "bicubic".
+        mean, std: per channel, of pixel values in [0, 1].
+    """
+
+    image_size: int
+    in_chans: int = 3
+    fit: str = "crop"
+    pad: int = 0
+    crop_pct: float = 0.875
+    interpolation: str = "bilinear"
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+
+    def __post_init__(self) -> None:
+        if self.fit not in FITS:
+            raise ValueError(f"fit must be one of {', '.join(FITS)}; got {self.fit!r}")
+        if self.in_chans not in (1, 3):
+            raise ValueError(f"in_chans must be 1 or 3, got {self.in_chans}")
+        if self.image_size < 1 or self.pad < 0:
+            raise ValueError(f"image_size must be positive and pad not negative, got {self.image_size}, {self.pad}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "Preprocessing":
+        """The inverse of :meth:`to_dict`."""
+        return cls(**{**data, "mean": tuple(data["mean"]), "std": tuple(data["std"])})
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one input."""
+        return (self.in_chans, self.image_size, self.image_size)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes to training images.
+
+    Attributes:
+        hflip, vflip: probabilities of a mirror image.
+        shift: pixels a "stretch" image may move in each direction, before resizing.
+        scale: smallest share of the area a "crop" image may keep.
+        auto_augment: timm's policy, e.g. "rand-m7-mstd0.5-inc1"; "crop" only.
+        color_jitter: strength; "crop" only.
+        erase: probability of random erasing; "crop" only.
+    """
+
+    hflip: float = 0.5
+    vflip: float = 0.0
+    shift: int = 0
+    scale: float = 0.35
+    auto_augment: str | None = None
+    color_jitter: float = 0.0
+    erase: float = 0.0
+
+
+class Decode:
+    """PIL image -> 8-bit PIL image with the number of channels the network takes."""
+
+    def __init__(self, channels: int) -> None:
+        self.channels = channels
+
+    def __call__(self, image: Any) -> Any:
+        return to_eight_bit(image, self.channels)
+
+
+def eval_transform(preprocessing: Preprocessing) -> Any:
+    """PIL image of any kind -> float32 (C, size, size), the same for evaluation, prediction and export."""
+    p = preprocessing
+    if p.fit == "crop":
+        rest = create_transform(
+            p.input_size,
+            interpolation=p.interpolation,
+            mean=p.mean[: p.in_chans],
+            std=p.std[: p.in_chans],
+            crop_pct=p.crop_pct,
+        )
+        return T.Compose([Decode(p.in_chans), rest])
+    return T.Compose([Decode(p.in_chans), T.Pad(p.pad), *_stretch(p)])
+
+
+def train_transform(preprocessing: Preprocessing, augmentation: Augmentation) -> Any:
+    """PIL image of any kind -> float32 (C, size, size), augmented."""
+    p, a = preprocessing, augmentation
+    if p.fit == "crop":
+        rest = create_transform(
+            p.input_size,
+            is_training=True,
+            scale=(a.scale, 1.0),
+            hflip=a.hflip,
+            vflip=a.vflip,
+            color_jitter=a.color_jitter,
+            auto_augment=a.auto_augment,
+            interpolation=p.interpolation,
+            mean=p.mean[: p.in_chans],
+            std=p.std[: p.in_chans],
+            re_prob=a.erase,
+            re_mode="pixel",
+        )
+        return T.Compose([Decode(p.in_chans), rest])
+    steps: list[Any] = [Decode(p.in_chans), T.Pad(p.pad)]
+    if a.shift:
+        steps.append(RandomShift(a.shift))
+    if a.hflip:
+        steps.append(T.RandomHorizontalFlip(a.hflip))
+    if a.vflip:
+        steps.append(T.RandomVerticalFlip(a.vflip))
+    return T.Compose([*steps, *_stretch(p)])
+
+
+class RandomShift:
+    """Move an image of any size by up to `pixels` each way; zeros come in at the edge."""
+
+    def __init__(self, pixels: int) -> None:
+        self.pixels = pixels
+
+    def __call__(self, image: Any) -> Any:
+        return T.RandomCrop((image.height, image.width), padding=self.pixels)(image)
+
+
+def _stretch(p: Preprocessing) -> list[Any]:
+    return [
+        T.Resize((p.image_size, p.image_size), str_to_interp_mode(p.interpolation)),
+        T.ToTensor(),
+        T.Normalize(p.mean[: p.in_chans], p.std[: p.in_chans]),
+    ]

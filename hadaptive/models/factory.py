@@ -1,0 +1,62 @@
+"""One way to say which network is meant: a timm model name, or a NetSpec file."""
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import nn
+
+from hadaptive.models.hadaptive_net import HadaptiveNet
+from hadaptive.models.spec import NetSpec
+
+
+def create_model(
+    model: str | NetSpec,
+    *,
+    num_classes: int,
+    in_chans: int = 3,
+    drop_rate: float | None = None,
+    drop_path_rate: float | None = None,
+    stem_strides: tuple[int, ...] | None = None,
+) -> nn.Module:
+    """Build an untrained network.
+
+    Args:
+        model: a timm model name (ours or any other), a path to a NetSpec file (.json), or a NetSpec.
+        num_classes: outputs.
+        in_chans: image channels.
+        drop_rate: dropout before the classifier; None leaves the model's own default.
+        drop_path_rate: stochastic depth; None leaves the model's own default.
+        stem_strides: Hadaptive-Nets only, see :meth:`NetSpec.with_stem_strides`.
+
+    Raises:
+        ValueError: no such model or file, or an argument the model does not take.
+    """
+    options: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_chans}
+    for name, value in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)):
+        if value is not None:
+            options[name] = value
+    if isinstance(model, str) and model.endswith(".json"):
+        if not Path(model).is_file():
+            raise ValueError(f"there is no network spec file {model}")
+        model = NetSpec.load(model)
+    if isinstance(model, NetSpec):
+        return HadaptiveNet(model, stem_strides=stem_strides, **options)
+    if not timm.is_model(model.split(".")[0]):
+        close = difflib.get_close_matches(model, timm.list_models(), n=3)
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        raise ValueError(f"there is no model {model!r}, neither in timm nor as a .json spec file{hint}")
+    if stem_strides is not None:
+        if not model.startswith("hadaptive_net"):
+            raise ValueError(f"stem_strides applies to Hadaptive-Nets only, not to {model}")
+        options["stem_strides"] = tuple(stem_strides)
+    try:
+        return timm.create_model(model, **options)
+    except TypeError as error:
+        raise ValueError(f"{model} cannot be built with these options: {error}") from None
+
+
+def spec_of(model: nn.Module) -> NetSpec | None:
+    """The spec of a Hadaptive-Net, None for any other network."""
+    return model.spec if isinstance(model, HadaptiveNet) else None

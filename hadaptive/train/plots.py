@@ -1,0 +1,36 @@
+"""Curves of a run as a PNG."""
+
+from matplotlib.figure import Figure
+
+from hadaptive.runs import RunFolder, read_csv, write_atomically
+
+
+def plot_curves(run: RunFolder) -> None:
+    """Draw loss, accuracy and, where there are ACH layers, agreement and temperature over the epochs."""
+    metrics, selection = read_csv(run.metrics), read_csv(run.selection)
+    if not metrics:
+        return
+    figure = Figure(figsize=(11, 3.2 * (2 if selection else 1)), layout="constrained")
+    axes = figure.subplots(2 if selection else 1, 2, squeeze=False)
+    epochs = [int(row["epoch"]) + 1 for row in metrics]
+    for key, label in (("train_loss", "training"), ("val_loss", "validation")):
+        axes[0, 0].plot(epochs, [float(row[key]) for row in metrics], label=label)
+    axes[0, 0].set(title="loss", xlabel="epoch", ylabel="cross-entropy, nats")
+    axes[0, 0].legend()
+    axes[0, 1].plot(epochs, [100 * float(row["val_accuracy"]) for row in metrics])
+    axes[0, 1].set(title="validation accuracy", xlabel="epoch", ylabel="%")
+    if selection:
+        layers = list(dict.fromkeys(row["layer"] for row in selection))
+        for panel, key, title in (
+            (axes[1, 0], "agreement", "noisy selection agrees with the noiseless one"),
+            (axes[1, 1], "temperature", "temperature"),
+        ):
+            for layer in layers:
+                rows = [row for row in selection if row["layer"] == layer]
+                label = layer.removesuffix(".expansion.expansion")
+                panel.plot([int(r["epoch"]) + 1 for r in rows], [float(r[key]) for r in rows], label=label)
+            panel.set(title=title, xlabel="epoch")
+        axes[1, 0].legend(fontsize="x-small")
+    for panel in axes.flat:
+        panel.grid(alpha=0.3)
+    write_atomically(run.curves, lambda path: figure.savefig(path, dpi=110, format="png"))

@@ -1,0 +1,234 @@
+"""From a TrainConfig to data, network and optimiser: all that happens before the first step."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from hadaptive.data import (
+    Augmentation,
+    EpochSampler,
+    ImageDataset,
+    Preprocessing,
+    create_loader,
+    eval_transform,
+    is_stream,
+    open_splits,
+    open_stream,
+    train_transform,
+    worker_count,
+)
+from hadaptive.data.loading import StreamDataset
+from hadaptive.models import create_model
+from hadaptive.train.config import TrainConfig
+
+
+@dataclass
+class DataParts:
+    """The loaders of a run and what is known of its data."""
+
+    train: DataLoader
+    validation: DataLoader
+    test: DataLoader | None
+    order: EpochSampler | StreamDataset
+    classes: list[str]
+    train_images: int
+    steps_per_epoch: int
+    notes: list[str]
+    names: dict[str, Any]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order the training loader follows."""
+        self.order.set_epoch(epoch)
+
+
+def create_accelerator(config: TrainConfig) -> Accelerator:
+    """Devices, processes and precision, as accelerate finds them.
+
+    Raises:
+        ValueError: the precision is not to be had on this device.
+    """
+    try:
+        return Accelerator(
+            cpu=config.cpu,
+            mixed_precision=config.mixed_precision,
+            gradient_accumulation_steps=config.accumulate,
+            dynamo_backend="inductor" if config.compile else None,
+            dataloader_config=DataLoaderConfiguration(split_batches=True),
+        )
+    except ValueError as error:
+        raise ValueError(f"mixed_precision {config.mixed_precision!r} does not work here: {error}") from None
+
+
+def preprocessing_of(config: TrainConfig) -> Preprocessing:
+    """What happens to every image before the network sees it."""
+    return Preprocessing(
+        image_size=config.image_size,
+        in_chans=config.in_chans,
+        fit=config.fit,
+        pad=config.pad,
+        crop_pct=config.crop_pct,
+        interpolation=config.interpolation,
+        mean=config.mean,
+        std=config.std,
+    )
+
+
+def augmentation_of(config: TrainConfig) -> Augmentation:
+    """What happens to training images besides."""
+    return Augmentation(
+        hflip=config.hflip,
+        vflip=config.vflip,
+        shift=config.shift,
+        scale=config.scale,
+        auto_augment=config.auto_augment,
+        color_jitter=config.color_jitter,
+        erase=config.erase,
+    )
+
+
+def create_data(config: TrainConfig, accelerator: Accelerator) -> DataParts:
+    """Open the data, hold parts out, and make the loaders.
+
+    Raises:
+        ValueError: the data cannot be opened, or the batch size does not fit them or the processes.
+    """
+    processes, preprocessing = accelerator.num_processes, preprocessing_of(config)
+    micro, rest = divmod(config.batch_size, config.accumulate)
+    if rest or micro % processes:
+        raise ValueError(
+            f"batch_size {config.batch_size} must be divisible by accumulate x processes "
+            f"= {config.accumulate} x {processes}"
+        )
+    if micro // processes < 2:
+        raise ValueError("BatchNorm needs at least 2 images per process and step: raise batch_size")
+    if (config.mixup or config.cutmix) and micro // processes % 2:
+        raise ValueError(f"mixup needs an even number of images per process and step, not {micro // processes}")
+    if is_stream(config.data):
+        return _create_streams(config, accelerator, preprocessing, micro)
+    splits = open_splits(
+        config.data,
+        config.data_dir,
+        val_fraction=config.val_fraction,
+        test_fraction=config.test_fraction,
+        train_size=config.train_size,
+        split_names=(config.train_split, config.val_split, config.test_split),
+        seed=config.data_seed,
+    )
+    steps = len(splits.train) // config.batch_size
+    if steps == 0:
+        raise ValueError(
+            f"there are only {len(splits.train)} training images, fewer than batch_size {config.batch_size}: lower it"
+        )
+    workers = worker_count(config.workers, splits.in_memory)
+    pin = accelerator.device.type == "cuda"
+    order = EpochSampler(len(splits.train), steps * config.batch_size, config.seed)
+
+    def dataset(part: Any, transform: Any, training: bool = False) -> ImageDataset:
+        return ImageDataset(
+            part,
+            transform,
+            seed=config.seed,
+            training=training,
+            strict=config.strict,
+            blank=preprocessing.input_size,
+        )
+
+    def evaluated(part: Any) -> DataLoader:
+        loader = create_loader(dataset(part, eval_transform(preprocessing)), micro, workers=workers, pin=pin)
+        return accelerator.prepare(loader)
+
+    train = dataset(splits.train, train_transform(preprocessing, augmentation_of(config)), training=True)
+    return DataParts(
+        train=accelerator.prepare(create_loader(train, micro, sampler=order, workers=workers, pin=pin)),
+        validation=evaluated(splits.validation),
+        test=None if splits.test is None else evaluated(splits.test),
+        order=order,
+        classes=splits.classes,
+        train_images=len(splits.train),
+        steps_per_epoch=steps,
+        notes=splits.notes,
+        names={"train": splits.train, "validation": splits.validation, "test": splits.test},
+    )
+
+
+def _create_streams(
+    config: TrainConfig, accelerator: Accelerator, preprocessing: Preprocessing, micro: int
+) -> DataParts:
+    if accelerator.num_processes > 1:
+        raise ValueError(f"{config.data} is a stream, and streams are read by one process only for now")
+    if config.num_classes is None:
+        raise ValueError(f"{config.data} is a stream, whose classes cannot be listed: pass num_classes")
+    if config.val_split is None:
+        raise ValueError(f"{config.data} is a stream, from which nothing can be held out: name a val_split")
+
+    def stream(split: str, training: bool) -> StreamDataset:
+        transform = (
+            train_transform(preprocessing, augmentation_of(config)) if training else eval_transform(preprocessing)
+        )
+        return open_stream(
+            config.data,
+            config.data_dir,
+            split,
+            transform,
+            training=training,
+            batch_size=micro,
+            num_samples=config.train_samples if training else None,
+            seed=config.seed,
+            channels=config.in_chans,
+        )
+
+    def loader(dataset: Dataset) -> DataLoader:
+        return accelerator.prepare(create_loader(dataset, micro, workers=worker_count(config.workers, False)))
+
+    train = stream(config.train_split, True)
+    steps = len(train) // config.batch_size
+    if steps == 0:
+        raise ValueError(f"{config.data} has only {len(train)} training images, fewer than one batch")
+    # The reader's default "test" is only a guess: no test part unless it differs from the others.
+    named = config.test_split not in (None, config.train_split, config.val_split)
+    return DataParts(
+        train=loader(train),
+        validation=loader(stream(config.val_split, False)),
+        test=loader(stream(str(config.test_split), False)) if named else None,
+        order=train,
+        classes=[str(i) for i in range(config.num_classes)],
+        train_images=len(train),
+        steps_per_epoch=steps,
+        notes=[],
+        names={},
+    )
+
+
+def create_network(config: TrainConfig, num_classes: int) -> nn.Module:
+    """The untrained network, seeded, after a trial with one blank image of the run's size.
+
+    Raises:
+        ValueError: the model is unknown, or the images are too small for it.
+    """
+    torch.manual_seed(config.seed)
+    model = create_model(
+        config.model,
+        num_classes=num_classes,
+        in_chans=config.in_chans,
+        drop_rate=config.drop_rate,
+        drop_path_rate=config.drop_path_rate,
+        stem_strides=config.stem_strides,
+    )
+    size = config.image_size
+    model.eval()
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, config.in_chans, size, size))
+    except (RuntimeError, AssertionError) as error:
+        hint = " or stem_strides 1 1" if config.model.startswith("hadaptive_net") else ""
+        raise ValueError(
+            f"{config.model} cannot take {size}x{size} images ({str(error).splitlines()[0]}): "
+            f"try a larger image_size{hint}"
+        ) from None
+    model.train()
+    return model.to(memory_format=torch.channels_last) if config.channels_last else model
