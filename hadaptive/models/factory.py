@@ -53,10 +53,10 @@ def create_model(
         options["stem_strides"] = tuple(stem_strides)
     try:
         return timm.create_model(model, **options)
-    except TypeError as error:
+    except (TypeError, RuntimeError) as error:  # timm's answers to an unknown option and to an unknown tag
         raise ValueError(f"{model} cannot be built with these options: {error}") from None
 
 
 def spec_of(model: nn.Module) -> NetSpec | None:
-    """The spec of a Hadaptive-Net, None for any other network."""
-    return model.spec if isinstance(model, HadaptiveNet) else None
+    """The spec that describes `model` wholly: None for another network, and for a class derived from ours."""
+    return model.spec if type(model) is HadaptiveNet else None
