@@ -1,150 +1,103 @@
-"""How good a network is on labelled images: accuracy with its interval, per class, and the confusion matrix."""
+"""Evaluate a finished run on one of its parts, and leave the figures beside it."""
 
-import math
-from dataclasses import dataclass
-from typing import Any
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
-
-
-def wilson_interval(correct: int, total: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's 95% interval of a proportion (Wilson, 1927); (0, 1) for no trials."""
-    if total == 0:
-        return 0.0, 1.0
-    p, scale = correct / total, 1 + z * z / total
-    centre = (p + z * z / (2 * total)) / scale
-    half = z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total)) / scale
-    return max(0.0, centre - half), min(1.0, centre + half)
+from hadaptive.metrics import Evaluation, evaluate_model
+from hadaptive.pictures import plot_confusion
+from hadaptive.runs import RunFolder, write_atomically, write_csv, write_json
+from hadaptive.train.config import TrainConfig
+from hadaptive.train.setup import create_accelerator, create_data
 
 
-@dataclass
-class Evaluation:
-    """Predictions on a labelled part, and what follows from them.
+def evaluate_run(
+    path: str | Path,
+    *,
+    split: Literal["test", "validation"] = "test",
+    weights: Literal["best", "last"] | None = None,
+    data: str | None = None,
+    data_dir: Path | None = None,
+    cpu: bool = False,
+) -> tuple[Evaluation, list[str], dict[str, Path]]:
+    """Evaluate a run's network on its held-out data.
 
-    Attributes:
-        targets: (N,) int64, true classes.
-        predictions: (N,) int64, predicted classes.
-        top5: (N,) bool, whether the truth is among the five likeliest.
-        losses: (N,) float32, cross-entropy, nats.
-        num_classes: outputs of the network.
-        unreadable: indices of the images that could not be read.
-    """
-
-    targets: Tensor
-    predictions: Tensor
-    top5: Tensor
-    losses: Tensor
-    num_classes: int
-    unreadable: list[int]
-
-    @property
-    def total(self) -> int:
-        """Images that counted."""
-        return len(self.targets)
-
-    @property
-    def correct(self) -> int:
-        """Images classified correctly."""
-        return int((self.targets == self.predictions).sum())
-
-    @property
-    def accuracy(self) -> float:
-        """Top-1 accuracy in [0, 1]; NaN for no images."""
-        return self.correct / self.total if self.total else float("nan")
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Wilson's 95% interval of the accuracy."""
-        return wilson_interval(self.correct, self.total)
-
-    @property
-    def loss(self) -> float:
-        """Mean cross-entropy in nats."""
-        return float(self.losses.double().mean()) if self.total else float("nan")
-
-    def confusion(self) -> Tensor:
-        """(classes, classes) int64: rows are true classes, columns predicted ones."""
-        from torchmetrics.functional.classification import multiclass_confusion_matrix
-
-        return multiclass_confusion_matrix(self.predictions, self.targets, self.num_classes)
-
-    def per_class(self, names: list[str]) -> list[dict[str, Any]]:
-        """For each class: name, images, recall (share of them found), precision (share of its calls right)."""
-        matrix = self.confusion()
-        rows = []
-        for i, name in enumerate(names):
-            images, called, hit = int(matrix[i].sum()), int(matrix[:, i].sum()), int(matrix[i, i])
-            rows.append(
-                {
-                    "class": name,
-                    "images": images,
-                    "recall": hit / images if images else float("nan"),
-                    "precision": hit / called if called else float("nan"),
-                }
-            )
-        return rows
-
-    def summary(self) -> dict[str, Any]:
-        """The figures, ready for JSON."""
-        low, high = self.interval
-        result = {
-            "images": self.total,
-            "accuracy": self.accuracy,
-            "accuracy_low": low,
-            "accuracy_high": high,
-            "loss": self.loss,
-            "skipped": len(self.unreadable),
-        }
-        if self.num_classes > 5 and self.total:
-            result["top5"] = float(self.top5.double().mean())
-        return result
-
-
-@torch.no_grad()
-def evaluate_model(
-    model: nn.Module, loader: DataLoader, num_classes: int, *, accelerator: Any = None, channels_last: bool = True
-) -> Evaluation:
-    """Run a network over a labelled loader, in eval mode, and put it back into the mode it was in.
+    Writes ``evaluation-<split>.json``, ``per-class-<split>.csv`` and ``confusion-<split>.png`` into the run folder.
 
     Args:
-        model: on the accelerator's device (the CPU without one).
-        loader: yields (images, targets, unreadable) as :class:`hadaptive.data.ImageDataset` does.
-        num_classes: outputs of the network.
-        accelerator: gathers over processes and sets the precision; None for plain CPU.
-        channels_last: lay the images out as NHWC.
+        path: the run folder.
+        split: "test" or "validation".
+        weights: "best" or "last"; None for those that the run's own test used.
+        data, data_dir: where the data lie now, if they have moved since.
+        cpu: stay on the CPU even where there is a GPU.
+
+    Returns:
+        The evaluation, the class names, and the paths of the files written.
+
+    Raises:
+        ValueError: no such run, weights or part, or other data than it was trained on.
     """
-    was_training = model.training
-    model.eval()
-    parts: list[tuple[Tensor, ...]] = []
-    for images, targets, unreadable in loader:
-        if channels_last:
-            images = images.to(memory_format=torch.channels_last)
-        if accelerator is None:
-            logits = model(images)
-        else:
-            with accelerator.autocast():
-                logits = model(images)
-        logits = logits.float()
-        known = targets.clamp(min=0)
-        best = logits.topk(min(5, logits.shape[1]), dim=1).indices
-        part = (
-            targets,
-            logits.argmax(1),
-            (best == known[:, None]).any(1),
-            F.cross_entropy(logits, known, reduction="none"),
-            unreadable,
+    run = RunFolder.open(path)
+    config = TrainConfig.from_dict(run.read_json(run.config))
+    changes: dict[str, Any] = {"cpu": cpu or config.cpu, "compile": False}
+    if data is not None:
+        changes["data"] = data
+    if data_dir is not None:
+        changes["data_dir"] = data_dir
+    config = dataclasses.replace(config, **changes)
+    model, card = run.load_model(weights or config.select)
+    accelerator = create_accelerator(config)
+    parts = create_data(config, accelerator)
+    if parts.classes != card.classes:
+        raise ValueError(
+            f"{config.data} has other classes than the run was trained on "
+            f"({len(parts.classes)} now, {len(card.classes)} then)"
         )
-        if accelerator is not None:
-            part = accelerator.gather_for_metrics(part)
-        parts.append(tuple(tensor.cpu() for tensor in part))
-    model.train(was_training)
-    if not parts:
-        empty = torch.empty(0, dtype=torch.int64)
-        return Evaluation(empty, empty, empty.bool(), empty.float(), num_classes, [])
-    targets, predictions, top5, losses, unreadable = (torch.cat(columns) for columns in zip(*parts, strict=True))
-    keep = targets >= 0
-    bad = sorted(set(unreadable[unreadable >= 0].tolist()))
-    return Evaluation(targets[keep], predictions[keep], top5[keep], losses[keep], num_classes, bad)
+    loader = parts.test if split == "test" else parts.validation
+    if loader is None:
+        raise ValueError(f"{config.data} has no test part; try --split validation")
+    evaluation = evaluate_model(
+        accelerator.prepare(model),
+        loader,
+        len(card.classes),
+        accelerator=accelerator,
+        channels_last=config.channels_last,
+    )
+    files = {
+        "figures": run.path / f"evaluation-{split}.json",
+        "per class": run.path / f"per-class-{split}.csv",
+        "confusion matrix": run.path / f"confusion-{split}.png",
+    }
+    if accelerator.is_main_process:
+        rows = evaluation.per_class(card.classes)
+        write_json(files["figures"], {"split": split, "weights": weights or config.select, **evaluation.summary()})
+        write_atomically(files["per class"], lambda p: write_csv(p, rows, list(rows[0])))
+        title = f"{card.model} on {config.data}, {split}: {evaluation.accuracy:.2%}"
+        plot_confusion(evaluation.confusion(), card.classes, files["confusion matrix"], title)
+    return evaluation, card.classes, files
+
+
+def print_evaluation(evaluation: Evaluation, classes: list[str], files: dict[str, Path]) -> None:
+    """Print accuracy with its interval, the classes from worst to best, and where the files lie."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    low, high = evaluation.interval
+    console.print(
+        f"accuracy {evaluation.accuracy:.2%} (95% interval {low:.2%} to {high:.2%}) on {evaluation.total:,} images, "
+        f"loss {evaluation.loss:.4f}",
+        highlight=False,
+    )
+    table = Table(title="classes, hardest first", title_justify="left")
+    table.add_column("class")
+    for column in ("images", "recall", "precision"):
+        table.add_column(column, justify="right")
+    rows = sorted(evaluation.per_class(classes), key=lambda row: (row["recall"] != row["recall"], row["recall"]))
+    for row in rows[:50]:
+        table.add_row(row["class"], f"{row['images']:,}", f"{row['recall']:.2%}", f"{row['precision']:.2%}")
+    console.print(table)
+    if evaluation.unreadable:
+        console.print(f"{len(evaluation.unreadable)} images could not be read and do not count", highlight=False)
+    for what, path in files.items():
+        console.print(f"{what}: {path}", highlight=False, soft_wrap=True)

@@ -1,13 +1,13 @@
 """The run folder: everything one training leaves behind, and the only code that knows its layout.
 
-    config.json          all that is needed to run it again
-    model.json           model name, spec, class names, preprocessing
-    metrics.csv          a row per epoch
-    selection.csv        a row per epoch and ACH layer
-    best.safetensors     weights with the best validation accuracy
-    last.safetensors     weights of the last finished epoch
-    checkpoint.pt        all state needed to go on exactly; removed when training is done
-    curves.png, summary.json, skipped_images.txt
+config.json          all that is needed to run it again
+model.json           model name, spec, class names, preprocessing
+metrics.csv          a row per epoch
+selection.csv        a row per epoch and ACH layer
+best.safetensors     weights with the best validation accuracy
+last.safetensors     weights of the last finished epoch
+checkpoint.pt        all state needed to go on exactly; removed when training is done
+curves.png, summary.json, skipped_images.txt
 """
 
 import csv
@@ -239,8 +239,6 @@ def append_csv(path: Path, rows: list[dict[str, Any]]) -> None:
         if new:
             writer.writeheader()
         writer.writerows(rows)
-
-
 
 
 def card_for(model_name: str, model: nn.Module, classes: list[str], preprocessing: Preprocessing) -> ModelCard:

@@ -1,3 +1,3 @@
-from hadaptive.bench.accuracy import AccuracyConfig, bench_accuracy, mean_interval
+from hadaptive.bench.accuracy import AccuracyConfig, bench_accuracy, mean_interval, print_accuracy
 
-__all__ = ["AccuracyConfig", "bench_accuracy", "mean_interval"]
+__all__ = ["AccuracyConfig", "bench_accuracy", "mean_interval", "print_accuracy"]

@@ -94,3 +94,28 @@ def mean_interval(values: Iterable[float]) -> tuple[float, float]:
         return mean, float("nan")
     variance = sum((x - mean) ** 2 for x in numbers) / (len(numbers) - 1)
     return mean, float(t.ppf(0.975, len(numbers) - 1)) * math.sqrt(variance / len(numbers))
+
+
+def print_accuracy(rows: list[dict[str, Any]]) -> None:
+    """Print mean and interval of the test accuracy per model, best first."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("model")
+    for column in ("parameters", "seeds", "test accuracy, %", "each seed, %", "training, s"):
+        table.add_column(column, justify="right")
+    models = dict.fromkeys(row["model"] for row in rows)
+    by_model = {model: [row for row in rows if row["model"] == model] for model in models}
+    means = {m: mean_interval(100 * float(r["test_accuracy"]) for r in rs) for m, rs in by_model.items()}
+    for model in sorted(models, key=lambda m: -means[m][0]):
+        group, (mean, half) = by_model[model], means[model]
+        seconds = sorted(float(row["train_seconds"]) for row in group)[len(group) // 2]
+        table.add_row(
+            model,
+            f"{int(group[0]['parameters']):,}",
+            str(len(group)),
+            f"{mean:.2f} ± {half:.2f}",
+            " ".join(f"{100 * float(row['test_accuracy']):.2f}" for row in group),
+            f"{seconds:.0f}",
+        )
+    Console().print(table)

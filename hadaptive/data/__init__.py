@@ -1,4 +1,4 @@
-from hadaptive.data.images import to_eight_bit
+from hadaptive.data.images import decode, to_eight_bit
 from hadaptive.data.loading import (
     EpochSampler,
     ImageDataset,
@@ -9,13 +9,15 @@ from hadaptive.data.loading import (
     open_stream,
     worker_count,
 )
-from hadaptive.data.sources import ArraySource, Source, Splits, Subset, hold_out, open_splits
+from hadaptive.data.sources import ArraySource, FileSource, Source, Subset, hold_out
+from hadaptive.data.splits import Splits, open_splits
 from hadaptive.data.transforms import Augmentation, Preprocessing, eval_transform, train_transform
 
 __all__ = [
     "ArraySource",
     "Augmentation",
     "EpochSampler",
+    "FileSource",
     "ImageDataset",
     "Preprocessing",
     "Source",
@@ -23,6 +25,7 @@ __all__ = [
     "Subset",
     "UnreadableImageError",
     "create_loader",
+    "decode",
     "derive_seed",
     "eval_transform",
     "hold_out",

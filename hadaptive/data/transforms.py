@@ -10,13 +10,15 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from timm.data import create_transform
-from timm.data.transforms import str_to_interp_mode
+from PIL import ImageOps
+from timm.data import create_transform  # pyright: ignore[reportPrivateImportUsage]
+from timm.data.auto_augment import posterize as timm_posterize
 from torchvision import transforms as T
 
 from hadaptive.data.images import to_eight_bit
 
 FITS = ("crop", "stretch")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Preprocessing:
         fit: "crop" (timm's resize and centre crop) or "stretch" (pad, then resize both sides).
         pad: zero pixels added on each side before a stretch.
         crop_pct: share of the resized short side that the centre crop keeps.
-        interpolation: "nearest", "bilinear" or "bicubic".
+        interpolation: "nearest", "bilinear", "bicubic" or another of INTERPOLATIONS.
         mean, std: per channel, of pixel values in [0, 1].
     """
 
@@ -48,7 +50,15 @@ class Preprocessing:
         if self.in_chans not in (1, 3):
             raise ValueError(f"in_chans must be 1 or 3, got {self.in_chans}")
         if self.image_size < 1 or self.pad < 0:
-            raise ValueError(f"image_size must be positive and pad not negative, got {self.image_size}, {self.pad}")
+            raise ValueError(f"image_size must be positive and pad not negative: {self.image_size}, {self.pad}")
+        if not 0 < self.crop_pct <= 1:
+            raise ValueError(f"crop_pct must lie above 0 and be at most 1, got {self.crop_pct}")
+        if min(len(self.mean), len(self.std)) < self.in_chans or min(self.std) <= 0:
+            raise ValueError(f"mean and std need {self.in_chans} values each, and std positive ones")
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(
+                f"interpolation must be one of {', '.join(INTERPOLATIONS)}; got {self.interpolation!r}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
@@ -86,6 +96,16 @@ class Augmentation:
     color_jitter: float = 0.0
     erase: float = 0.0
 
+    def __post_init__(self) -> None:
+        for name in ("hflip", "vflip", "erase"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
+        if self.shift < 0 or self.color_jitter < 0 or not 0 < self.scale <= 1:
+            raise ValueError(
+                "shift and color_jitter must not be negative, and scale must lie above 0 and be at most 1; got "
+                f"{self.shift}, {self.color_jitter}, {self.scale}"
+            )
+
 
 class Decode:
     """PIL image -> 8-bit PIL image with the number of channels the network takes."""
@@ -95,6 +115,25 @@ class Decode:
 
     def __call__(self, image: Any) -> Any:
         return to_eight_bit(image, self.channels)
+
+
+class LimitAspect:
+    """Cut the ends off an image more than `most` times longer than wide (or the reverse), about its centre.
+
+    The centre crop that follows never sees them, but resizing the short side to hundreds of pixels would first
+    blow a strip of 1x5000 up to gigabytes.
+    """
+
+    def __init__(self, most: int = 32) -> None:
+        self.most = most
+
+    def __call__(self, image: Any) -> Any:
+        width, height = image.size
+        side = min(width, height) * self.most
+        left, top = max(0, (width - side) // 2), max(0, (height - side) // 2)
+        if not (left or top):
+            return image
+        return image.crop((left, top, left + min(width, side), top + min(height, side)))
 
 
 def eval_transform(preprocessing: Preprocessing) -> Any:
@@ -108,15 +147,32 @@ def eval_transform(preprocessing: Preprocessing) -> Any:
             std=p.std[: p.in_chans],
             crop_pct=p.crop_pct,
         )
-        return T.Compose([Decode(p.in_chans), rest])
+        return T.Compose([Decode(p.in_chans), LimitAspect(), rest])
     return T.Compose([Decode(p.in_chans), T.Pad(p.pad), *_stretch(p)])
 
 
 def train_transform(preprocessing: Preprocessing, augmentation: Augmentation) -> Any:
-    """PIL image of any kind -> float32 (C, size, size), augmented."""
+    """PIL image of any kind -> float32 (C, size, size), augmented.
+
+    Raises:
+        ValueError: timm has no such auto_augment policy.
+    """
     p, a = preprocessing, augmentation
     if p.fit == "crop":
-        rest = create_transform(
+        return T.Compose([Decode(p.in_chans), _augmented_crop(p, a)])
+    steps: list[Any] = [Decode(p.in_chans), T.Pad(p.pad)]
+    if a.shift:
+        steps.append(RandomShift(a.shift))
+    if a.hflip:
+        steps.append(T.RandomHorizontalFlip(a.hflip))
+    if a.vflip:
+        steps.append(T.RandomVerticalFlip(a.vflip))
+    return T.Compose([*steps, *_stretch(p)])
+
+
+def _augmented_crop(p: Preprocessing, a: Augmentation) -> Any:
+    try:
+        result: Any = create_transform(
             p.input_size,
             is_training=True,
             scale=(a.scale, 1.0),
@@ -130,15 +186,20 @@ def train_transform(preprocessing: Preprocessing, augmentation: Augmentation) ->
             re_prob=a.erase,
             re_mode="pixel",
         )
-        return T.Compose([Decode(p.in_chans), rest])
-    steps: list[Any] = [Decode(p.in_chans), T.Pad(p.pad)]
-    if a.shift:
-        steps.append(RandomShift(a.shift))
-    if a.hflip:
-        steps.append(T.RandomHorizontalFlip(a.hflip))
-    if a.vflip:
-        steps.append(T.RandomVerticalFlip(a.vflip))
-    return T.Compose([*steps, *_stretch(p)])
+    except (AssertionError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"auto_augment {a.auto_augment!r} is not a policy of timm's ({error}); try rand-m7-mstd0.5-inc1"
+        ) from None
+    for step in result.transforms:
+        for op in [*getattr(step, "ops", ()), *(op for pair in getattr(step, "policy", ()) for op in pair)]:
+            if op.aug_fn is timm_posterize:
+                op.aug_fn = posterize
+    return result
+
+
+def posterize(image: Any, bits: int, **_: Any) -> Any:
+    """Keep the highest `bits` bits. timm's asks Pillow for 0 bits at times, which its later versions refuse."""
+    return image if bits >= 8 else ImageOps.posterize(image, max(1, bits))
 
 
 class RandomShift:
@@ -153,7 +214,7 @@ class RandomShift:
 
 def _stretch(p: Preprocessing) -> list[Any]:
     return [
-        T.Resize((p.image_size, p.image_size), str_to_interp_mode(p.interpolation)),
+        T.Resize((p.image_size, p.image_size), T.InterpolationMode(p.interpolation)),
         T.ToTensor(),
         T.Normalize(p.mean[: p.in_chans], p.std[: p.in_chans]),
     ]

@@ -22,17 +22,14 @@ from hadaptive.nn import AdaptiveBottleneck, AdaptiveCrossHadamard, GhostExpansi
 
 
 
-class ConvNormAct(nn.Sequential):
+def conv_norm_act(in_channels: int, spec: ConvSpec) -> nn.Sequential:
     """Convolution without bias, BatchNorm, and Hardswish if the spec says so."""
-
-    def __init__(self, in_channels: int, spec: ConvSpec) -> None:
-        padding = (spec.kernel - 1) // 2
-        super().__init__(
-            nn.Conv2d(in_channels, spec.channels, spec.kernel, spec.stride, padding, bias=False),
-            nn.BatchNorm2d(spec.channels),
-        )
-        if spec.act:
-            self.append(nn.Hardswish())
+    padding = (spec.kernel - 1) // 2
+    layers: list[nn.Module] = [
+        nn.Conv2d(in_channels, spec.channels, spec.kernel, spec.stride, padding, bias=False),
+        nn.BatchNorm2d(spec.channels),
+    ]
+    return nn.Sequential(*layers, nn.Hardswish()) if spec.act else nn.Sequential(*layers)
 
 
 def build_block(in_channels: int, block: BlockSpec, spec: NetSpec, drop_path: float) -> AdaptiveBottleneck:
@@ -56,11 +53,18 @@ def stage_indices(num_stages: int, indices: int | list[int] | None) -> list[int]
         if not 0 < indices <= num_stages:
             raise ValueError(f"only 1 to {num_stages} intermediates can be taken, not {indices}")
         return list(range(num_stages - indices, num_stages))
-    taken = [i + num_stages if i < 0 else i for i in indices]
-    for i in taken:
-        if not 0 <= i < num_stages:
+    for i in indices:
+        if not -num_stages <= i < num_stages:
             raise ValueError(f"there is no stage {i}; the {num_stages} stages are 0 to {num_stages - 1}")
-    return taken
+    if not indices:
+        raise ValueError("at least one stage must be asked for, got an empty list of indices")
+    return [i + num_stages if i < 0 else i for i in indices]
+
+
+def check_pool(pool: SelectAdaptivePool2d, num_classes: int) -> None:
+    """Raise one clear ValueError if there is a classifier but nothing pools the map for it."""
+    if pool.is_identity() and num_classes > 0:
+        raise ValueError('global_pool="" passes the map through, so there can be no classifier: use num_classes=0')
 
 
 class HadaptiveNet(nn.Module):
@@ -70,7 +74,7 @@ class HadaptiveNet(nn.Module):
         spec: the architecture.
         num_classes: 0 leaves the pre-logits.
         in_chans: image channels.
-        global_pool: timm's pool type; "" passes the unpooled map through.
+        global_pool: timm's pool type; "" passes the unpooled map through and needs num_classes=0.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth, rising linearly over the blocks.
         stem_strides: override the strides of the first convolutions for small images,
@@ -80,7 +84,7 @@ class HadaptiveNet(nn.Module):
         (B, in_chans, H, W) -> (B, num_classes).
 
     Raises:
-        ValueError: the spec or stem_strides do not fit.
+        ValueError: the spec, the pool or stem_strides do not fit.
     """
 
     feature_info: list[dict[str, Any]]
@@ -105,13 +109,13 @@ class HadaptiveNet(nn.Module):
         self.grad_checkpointing = False
         self.feature_info = []
 
-        self.stem = ConvNormAct(in_chans, spec.stem)
+        self.stem = conv_norm_act(in_chans, spec.stem)
         channels, reduction = spec.stem.channels, spec.stem.stride
         stages: list[nn.Sequential] = []
 
         layers: list[nn.Module] = []
         for conv in spec.stage1:
-            layers.append(ConvNormAct(channels, conv))
+            layers.append(conv_norm_act(channels, conv))
             channels, reduction = conv.channels, reduction * conv.stride
         if layers:
             stages.append(nn.Sequential(*layers))
@@ -129,10 +133,11 @@ class HadaptiveNet(nn.Module):
             stages.append(nn.Sequential(*layers))
         self.stages = nn.Sequential(*stages)
 
-        self.last = ConvNormAct(channels, ConvSpec(spec.last_channels))
+        self.last = conv_norm_act(channels, ConvSpec(spec.last_channels))
         self.num_features = spec.last_channels
         self.head_hidden_size = spec.head_channels
         self.global_pool = SelectAdaptivePool2d(pool_type=global_pool)
+        check_pool(self.global_pool, num_classes)
         # 1x1 convolution rather than a linear layer, so that global_pool="" can pass a map through.
         self.conv_head = nn.Conv2d(self.num_features * self.global_pool.feat_mult(), spec.head_channels, 1)
         self.act_head = nn.Hardswish()
@@ -149,7 +154,7 @@ class HadaptiveNet(nn.Module):
             stem=r"^stem",
             blocks=[
                 (r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(\d+)", None),
-                (r"^(last|conv_head)", (99999,)),
+                (r"^(?:last|conv_head)", (99999,)),
             ],
         )
 
@@ -162,11 +167,14 @@ class HadaptiveNet(nn.Module):
         return self.classifier
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        pool = self.global_pool if global_pool is None else SelectAdaptivePool2d(pool_type=global_pool)
+        check_pool(pool, num_classes)
+        if pool.feat_mult() != self.global_pool.feat_mult():
+            raise ValueError("catavgmax has twice the channels of other pools: choose it when the model is built")
         self.num_classes = num_classes
-        weight = self.conv_head.weight
-        if global_pool is not None:
-            self.global_pool = SelectAdaptivePool2d(pool_type=global_pool)
-            self.flatten = nn.Flatten(1) if global_pool else nn.Identity()
+        self.global_pool = pool
+        self.flatten = nn.Identity() if pool.is_identity() else nn.Flatten(1)
+        weight = next(self.parameters())  # the stem: the one layer that pruning never takes away
         self.classifier = (
             nn.Linear(self.head_hidden_size, num_classes).to(weight) if num_classes > 0 else nn.Identity()
         )

@@ -9,6 +9,8 @@ takes a spec file wherever it takes a model name.
 
 import dataclasses
 import json
+import math
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,34 @@ VERSION = 1
 KINDS = ("ghost", "ach")
 
 
-def _check_positive(**values: int) -> None:
+def _check_positive(**values: int | None) -> None:
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a positive whole number, got {value!r}")
+
+
+def _is_positive_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def _as_list(what: str, data: Any) -> list[Any] | tuple[Any, ...]:
+    if not isinstance(data, list | tuple):
+        raise ValueError(f"{what} must be a list, got {reprlib.repr(data)}")
+    return data
+
+
+def _as_fields(cls: type, what: str, data: Any) -> dict[str, Any]:
+    """`data`, if it is a dict that has every field `cls` needs and no other."""
+    if not isinstance(data, dict):
+        raise ValueError(f"{what} must be an object with named fields, got {reprlib.repr(data)}")
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for name in data:
+        if name not in fields:
+            raise ValueError(f"{what} has an unknown field {reprlib.repr(name)}; it has {', '.join(fields)}")
+    for name, field in fields.items():
+        if name not in data and field.default is dataclasses.MISSING:
+            raise ValueError(f"{what} lacks the field {name!r}")
+    return data
 
 
 @dataclass(frozen=True)
@@ -38,6 +64,8 @@ class ConvSpec:
 
     def __post_init__(self) -> None:
         _check_positive(channels=self.channels, kernel=self.kernel, stride=self.stride)
+        if not isinstance(self.act, bool):
+            raise ValueError(f"act must be true or false, got {self.act!r}")
         if self.stride == 1 and self.kernel % 2 == 0:
             raise ValueError(f"a stride-1 convolution needs an odd kernel to keep its size, got {self.kernel}")
 
@@ -68,10 +96,14 @@ class BlockSpec:
         check_choice("kind", self.kind, KINDS)
         _check_positive(channels=self.channels, kernel=self.kernel, stride=self.stride)
         check_choice("norm", self.norm, tuple(NORMS))
-        if self.kind == "ghost" and (self.ratio is None or self.ratio <= 0 or self.k is not None):
-            raise ValueError("a ghost block needs a positive ratio and no k")
-        if self.kind == "ach" and (self.k is None or self.k < 2 or self.ratio is not None):
-            raise ValueError("an ach block needs k >= 2 and no ratio")
+        if self.kind == "ghost" and (not _is_positive_number(self.ratio) or self.k is not None):
+            raise ValueError(f"a ghost block needs a positive ratio and no k, got {self.ratio!r} and {self.k!r}")
+        if self.kind == "ghost" and self.norm != "dysoft":
+            raise ValueError(f"norm is for ach blocks; a ghost block cannot have {self.norm!r}")
+        if self.kind == "ach":
+            _check_positive(k=self.k)
+            if self.k is None or self.k < 2 or self.ratio is not None:
+                raise ValueError(f"an ach block needs k >= 2 and no ratio, got {self.k!r} and {self.ratio!r}")
         if self.stride == 1 and self.kernel % 2 == 0:
             raise ValueError(f"a stride-1 block needs an odd kernel to keep its size, got {self.kernel}")
 
@@ -101,6 +133,8 @@ class NetSpec:
     surrogate: str = "softmax"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise ValueError(f"name must be a text, got {self.name!r}")
         _check_positive(last_channels=self.last_channels, head_channels=self.head_channels)
         check_choice("order", self.order, ORDERS)
         check_choice("surrogate", self.surrogate, SURROGATES)
@@ -110,6 +144,8 @@ class NetSpec:
         for block in (block for stage in self.stages for block in stage):
             if block.k is not None and block.k > channels:
                 raise ValueError(f"an ach block selects k = {block.k} of only {channels} channels")
+            if block.ratio is not None and block.ratio * channels < 1:
+                raise ValueError(f"a ghost block's ratio {block.ratio} leaves no channel of {channels}")
             channels = block.channels
 
     @property
@@ -170,17 +206,21 @@ class NetSpec:
         """
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise ValueError(f'not a network spec: the field "format" must be "{FORMAT}"')
-        if data.get("version") != VERSION:
-            raise ValueError(f"this network spec has version {data.get('version')}, only {VERSION} is known")
+        version = data.get("version")
+        if isinstance(version, bool) or version != VERSION:
+            raise ValueError(f"this network spec has version {version!r}, only {VERSION} is known")
         rest = {key: value for key, value in data.items() if key not in ("format", "version")}
-        try:
-            stages = tuple(tuple(BlockSpec(**block) for block in stage) for stage in rest.pop("stages"))
-            stem, stage1 = ConvSpec(**rest.pop("stem")), tuple(ConvSpec(**c) for c in rest.pop("stage1"))
-            return cls(stem=stem, stage1=stage1, stages=stages, **rest)
-        except KeyError as error:
-            raise ValueError(f"the network spec lacks the field {error}") from None
-        except TypeError as error:
-            raise ValueError(f"the network spec does not fit: {error}") from None
+        rest = dict(_as_fields(cls, "the network spec", rest))
+        rest["stem"] = ConvSpec(**_as_fields(ConvSpec, "the stem", rest["stem"]))
+        rest["stage1"] = tuple(
+            ConvSpec(**_as_fields(ConvSpec, "a stage-1 convolution", conv))
+            for conv in _as_list("stage1", rest["stage1"])
+        )
+        rest["stages"] = tuple(
+            tuple(BlockSpec(**_as_fields(BlockSpec, "a block", block)) for block in _as_list("a stage", stage))
+            for stage in _as_list("stages", rest["stages"])
+        )
+        return cls(**rest)
 
     def save(self, path: str | Path) -> None:
         """Write the spec as JSON."""
@@ -194,8 +234,8 @@ class NetSpec:
             ValueError: the file is not JSON or not a network spec.
         """
         try:
-            data = json.loads(Path(path).read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not JSON: {error}") from None
         try:
             return cls.from_dict(data)

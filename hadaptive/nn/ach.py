@@ -197,5 +197,3 @@ def update_temperatures(model: nn.Module) -> None:
 def expansions(model: nn.Module) -> dict[str, CrossHadamardExpansion]:
     """Every cross-Hadamard expansion in `model` by its qualified name, in order."""
     return {n: m for n, m in model.named_modules() if isinstance(m, CrossHadamardExpansion)}
-
-

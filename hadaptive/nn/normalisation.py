@@ -9,10 +9,11 @@ Source: arXiv 2505.22226, section 3 and its ablations; DyT: arXiv 2503.10622.
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hadaptive import ops
-from hadaptive.ops.reference import compute_dtype
+from hadaptive.ops.reference import compute_dtype, largest_finite
 
 
 class _DynamicNorm(nn.Module):
@@ -25,7 +26,10 @@ class _DynamicNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def scaled(self, x: Tensor) -> Tensor:
-        return self.alpha * x.to(compute_dtype(x.dtype))
+        u = x.to(compute_dtype(x.dtype))
+        # A product of finite maps may overflow to inf, which would make alpha's gradient 0 * inf.
+        bound = largest_finite(u.dtype)
+        return self.alpha * u.clamp(-bound, bound)
 
     def affine(self, u: Tensor, dtype: torch.dtype) -> Tensor:
         shape = [-1] + [1] * (u.dim() - 2)
@@ -83,7 +87,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        u = x.to(compute_dtype(x.dtype))
+        # The square overflows from 1.8e19 on, and the sum of squares a little earlier.
+        u = x.to(compute_dtype(x.dtype)).clamp(-1e18, 1e18)
         u = u * torch.rsqrt(u.square().mean(1, keepdim=True) + self.eps)
         return (self.weight.view([-1] + [1] * (x.dim() - 2)) * u).to(x.dtype)
 
@@ -91,9 +96,30 @@ class RMSNorm(nn.Module):
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
     """BatchNorm over any number of spatial dims (paper: 64.39, the ablation's loser; M and L use it in turn)."""
 
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
+
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
             raise ValueError(f"expected (B, C, S...), got {input.dim()} dims")
+
+    def forward(self, input: Tensor) -> Tensor:
+        self._check_input_dim(input)
+        # Products stay float32 in a half-precision model (they overflow float16), and PyTorch refuses a wide
+        # input with narrow parameters: widen them, and write the running statistics back.
+        u = input.to(compute_dtype(input.dtype))
+        mean, var = self.running_mean.to(u.dtype), self.running_var.to(u.dtype)
+        y = F.batch_norm(
+            u, mean, var, self.weight.to(u.dtype), self.bias.to(u.dtype), self.training, self.momentum, self.eps
+        )
+        if self.training:
+            self.num_batches_tracked.add_(1)
+            if mean.dtype != self.running_mean.dtype:
+                self.running_mean.copy_(mean)
+                self.running_var.copy_(var)
+        return y.to(input.dtype)
 
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {

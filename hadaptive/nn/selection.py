@@ -130,13 +130,9 @@ class ChannelSelection(nn.Module):
         self.register_buffer("temperature", torch.tensor(TEMPERATURE_MAX))
         self.register_buffer("gradient_norm", torch.tensor(0.0))
 
-    def forward(
-        self, scores: Tensor, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward(self, scores: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor | None]:
         if self.training:
-            index, gate = gumbel_top_k(
-                scores, self.k, self.temperature, self.order, self.surrogate, generator
-            )
+            index, gate = gumbel_top_k(scores, self.k, self.temperature, self.order, self.surrogate, generator)
             return index, gate
         return top_k_channels(scores, self.k, self.order), None
 

@@ -33,7 +33,7 @@ class SelectionReport:
 
     @property
     def entropy(self) -> float:
-        """Entropy of the selection frequencies relative to the uniform one's: 1 spreads, log k / log C is fixed."""
+        """Entropy of the selection frequencies relative to the uniform's: 1 spreads, log k / log C is fixed."""
         p = self.frequency / self.frequency.sum().clamp(min=1e-12)
         entropy = torch.special.entr(p).sum()
         return float(entropy / torch.log(torch.tensor(float(max(2, len(p))))))
@@ -117,8 +117,8 @@ class SelectionRecorder:
         """What was recorded so far, as plain tensors, for a checkpoint in the middle of an epoch."""
         state: dict[str, Tensor] = {}
         for name, counts in self._counts.items():
-            state[f"{name}.counts"] = counts.counts.cpu()
-            state[f"{name}.agreed"] = counts.agreed.cpu()
+            state[f"{name}.counts"] = counts.counts.to("cpu", copy=True)
+            state[f"{name}.agreed"] = counts.agreed.to("cpu", copy=True)
             state[f"{name}.samples"] = torch.tensor(counts.samples)
         for name, calls in self._calls.items():
             state[f"{name}.calls"] = torch.tensor(calls)

@@ -67,9 +67,7 @@ def dysoft(x: Tensor, alpha: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return softsign_affine(x.to(compute_dtype(x.dtype)), alpha, weight, bias).to(x.dtype)
 
 
-def expand(
-    x: Tensor, index: Tensor, gate: Tensor | None, alpha: Tensor, weight: Tensor, bias: Tensor
-) -> Tensor:
+def expand(x: Tensor, index: Tensor, gate: Tensor | None, alpha: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Plain path of :func:`hadaptive.ops.expand`."""
     q = pair_products(select_channels(x, index, gate))
     d = softsign_affine(q, alpha, weight, bias).to(x.dtype)

@@ -168,7 +168,9 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
         data = dataclasses.asdict(self)
-        return {k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for k, v in data.items()}
+        return {
+            k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for k, v in data.items()
+        }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "TrainConfig":

@@ -24,7 +24,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from hadaptive.data import derive_seed
-from hadaptive.evaluate import Evaluation, evaluate_model
+from hadaptive.metrics import Evaluation, evaluate_model
 from hadaptive.nn import SelectionRecorder, update_temperatures
 from hadaptive.provenance import provenance
 from hadaptive.runs import RunFolder, card_for, write_json
@@ -63,7 +63,9 @@ def train(config: TrainConfig, *, quiet: bool = False) -> dict[str, Any]:
     """
     accelerator = create_accelerator(config)
     output = config.output or default_output(config)
-    trainer = Trainer(config, accelerator, quiet=quiet)  # every mistake in the settings shows here, before a folder
+    trainer = Trainer(
+        config, accelerator, quiet=quiet
+    )  # every mistake in the settings shows here, before a folder
     failure: list[str] = [""]
     if accelerator.is_main_process:
         try:
@@ -131,7 +133,9 @@ class Trainer:
                 updates_per_epoch=self.data.steps_per_epoch,
             )
         except (ValueError, AssertionError, KeyError) as error:
-            raise ValueError(f"opt {config.opt!r} or sched {config.sched!r} is not one timm has: {error}") from None
+            raise ValueError(
+                f"opt {config.opt!r} or sched {config.sched!r} is not one timm has: {error}"
+            ) from None
         self.model, self.optimizer = accelerator.prepare(self.network, optimizer)
         self.mixup = None
         if config.mixup or config.cutmix:

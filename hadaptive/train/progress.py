@@ -22,7 +22,8 @@ class Progress:
         self.bar: Any = None
         self.task: Any = None
         if enabled and sys.stdout.isatty():
-            from rich.progress import BarColumn, Progress as Bar, TextColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
 
             self.bar = Bar(
                 TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f}%"),

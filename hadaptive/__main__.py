@@ -1,0 +1,5 @@
+import sys
+
+from hadaptive.cli import main
+
+sys.exit(main())

@@ -1,0 +1,264 @@
+"""The command line: one dataclass per command, whose fields are its flags. No logic lives here."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from hadaptive import __version__
+from hadaptive.train.config import RECIPES, TrainConfig
+
+Positional = tyro.conf.Positional
+
+
+@dataclass(frozen=True)
+class TrainCommand(TrainConfig):
+    """Train a network on images and leave a run folder.
+
+    Every flag's default comes from the recipe. With --resume, nothing but --quiet may be given beside it.
+
+    Attributes:
+        resume: continue this interrupted run exactly where it stopped.
+        quiet: print nothing.
+    """
+
+    resume: Path | None = None
+    quiet: bool = False
+
+
+@dataclass(frozen=True)
+class EvaluateCommand:
+    """Evaluate a run: accuracy with its interval, per class, and the confusion matrix as a picture.
+
+    Attributes:
+        run: run folder.
+        split: part of the data.
+        weights: which weights; default those that the run's own test used.
+        data: where the data lie now, if they have moved.
+        data_dir: likewise, for named data sets.
+        cpu: stay on the CPU even where there is a GPU.
+    """
+
+    run: Positional[Path]
+    split: Literal["test", "validation"] = "test"
+    weights: Literal["best", "last"] | None = None
+    data: str | None = None
+    data_dir: Path | None = None
+    cpu: bool = False
+
+
+@dataclass(frozen=True)
+class PredictCommand:
+    """Predict what is on images.
+
+    Attributes:
+        run: run folder.
+        images: image files, and folders to search for images.
+        top: how many classes to show.
+        weights: which weights.
+        json: print JSON lines instead of a table.
+        sheet: also draw the images with their predictions into this new PNG.
+    """
+
+    run: Positional[Path]
+    images: Positional[tuple[Path, ...]]
+    top: int = 3
+    weights: Literal["best", "last"] = "best"
+    json: bool = False
+    sheet: Path | None = None
+
+
+@dataclass(frozen=True)
+class InfoCommand:
+    """Show a network's layers, parameters, multiply-accumulates and element-wise products.
+
+    Attributes:
+        model: timm model name, NetSpec file (.json) or run folder.
+        image_size: side of the input; default the run's own, or 224.
+        num_classes: outputs; default the run's own, or 1000.
+        in_chans: image channels; default the run's own, or 3.
+        stem_strides: strides of a Hadaptive-Net's first convolutions.
+        json: print JSON instead of a table.
+        save_spec: write the network's spec to this new .json file, to change it by hand.
+    """
+
+    model: Positional[str]
+    image_size: int | None = None
+    num_classes: int | None = None
+    in_chans: int | None = None
+    stem_strides: tuple[int, ...] | None = None
+    json: bool = False
+    save_spec: Path | None = None
+
+
+@dataclass(frozen=True)
+class DemoCommand:
+    """Train, evaluate and predict on scikit-learn's digits, in about a minute on two cores.
+
+    Attributes:
+        output: run folder to make; default runs/demo-<time>.
+        epochs: fewer, to see it work only.
+    """
+
+    output: Path | None = None
+    epochs: int | None = None
+
+
+def _train(arguments: list[str]) -> None:
+    from hadaptive.train import resume, train
+
+    default = TrainCommand.from_recipe(_recipe_named_in(arguments))
+    command = tyro.cli(TrainCommand, prog="hadaptive train", args=arguments, default=default)
+    if command.resume is not None:
+        extra = [f.name for f in fields(TrainConfig) if getattr(command, f.name) != getattr(default, f.name)]
+        if extra:
+            raise ValueError(
+                f"--resume takes every setting from the run: leave out --{extra[0].replace('_', '-')}"
+            )
+        resume(command.resume, quiet=command.quiet)
+        return
+    config = TrainConfig(**{f.name: getattr(command, f.name) for f in fields(TrainConfig)})
+    train(config, quiet=command.quiet)
+
+
+def _recipe_named_in(arguments: list[str]) -> str:
+    for i, argument in enumerate(arguments):
+        if argument == "--recipe" and i + 1 < len(arguments):
+            return arguments[i + 1]
+        if argument.startswith("--recipe="):
+            return argument.removeprefix("--recipe=")
+    return "quick"
+
+
+def _evaluate(arguments: list[str]) -> None:
+    command = tyro.cli(EvaluateCommand, prog="hadaptive evaluate", args=arguments)
+    from hadaptive.evaluate import evaluate_run, print_evaluation
+
+    print_evaluation(
+        *evaluate_run(
+            command.run,
+            split=command.split,
+            weights=command.weights,
+            data=command.data,
+            data_dir=command.data_dir,
+            cpu=command.cpu,
+        )
+    )
+
+
+def _predict(arguments: list[str]) -> None:
+    command = tyro.cli(PredictCommand, prog="hadaptive predict", args=arguments)
+    from hadaptive.predict import predict_command
+
+    predict_command(
+        command.run,
+        command.images,
+        top=command.top,
+        weights=command.weights,
+        as_json=command.json,
+        sheet=command.sheet,
+    )
+
+
+def _info(arguments: list[str]) -> None:
+    command = tyro.cli(InfoCommand, prog="hadaptive info", args=arguments)
+    from hadaptive.info import info_command
+
+    info_command(
+        command.model,
+        image_size=command.image_size,
+        num_classes=command.num_classes,
+        in_chans=command.in_chans,
+        stem_strides=command.stem_strides,
+        as_json=command.json,
+        save_spec=command.save_spec,
+    )
+
+
+def _demo(arguments: list[str]) -> None:
+    command = tyro.cli(DemoCommand, prog="hadaptive demo", args=arguments)
+    from hadaptive.demo import run_demo
+
+    run_demo(command.output, epochs=command.epochs)
+
+
+def _recipes(arguments: list[str]) -> None:
+    for name, recipe in RECIPES.items():
+        print(f"{name:14} {recipe.about}")
+        if arguments:
+            print(f"{'':14} {json.dumps(recipe.settings)}")
+
+
+def _bench(arguments: list[str]) -> None:
+    if arguments[:1] != ["accuracy"]:
+        raise ValueError("say which benchmark: hadaptive bench accuracy")
+    from hadaptive.bench import AccuracyConfig, bench_accuracy, print_accuracy
+
+    config = tyro.cli(AccuracyConfig, prog="hadaptive bench accuracy", args=arguments[1:])
+    print_accuracy(bench_accuracy(config))
+
+
+COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
+    "train": (_train, "train a network on images, or --resume a run"),
+    "evaluate": (_evaluate, "accuracy, per class, confusion matrix of a run"),
+    "predict": (_predict, "classes and probabilities for image files"),
+    "info": (_info, "layers, parameters, MACs and products of a network"),
+    "recipes": (_recipes, "the named settings that train starts from; recipes all shows them"),
+    "demo": (_demo, "all of it on scikit-learn's digits, in about a minute"),
+    "bench": (_bench, "bench accuracy: several networks and seeds under one recipe"),
+}
+
+
+def _usage() -> str:
+    lines = [
+        f"hadaptive {__version__}: efficient vision networks made of adaptive cross-Hadamard products",
+        "",
+        "usage: hadaptive COMMAND [FLAGS]      hadaptive COMMAND --help shows a command's flags",
+        "",
+        *(f"  {name:10} {about}" for name, (_, about) in COMMANDS.items()),
+        "",
+        "first steps:",
+        "  hadaptive demo",
+        "  hadaptive train --data path/to/folder --recipe folder --output runs/mine",
+        "  hadaptive predict runs/mine picture.jpg",
+        "",
+        "--traceback before a command shows where in the code an error arose; --version prints the version.",
+    ]
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; the exit status is 0, 1 (bad input or a failed run), 2 (bad flags) or 130 (interrupted)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    traceback = "--traceback" in arguments[:1]
+    if traceback:
+        arguments = arguments[1:]
+    if arguments[:1] == ["--version"]:
+        print(__version__)
+        return 0
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0
+    if arguments[0] not in COMMANDS:
+        print(f"hadaptive: there is no command {arguments[0]!r}\n\n{_usage()}", file=sys.stderr)
+        return 2
+    from hadaptive.train.loop import TrainingInterruptedError
+
+    try:
+        COMMANDS[arguments[0]][0](arguments[1:])
+    except TrainingInterruptedError as stopped:
+        print(f"stopped; go on with: hadaptive train --resume {stopped}", file=sys.stderr)
+        return 130
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except ValueError as error:
+        if traceback:
+            raise
+        print(f"hadaptive {arguments[0]}: {error}", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,183 @@
+"""A person's own images: a folder or a tar file with a folder of images per class."""
+
+import os
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from timm.utils import natural_key  # pyright: ignore[reportPrivateImportUsage]
+
+from hadaptive.data.sources import FileSource, Opened, Source
+
+IMAGE_SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif", ".tga"),
+)
+PART_FOLDERS = {
+    "train": ("train", "training"),
+    "validation": ("val", "valid", "validation", "dev", "eval"),
+    "test": ("test", "testing"),
+}
+
+
+@dataclass
+class Tree:
+    """A folder's images, (path, offset, size) each, and the folders in it. Offsets are 0 outside tar files."""
+
+    label: str
+    images: list[tuple[str, int, int]] = field(default_factory=list)
+    folders: dict[str, "Tree"] = field(default_factory=dict)
+
+    def all_images(self) -> Iterator[tuple[str, int, int]]:
+        """The images here and in the folders below."""
+        yield from self.images
+        for folder in self.folders.values():
+            yield from folder.all_images()
+
+
+def open_folder(path: Path) -> Opened:
+    """Images in ``path/<class>/`` or ``path/<train, val or test>/<class>/``, at any depth below a class.
+
+    Hidden files, and files without an image's suffix, are passed over.
+
+    Raises:
+        ValueError: the folder is not laid out like that, has fewer than two classes, or may not be read.
+    """
+    return _divide(_scan(path, ()), None)
+
+
+def open_tar(path: Path) -> Opened:
+    """As :func:`open_folder`, inside an uncompressed tar file; tar files in it count as folders.
+
+    Raises:
+        ValueError: also, the file is no tar file, a compressed one or a damaged one.
+    """
+    root = Tree(str(path))
+    try:
+        with tarfile.open(path, "r:") as tar:
+            _index(tar, 0, root)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
+    except tarfile.TarError as error:
+        if path.suffix.lower() in (".gz", ".tgz", ".bz2", ".xz", ".zst"):
+            raise ValueError(
+                f"{path} is compressed, and its images cannot be reached one by one: unpack it and pass the folder"
+            ) from None
+        raise ValueError(f"{path} is not a tar file, or a damaged one: {error}") from None
+    # Whoever packs a folder packs its name too: data/cat/1.png. Parts and classes begin where it branches.
+    while len(root.folders) == 1 and not root.images and next(iter(root.folders.values())).folders:
+        root = next(iter(root.folders.values()))
+    return _divide(root, path)
+
+
+def _is_image(name: str) -> bool:
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def _scan(path: Path, above: tuple[str, ...]) -> Tree:
+    tree, real = Tree(str(path)), os.path.realpath(path)
+    if real in above:  # a symbolic link to a folder that it lies in
+        return tree
+    try:
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if entry.name.startswith(".") or entry.name == "__MACOSX":
+                    continue
+                if entry.is_dir():
+                    tree.folders[entry.name] = _scan(path / entry.name, (*above, real))
+                elif _is_image(entry.name):
+                    tree.images.append((entry.path, 0, 0))
+    except OSError as error:
+        raise ValueError(f"the folder {path} cannot be read: {error.strerror or error}") from None
+    return tree
+
+
+def _index(tar: tarfile.TarFile, start: int, root: Tree) -> None:
+    """Enter the images of a tar file that begins at byte `start` of the file on disk."""
+    for member in tar:
+        *above, name = [step for step in member.name.split("/") if step not in ("", ".")] or [""]
+        if not (member.isfile() or member.isdir()) or member.issparse() or any(s.startswith(".") for s in above):
+            continue
+        nested = member.isfile() and name.lower().endswith(".tar") and not name.startswith(".")
+        folder = root
+        for step in [*above, *([name] if member.isdir() and name else []), *([name[:-4]] if nested else [])]:
+            folder = folder.folders.setdefault(step, Tree(f"{folder.label}/{step}"))
+        if nested:
+            with tarfile.open(fileobj=tar.extractfile(member), mode="r:") as inner:
+                _index(inner, start + member.offset_data, folder)
+        elif member.isfile() and _is_image(name):
+            folder.images.append((member.name, start + member.offset_data, member.size))
+
+
+def _divide(root: Tree, container: Path | None) -> Opened:
+    found: dict[str, Tree] = {}
+    for part, names in PART_FOLDERS.items():
+        matches = [folder for name, folder in root.folders.items() if name.lower() in names]
+        if len(matches) > 1:
+            labels = " and ".join(sorted(folder.label for folder in matches))
+            raise ValueError(f"{labels} are both taken for the {part} part: merge or rename one of them")
+        if matches:
+            found[part] = matches[0]
+    if found and "train" not in found:
+        other = next(iter(found.values())).label
+        raise ValueError(f"{other} has no train folder beside it: add one, or rename it if it is a class")
+    train = found.get("train", root)
+    classes = _classes(train)
+    parts: dict[str, Source] = {"train": _source(train, classes, container)}
+    notes = [f"{len(train.images)} images lie in {train.label} outside its class folders; not used"]
+    for part in ("validation", "test"):
+        if part not in found:
+            continue
+        folder = found[part]
+        unknown = sorted(n for n, f in folder.folders.items() if n not in classes and any(f.all_images()))
+        if unknown:
+            raise ValueError(
+                f"{folder.label} has classes that {train.label} lacks: {', '.join(unknown[:5])}; "
+                "every part needs the same class folders"
+            )
+        # The same class numbers as in training, even where this part lacks a class.
+        parts[part] = _source(folder, classes, container)
+        if not len(parts[part]):
+            raise ValueError(f"{folder.label} has no images in class folders: add them or remove that folder")
+    return Opened(parts, classes, notes=notes if train.images else [])
+
+
+def _classes(train: Tree) -> list[str]:
+    classes = sorted(train.folders, key=lambda name: (natural_key(name), name))
+    if not classes:
+        held = f"holds {len(train.images)} images but no class folders" if train.images else "has no class folders"
+        raise ValueError(f"{train.label} {held}: put the images of each class into a folder of their own there")
+    empty = [name for name in classes if not any(train.folders[name].all_images())]
+    if len(empty) == len(classes):
+        raise ValueError(
+            f"no images were found in the folders of {train.label}: files count whose names end in "
+            f"{', '.join(IMAGE_SUFFIXES)}"
+        )
+    if empty:
+        raise ValueError(
+            f"the class folder {train.folders[empty[0]].label} holds no images: add some or remove it"
+            + (f" (and so for {len(empty) - 1} more)" if len(empty) > 1 else "")
+        )
+    if len(classes) == 1:
+        only = train.folders[classes[0]]
+        hint = f"; or did you mean {only.label}?" if len(only.folders) > 1 else ""
+        raise ValueError(f"{train.label} has only one class, {classes[0]!r}: two at least are needed{hint}")
+    return classes
+
+
+def _source(folder: Tree, classes: list[str], container: Path | None) -> FileSource:
+    labelled = [
+        (image, target)
+        for target, name in enumerate(classes)
+        if name in folder.folders
+        for image in folder.folders[name].all_images()
+    ]
+    labelled.sort(key=lambda item: (natural_key(item[0][0]), item[0]))
+    return FileSource(
+        [path for (path, _, _), _ in labelled],
+        np.array([target for _, target in labelled], np.int64),
+        container,
+        None if container is None else np.array([span for (_, *span), _ in labelled], np.int64).reshape(-1, 2),
+    )

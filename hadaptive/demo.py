@@ -1,0 +1,68 @@
+"""The main job from end to end on real images that ship with scikit-learn."""
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from hadaptive.data import open_splits
+from hadaptive.evaluate import evaluate_run, print_evaluation
+from hadaptive.pictures import contact_sheet
+from hadaptive.predict import predict_images
+from hadaptive.runs import RunFolder
+from hadaptive.train import TrainConfig, train
+
+SHOWN = 32
+
+
+def run_demo(output: Path | None = None, *, epochs: int | None = None) -> dict[str, Any]:
+    """Train S on scikit-learn's digits, evaluate it, predict held-out images from files, draw a contact sheet.
+
+    Args:
+        output: run folder to make; default runs/demo-<time>.
+        epochs: fewer, to see it work only.
+
+    Returns:
+        The training summary, with the contact sheet's path under "sheet".
+
+    Raises:
+        ValueError: the folder exists.
+    """
+    output = output or Path("runs") / f"demo-{datetime.now():%Y%m%d-%H%M%S}"
+    changes = {} if epochs is None else {"epochs": epochs}
+    summary = train(TrainConfig.from_recipe("quick", data="digits", output=output, **changes))
+    evaluation, classes, files = evaluate_run(output)
+    print_evaluation(evaluation, classes, files)
+
+    run = RunFolder.open(output)
+    model, card = run.load_model("best")
+    folder, sheet = run.path / "samples", run.path / "predictions.png"
+    folder.mkdir()
+    test = open_splits("digits").test
+    assert test is not None
+    paths, truths = [], []
+    for i in range(SHOWN):
+        image, target = test.read(i)
+        paths.append(folder / f"{i:02d}-is-{classes[target]}.png")
+        truths.append(classes[target])
+        image.save(paths[-1])
+    tiles: list[tuple[Image.Image, str, bool | None]] = []
+    right = 0
+    for prediction, path, truth in zip(
+        predict_images(model, paths, card.classes, card.preprocessing), paths, truths, strict=True
+    ):
+        name, probability = prediction.classes[0]
+        right += name == truth
+        with Image.open(path) as image:
+            tiles.append((image.copy(), f"{name} ({probability:.0%})", name == truth))
+    contact_sheet(tiles, sheet, f"{right} of {SHOWN} held-out digits right")
+
+    test_figures = summary["test"]
+    print()
+    print(f"test accuracy {test_figures['accuracy']:.2%} on {test_figures['images']} held-out digits")
+    print(f"{right} of {SHOWN} shown right: {sheet}")
+    print(f"confusion matrix: {files['confusion matrix']}")
+    print(f"curves: {run.curves}")
+    print(f"everything else: {run.path}")
+    return {**summary, "sheet": str(sheet)}

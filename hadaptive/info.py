@@ -1,0 +1,243 @@
+"""What a network is made of and what it costs: parameters, multiply-accumulates, element-wise products."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from hadaptive import ops
+from hadaptive.models import create_model, spec_of
+from hadaptive.nn import AdaptiveBottleneck, AdaptiveCrossHadamard, GhostExpansion
+from hadaptive.runs import RunFolder
+
+
+class _ProductCounter(TorchDispatchMode):
+    """Counts multiplications of two feature maps of one shape, which FLOP counters leave out.
+
+    Scaling by a per-channel factor (a gate, a norm's weight, squeeze-and-excite) is not such a product.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func in (torch.ops.aten.mul.Tensor, torch.ops.aten.mul_.Tensor):
+            a, b = args[:2]
+            if (
+                isinstance(a, Tensor)
+                and isinstance(b, Tensor)
+                and a.dim() >= 3
+                and a.shape == b.shape == out.shape
+            ):
+                self.total += out.numel()
+        return out
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """One row of the table: a module, its output shape for one image, its parameters and costs."""
+
+    name: str
+    kind: str
+    output: tuple[int, ...]
+    parameters: int
+    macs: int
+    products: int
+
+
+@dataclass(frozen=True)
+class NetworkInfo:
+    """The whole network's figures for one image.
+
+    Attributes:
+        layers: a row per block.
+        parameters: learnt numbers.
+        buffers: numbers kept but not learnt (BatchNorm statistics, temperatures).
+        macs: multiply-accumulates of convolutions and linear layers; ACH's score convolution, a 1-D one over
+            the channels, is left out, as in the paper.
+        products: element-wise products of feature maps.
+        input_size: (channels, height, width) they hold for.
+    """
+
+    layers: list[LayerInfo]
+    parameters: int
+    buffers: int
+    macs: int
+    products: int
+    input_size: tuple[int, int, int]
+
+
+def _measured_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """A readable cut through the module tree: children, and the blocks inside Sequential ones."""
+    result = []
+    for name, child in model.named_children():
+        if isinstance(child, nn.Sequential) and any(True for m in child for _ in m.children()):
+            result += [(f"{name}.{inner}", module) for inner, module in _measured_modules(child)]
+        else:
+            result.append((name, child))
+    return result
+
+
+def _describe(module: nn.Module) -> str:
+    if isinstance(module, AdaptiveBottleneck):
+        kernel = module.depthwise[0].kernel_size[0]  # pyright: ignore[reportIndexIssue]
+        if isinstance(module.expansion, AdaptiveCrossHadamard):
+            expansion = module.expansion.expansion
+            return f"ACH k={expansion.k}, {type(expansion.norm).__name__}, depthwise {kernel}x{kernel}"
+        if isinstance(module.expansion, GhostExpansion):
+            return f"Ghost to {module.expansion.out_channels}, depthwise {kernel}x{kernel}"
+    if isinstance(module, nn.Conv2d):
+        return f"Conv {module.kernel_size[0]}x{module.kernel_size[1]}"
+    if isinstance(module, nn.Sequential) and len(module) and isinstance(module[0], nn.Conv2d):
+        conv = module[0]
+        return f"Conv {conv.kernel_size[0]}x{conv.kernel_size[1]}/{conv.stride[0]} + " + " + ".join(
+            type(m).__name__ for m in list(module)[1:]
+        )
+    return type(module).__name__
+
+
+@torch.no_grad()
+def inspect_network(model: nn.Module, input_size: tuple[int, int, int]) -> NetworkInfo:
+    """Count one image's worth of everything, on the plain-PyTorch path and in eval mode.
+
+    Raises:
+        ValueError: the network cannot take images of this size.
+    """
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    image = torch.zeros(1, *input_size, device=device)
+    rows: list[LayerInfo] = []
+    handles = []
+
+    def watch(name: str, module: nn.Module) -> None:
+        start: list[int] = []
+
+        def before(*_: Any) -> None:
+            start[:] = [flops.get_total_flops(), counter.total]
+
+        def after(_: nn.Module, __: Any, out: Any) -> None:
+            shape = tuple(out.shape[1:]) if isinstance(out, Tensor) else ()
+            count = sum(p.numel() for p in module.parameters())
+            macs, products = flops.get_total_flops() - start[0], counter.total - start[1]
+            rows.append(LayerInfo(name, _describe(module), shape, count, macs // 2, products))
+
+        handles.extend([module.register_forward_pre_hook(before), module.register_forward_hook(after)])
+
+    for name, module in _measured_modules(model):
+        watch(name, module)
+    counter = _ProductCounter()
+    flops = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution: _convolution_flops})
+    try:
+        with ops.backend("reference"), flops, counter:
+            model(image)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"the network cannot take images of {input_size}: {str(error).splitlines()[0]}") from None
+    finally:
+        for handle in handles:
+            handle.remove()
+        model.train(was_training)
+    return NetworkInfo(
+        layers=[row for row in rows if row.parameters or row.macs or row.products],
+        parameters=sum(p.numel() for p in model.parameters()),
+        buffers=sum(b.numel() for b in model.buffers()),
+        macs=flops.get_total_flops() // 2,
+        products=counter.total,
+        input_size=input_size,
+    )
+
+
+def _convolution_flops(
+    x_shape: Any, w_shape: Any, bias: Any, stride: Any, padding: Any, dilation: Any, transposed: bool, *args: Any,
+    out_shape: Any = None, **kwargs: Any,
+) -> int:  # fmt: skip
+    if len(x_shape) == 3:
+        return 0  # 1-D: a score over channels, not a layer over positions
+    per_output = 1
+    for size in w_shape[1:]:
+        per_output *= size
+    positions = 1
+    for size in (out_shape[0], *out_shape[2:]):
+        positions *= size
+    return 2 * positions * w_shape[0] * per_output
+
+
+def info_command(
+    model: str,
+    *,
+    image_size: int | None = None,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    stem_strides: tuple[int, ...] | None = None,
+    as_json: bool = False,
+    save_spec: Path | None = None,
+) -> None:
+    """Build the network that is meant (timm name, spec file or run folder) and print its figures.
+
+    Raises:
+        ValueError: no such model, or it cannot take such images.
+    """
+    if Path(model).is_dir():
+        card = RunFolder.open(model).read_card()
+        source = card.spec or card.model
+        image_size = image_size or card.preprocessing.image_size
+        num_classes = len(card.classes) if num_classes is None else num_classes
+        in_chans = in_chans or card.preprocessing.in_chans
+    else:
+        source = model
+    network = create_model(
+        source,
+        num_classes=1000 if num_classes is None else num_classes,
+        in_chans=in_chans or 3,
+        stem_strides=stem_strides,
+    )
+    if save_spec is not None:
+        spec = spec_of(network)
+        if spec is None:
+            raise ValueError(f"{model} is not a Hadaptive-Net and has no spec to save")
+        if save_spec.exists():
+            raise ValueError(f"{save_spec} exists already and is not overwritten")
+        spec.save(save_spec)
+    size = image_size or 224
+    info = inspect_network(network, (in_chans or 3, size, size))
+    if as_json:
+        print(json.dumps(dataclasses.asdict(info)))
+    else:
+        print_info(info, model)
+
+
+def print_info(info: NetworkInfo, title: str) -> None:
+    """Print the table and the totals."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(title=title, title_justify="left")
+    for column in ("layer", "what"):
+        table.add_column(column)
+    for column in ("output", "parameters", "MACs", "products"):
+        table.add_column(column, justify="right")
+    for row in info.layers:
+        table.add_row(
+            row.name,
+            row.kind,
+            "x".join(map(str, row.output)),
+            f"{row.parameters:,}",
+            f"{row.macs:,}",
+            f"{row.products:,}" if row.products else "",
+        )
+    console.print(table)
+    size = "x".join(map(str, info.input_size))
+    console.print(
+        f"{info.parameters:,} parameters, {info.buffers:,} buffer entries; for one {size} image "
+        f"{info.macs / 1e6:,.1f} M MACs and {info.products / 1e6:,.2f} M element-wise products",
+        highlight=False,
+    )

@@ -1,0 +1,148 @@
+"""What a trained network sees in a person's own images."""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from hadaptive.data import Preprocessing, eval_transform, to_eight_bit
+from hadaptive.data.loading import UNREADABLE
+from hadaptive.pictures import contact_sheet
+from hadaptive.runs import RunFolder
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The likeliest classes of one image, or why it could not be read.
+
+    Attributes:
+        image: its path.
+        classes: (name, probability) pairs, likeliest first; empty when unreadable.
+        error: None, or the reason.
+    """
+
+    image: str
+    classes: list[tuple[str, float]]
+    error: str | None = None
+
+
+def find_images(paths: Iterable[Path]) -> list[Path]:
+    """The files named, and the images (by suffix) in the folders named, at any depth, in order.
+
+    Raises:
+        ValueError: a path does not exist, or there is no image at all.
+    """
+    found: list[Path] = []
+    paths = [Path(path) for path in paths]
+    for path in paths:
+        if path.is_dir():
+            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise ValueError(f"there is no file or folder {path}")
+    if not found:
+        raise ValueError(f"there are no images in {', '.join(map(str, paths))}")
+    return found
+
+
+def _batches(items: list[Path], size: int) -> Iterator[list[Path]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+@torch.no_grad()
+def predict_images(
+    model: nn.Module,
+    images: Iterable[Path],
+    classes: list[str],
+    preprocessing: Preprocessing,
+    *,
+    top: int = 5,
+    batch_size: int = 32,
+) -> Iterator[Prediction]:
+    """Predict image by image, in order; one that cannot be read gives a Prediction with an error.
+
+    Args:
+        model: in eval mode, on the CPU.
+        images: paths of image files.
+        classes: names, in the order of the outputs.
+        preprocessing: as the network was trained.
+        top: how many classes to give, at most as many as there are.
+        batch_size: images per forward pass.
+
+    Raises:
+        ValueError: top is not positive.
+    """
+    if top < 1:
+        raise ValueError(f"top must be at least 1, got {top}")
+    transform = eval_transform(preprocessing)
+    for batch in _batches(list(images), batch_size):
+        tensors: list[Tensor] = []
+        errors: dict[Path, str] = {}
+        for path in batch:
+            try:
+                with Image.open(path) as image:
+                    tensors.append(transform(image))
+            except UNREADABLE as error:
+                errors[path] = str(error).splitlines()[0] if str(error) else type(error).__name__
+        rows = iter(torch.softmax(model(torch.stack(tensors)).float(), dim=1) if tensors else [])
+        for path in batch:
+            if path in errors:
+                yield Prediction(str(path), [], errors[path])
+                continue
+            values, indices = next(rows).topk(min(top, len(classes)))
+            pairs = zip(indices.tolist(), values.tolist(), strict=True)
+            yield Prediction(str(path), [(classes[i], p) for i, p in pairs])
+
+
+def predict_command(
+    run_path: Path,
+    paths: Iterable[Path],
+    *,
+    top: int,
+    weights: str = "best",
+    as_json: bool = False,
+    sheet: Path | None = None,
+) -> None:
+    """Predict and print: a table, or a JSON object per line; optionally a contact sheet.
+
+    Raises:
+        ValueError: no such run or images, the sheet exists, or not one image could be read.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    images = find_images(paths)
+    if sheet is not None and sheet.exists():
+        raise ValueError(f"{sheet} exists already and is not overwritten: choose another --sheet")
+    model, card = RunFolder.open(run_path).load_model(weights)
+    table = Table("image", "class", "probability")
+    tiles: list[tuple[Image.Image, str, bool | None]] = []
+    failed = 0
+    for prediction in predict_images(model, images, card.classes, card.preprocessing, top=top):
+        failed += prediction.error is not None
+        if as_json:
+            print(json.dumps(dataclasses.asdict(prediction)))
+        elif prediction.error is not None:
+            table.add_row(prediction.image, "cannot be read", prediction.error, end_section=True)
+        for place, (name, probability) in enumerate(prediction.classes):
+            last = place == len(prediction.classes) - 1
+            table.add_row("" if place else prediction.image, name, f"{probability:.2%}", end_section=last)
+        if sheet is not None and prediction.error is None:
+            with Image.open(prediction.image) as image:
+                name, probability = prediction.classes[0]
+                tiles.append((to_eight_bit(image, 3), f"{name} ({probability:.0%})", None))
+    if not as_json:
+        Console().print(table)
+    if sheet is not None and tiles:
+        contact_sheet(tiles, sheet, f"predictions of {card.model}")
+    if failed == len(images):
+        raise ValueError("not one of the images could be read")

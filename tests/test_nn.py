@@ -1,0 +1,499 @@
+"""ACH for maps and for tokens, Ghost, and the bottleneck: equality with method.md, gradients, shapes, errors."""
+
+import copy
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from tolerances import DTYPES, assert_close, dtype_id
+from torch import Tensor, nn
+
+from hadaptive.nn import (
+    NORMS,
+    AdaptiveBottleneck,
+    AdaptiveCrossHadamard,
+    CrossHadamardExpansion,
+    CrossHadamardMlp,
+    GhostExpansion,
+    expansions,
+    gumbel_noise,
+    k_for_width,
+)
+
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+every_norm = pytest.mark.parametrize("norm", NORMS)
+every_order = pytest.mark.parametrize("order", ["rank", "index"])
+both_modes = pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Parameters and running statistics that are not the initial ones (temperatures stay)."""
+    generator = seeded(seed)
+    with torch.no_grad():
+        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            if name.endswith("running_var"):
+                tensor.uniform_(0.5, 2.0, generator=generator)
+            elif tensor.is_floating_point() and "select." not in name:
+                tensor.normal_(0.1, 0.6, generator=generator)
+    return module
+
+
+def numpy_ach(ach: AdaptiveCrossHadamard, x: Tensor, noise: np.ndarray | None = None) -> np.ndarray:
+    """The table of method.md, section 1, for (B, C, H, W); training mode where there is noise."""
+    w = {name: tensor.detach().double().numpy() for name, tensor in ach.state_dict().items()}
+    k, select = ach.expansion.k, ach.expansion.select
+    x = np.einsum("oi,bihw->bohw", w["mix.weight"][:, :, 0, 0], x.detach().double().numpy())
+    mean, var = (
+        (w["bn.running_mean"], w["bn.running_var"]) if noise is None else (x.mean((0, 2, 3)), x.var((0, 2, 3)))
+    )
+    scale = w["bn.weight"] / np.sqrt(var + 1e-5)
+    x = (x - mean[:, None, None]) * scale[:, None, None] + w["bn.bias"][:, None, None]
+    pooled = np.pad(x.mean((2, 3)), ((0, 0), (2, 2)))
+    score = sum(w["expansion.score.conv.weight"][0, 0, t] * pooled[:, t : t + x.shape[1]] for t in range(5))
+    top = np.argsort(-(score if noise is None else score + noise), axis=1, kind="stable")[:, :k]
+    top = np.sort(top, axis=1) if select.order == "index" else top
+    z = np.take_along_axis(x, top[:, :, None, None], axis=1)
+    q = np.stack([z[:, i] * z[:, j] for i in range(k) for j in range(i + 1, k)], axis=1)
+    u = w["expansion.norm.alpha"] * q
+    affine = [w[f"expansion.norm.{name}"][:, None, None] for name in ("weight", "bias")]
+    return np.concatenate([x, affine[0] * u / (1 + np.abs(u)) + affine[1]], axis=1)
+
+
+# AdaptiveCrossHadamard: values
+
+
+@every_order
+@pytest.mark.parametrize(("channels", "k"), [(2, 2), (5, 3), (7, 7), (33, 16)], ids=lambda v: str(v))
+def test_ach_in_eval_equals_the_transcription(channels: int, k: int, order: str) -> None:
+    ach = randomise(AdaptiveCrossHadamard(channels, k, order=order)).double().eval()
+    x = torch.randn(3, channels, 3, 5, dtype=torch.float64)
+    y = ach(x)
+    assert y.shape == (3, ach.out_channels, 3, 5)
+    assert ach.out_channels == channels + k * (k - 1) // 2
+    assert_close(y, numpy_ach(ach, x))
+    assert torch.equal(ach(x), y)
+
+
+@every_order
+def test_ach_in_training_equals_the_transcription(order: str) -> None:
+    ach = randomise(AdaptiveCrossHadamard(7, 4, order=order)).double()
+    x = torch.randn(3, 7, 3, 5, dtype=torch.float64)
+    expected = numpy_ach(ach, x, noise=gumbel_noise(x[:, :, 0, 0], seeded(5)).double().numpy())
+    assert_close(ach(x, seeded(5)), expected)
+
+
+def test_ach_selects_for_each_sample_alone() -> None:
+    ach = randomise(AdaptiveCrossHadamard(9, 4)).double().eval()
+    x = torch.randn(4, 9, 3, 3, dtype=torch.float64)
+    assert_close(ach(x), torch.cat([ach(sample) for sample in x.split(1)]))
+    index, _ = ach.expansion.select(ach.expansion.score(ach.bn(ach.mix(x))))
+    assert len({tuple(row) for row in index.tolist()}) > 1  # or the equality above would show nothing
+
+
+@every_norm
+@both_modes
+def test_ach_with_every_norm(norm: str, training: bool) -> None:
+    ach = randomise(AdaptiveCrossHadamard(6, 4, norm=norm)).double().train(training)
+    x, mode = torch.randn(3, 6, 2, 3, dtype=torch.float64), copy.deepcopy(ach.expansion.norm)
+    y = ach(x, seeded())
+    mixed = y[:, :6]
+    index, _ = ach.expansion.select(ach.expansion.score(mixed), seeded())
+    z = torch.stack([sample[row] for sample, row in zip(mixed, index, strict=True)])
+    i, j = torch.triu_indices(4, 4, 1)
+    assert_close(y[:, 6:], mode(z[:, i] * z[:, j]))
+
+
+@both_modes
+@pytest.mark.parametrize("spatial", [(), (12,), (2, 3, 2)], ids=["0d", "1d", "3d"])
+def test_ach_treats_all_spatial_dims_as_one(spatial: tuple[int, ...], training: bool) -> None:
+    ach = randomise(AdaptiveCrossHadamard(5, 3)).double().train(training)
+    x = torch.randn(4, 5, *spatial, dtype=torch.float64)
+    flat = x.reshape(4, 5, -1, 1)
+    assert_close(ach(x, seeded()), ach(flat, seeded()).reshape(4, 8, *spatial))
+
+
+def test_ach_of_an_empty_batch() -> None:
+    assert AdaptiveCrossHadamard(5, 3).eval()(torch.randn(0, 5, 4, 4)).shape == (0, 8, 4, 4)
+
+
+@both_modes
+@every_norm
+@every_dtype
+def test_ach_keeps_the_dtype(dtype: torch.dtype, norm: str, training: bool) -> None:
+    ach = AdaptiveCrossHadamard(5, 3, norm=norm).to(dtype).train(training)
+    x = torch.randn(4, 5, 3, 3, dtype=dtype, requires_grad=True)
+    y = ach(x)
+    y.float().square().mean().backward()
+    assert y.dtype == dtype
+    assert y.isfinite().all()
+    assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=dtype_id)
+def test_ach_tracks_float64(dtype: torch.dtype) -> None:
+    ach = AdaptiveCrossHadamard(8, 4, order="index").eval()
+    with torch.no_grad():  # scores far apart, so that rounding cannot change who is selected
+        ach.mix.weight.copy_(torch.eye(8).view(8, 8, 1, 1))
+    x = torch.arange(8).view(1, 8, 1, 1) / 4 + 0.1 * torch.rand(2, 8, 3, 3)
+    x = x.to(dtype)
+    assert_close(ach.to(dtype)(x), numpy_ach(ach, x), dtype)
+
+
+def test_ach_under_autocast() -> None:
+    ach, x = AdaptiveCrossHadamard(5, 3), torch.randn(4, 5, 3, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = ach(x, seeded())
+    assert y.dtype == torch.bfloat16
+    y.float().square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in ach.parameters())
+
+
+def test_ach_keeps_channels_last() -> None:
+    ach = AdaptiveCrossHadamard(5, 3).eval().to(memory_format=torch.channels_last)
+    x = torch.randn(2, 5, 3, 4)
+    y = ach(x.contiguous(memory_format=torch.channels_last))
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert_close(y, ach(x))
+
+
+# AdaptiveCrossHadamard: gradients
+
+
+@every_norm
+@pytest.mark.parametrize("surrogate", ["softmax", "softmax_k"])
+def test_every_parameter_learns(norm: str, surrogate: str) -> None:
+    ach = AdaptiveCrossHadamard(6, 4, norm=norm, surrogate=surrogate)
+    x = torch.randn(4, 6, 3, 3, requires_grad=True)
+    (ach(x, seeded()) * torch.randn(4, ach.out_channels, 3, 3)).sum().backward()
+    for name, tensor in (("x", x), *ach.named_parameters()):
+        assert tensor.grad is not None, name
+        assert tensor.grad.isfinite().all(), name
+        assert tensor.grad.abs().max() > 0, name
+
+
+def differentiable_call(module: nn.Module, x: Tensor) -> tuple:
+    """A function of (x, parameters...) for gradcheck, its arguments, and the parameters' names."""
+    names, parameters = zip(*module.named_parameters(), strict=True)
+
+    def function(x: Tensor, *parameters: Tensor) -> Tensor:
+        return torch.func.functional_call(module, dict(zip(names, parameters, strict=True)), x)
+
+    return function, (x.detach().requires_grad_(), *parameters), names
+
+
+def test_ach_in_eval_passes_gradcheck() -> None:
+    ach = randomise(AdaptiveCrossHadamard(4, 3)).double().eval()
+    x = torch.randn(2, 4, 2, 2, dtype=torch.float64)
+    scores = ach.expansion.score(ach.bn(ach.mix(x))).sort(dim=1)[0]
+    assert scores.diff(dim=1).min() > 1e-3  # no tie within gradcheck's step
+    function, inputs, _ = differentiable_call(ach, x)
+    assert torch.autograd.gradcheck(function, inputs)
+
+
+class SurrogateSelection(nn.Module):
+    """What the straight-through gate stands for, as a true function in float64: 1 + soft(scores) - soft at x0."""
+
+    def __init__(self, scores: Tensor, noise: Tensor, k: int, scale: float) -> None:
+        super().__init__()
+        self.noise, self.scale = noise.double(), scale
+        self.index = (scores + self.noise).topk(k, dim=1)[1]
+        self.offset = self.soft(scores).detach()
+
+    def soft(self, scores: Tensor) -> Tensor:
+        return self.scale * torch.softmax((scores + self.noise) / 4.0, dim=1).gather(1, self.index)
+
+    def forward(self, scores: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        return self.index, 1 + self.soft(scores) - self.offset
+
+
+@pytest.mark.parametrize("surrogate", ["softmax", "softmax_k"])
+def test_ach_in_training_has_the_surrogates_gradient(surrogate: str) -> None:
+    ach = randomise(AdaptiveCrossHadamard(4, 3, surrogate=surrogate)).double()
+    ach.bn.track_running_stats = False  # gradcheck calls many times: no state may move
+    x = torch.randn(3, 4, 2, 2, dtype=torch.float64)
+    scores = ach.expansion.score(ach.bn(ach.mix(x)))
+    smooth = copy.deepcopy(ach)
+    smooth.expansion.select = SurrogateSelection(
+        scores, gumbel_noise(scores, seeded(2)), k=3, scale=3.0 if surrogate == "softmax_k" else 1.0
+    )
+    function, inputs, names = differentiable_call(smooth, x)
+    assert torch.autograd.gradcheck(function, inputs)
+
+    weights = torch.linspace(-1, 1, 3 * 7 * 4, dtype=torch.float64).view(3, 7, 2, 2)
+    expected = torch.autograd.grad((function(*inputs) * weights).sum(), inputs)
+    x = x.requires_grad_()
+    actual = torch.autograd.grad((ach(x, seeded(2)) * weights).sum(), (x, *ach.parameters()))
+    for name, a, e in zip(("x", *names), actual, expected, strict=True):
+        assert e.abs().max() > 1e-3, name
+        assert_close(a, e, torch.float32)  # the gate is float32
+
+
+# AdaptiveCrossHadamard: state and construction
+
+
+def test_ach_starts_as_in_the_paper() -> None:
+    ach = AdaptiveCrossHadamard(6, 4)
+    shapes = {name: tuple(p.shape) for name, p in ach.named_parameters()}
+    assert shapes == {
+        "mix.weight": (6, 6, 1, 1),
+        "bn.weight": (6,),
+        "bn.bias": (6,),
+        "expansion.score.conv.weight": (1, 1, 5),
+        "expansion.norm.alpha": (1,),
+        "expansion.norm.weight": (6,),
+        "expansion.norm.bias": (6,),
+    }
+    assert float(ach.expansion.select.temperature) == 4.0
+    assert (ach.expansion.select.order, ach.expansion.select.surrogate) == ("rank", "softmax")
+
+
+@both_modes
+def test_a_copy_and_a_reload_give_equal_outputs(training: bool) -> None:
+    ach, x = randomise(AdaptiveCrossHadamard(6, 4)), torch.randn(3, 6, 2, 2)
+    ach.expansion.select.temperature.fill_(0.7)
+    reloaded = AdaptiveCrossHadamard(6, 4)
+    reloaded.load_state_dict(ach.state_dict())
+    modules = [module.train(training) for module in (ach, copy.deepcopy(ach), reloaded)]
+    outputs = [module(x, seeded()) for module in modules]
+    for module, y in zip(modules[1:], outputs[1:], strict=True):
+        assert torch.equal(y, outputs[0])
+        assert float(module.expansion.select.temperature) == pytest.approx(0.7)
+
+
+def test_a_copy_is_independent() -> None:
+    ach = AdaptiveCrossHadamard(6, 4)
+    before = copy.deepcopy(ach.state_dict())
+    randomise(copy.deepcopy(ach))
+    assert all(torch.equal(before[name], tensor) for name, tensor in ach.state_dict().items())
+
+
+WRONG_ACH = {
+    "k-1": ({"k": 1}, "k must be at least 2, because products are of channel pairs; got 1"),
+    "k-negative": ({"k": -3}, "k must be at least 2"),
+    "k-too-large": ({"k": 7}, "k = 7 channels cannot be selected out of only 6"),
+    "norm": ({"norm": "layernorm"}, "norm must be one of dysoft, .*; got 'layernorm'"),
+    "order": ({"order": "random"}, "order must be one of rank, index; got 'random'"),
+    "surrogate": ({"surrogate": "simple"}, "surrogate must be one of softmax, softmax_k; got 'simple'"),
+    "score-kernel": ({"score_kernel": 4}, "kernel_size must be odd and positive, got 4"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG_ACH.values(), ids=WRONG_ACH.keys())
+@pytest.mark.parametrize("kind", [AdaptiveCrossHadamard, CrossHadamardExpansion, CrossHadamardMlp])
+def test_ach_rejects(kind: type[nn.Module], change: dict, message: str) -> None:
+    arguments = {"k": 3, **change}
+    with pytest.raises(ValueError, match=message):
+        kind(6, **arguments)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 3, 3), (2, 6, 3, 3), (5,), (2, 3, 5)], ids=str)
+def test_ach_rejects_the_wrong_channels(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"expected \(B, 5, S...\), got \["):
+        AdaptiveCrossHadamard(5, 3)(torch.randn(shape))
+
+
+def test_ach_scripts_and_compiles() -> None:
+    ach, x = randomise(AdaptiveCrossHadamard(5, 3)).eval(), torch.randn(2, 5, 3, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # this PyTorch deprecates torch.jit
+        assert torch.equal(torch.jit.script(ach)(x), ach(x))
+    torch.compiler.reset()
+    assert_close(torch.compile(ach, fullgraph=True, backend="eager")(x), ach(x))
+    torch.compiler.reset()
+
+
+def test_expansions_lists_them_by_name_in_order() -> None:
+    model = nn.ModuleDict({"a": AdaptiveCrossHadamard(4, 2), "b": nn.Conv2d(1, 1, 1), "c": CrossHadamardMlp(4)})
+    found = expansions(model)
+    assert list(found) == ["a.expansion", "c.expansion"]
+    assert found["a.expansion"] is model["a"].expansion
+    assert expansions(nn.Linear(2, 2)) == {}
+
+
+# Tokens
+
+
+def test_mlp_is_mix_expand_activate_project() -> None:
+    mlp = randomise(CrossHadamardMlp(6, k=4, out_features=3)).double().eval()
+    x = torch.randn(2, 7, 6, dtype=torch.float64)
+    w = {name: tensor.numpy() for name, tensor in mlp.state_dict().items()}
+    mixed = x.numpy() @ w["mix.weight"].T + w["mix.bias"]
+    pooled = np.pad(mixed.mean(1), ((0, 0), (2, 2)))
+    score = sum(w["expansion.score.conv.weight"][0, 0, t] * pooled[:, t : t + 6] for t in range(5))
+    top = np.argsort(-score, axis=1, kind="stable")[:, :4]
+    z = np.take_along_axis(mixed, top[:, None, :], axis=2)
+    u = np.stack([z[:, :, i] * z[:, :, j] for i in range(4) for j in range(i + 1, 4)], axis=2)
+    u = w["expansion.norm.alpha"] * u
+    products = w["expansion.norm.weight"] * u / (1 + np.abs(u)) + w["expansion.norm.bias"]
+    hidden = nn.functional.gelu(torch.from_numpy(np.concatenate([mixed, products], axis=2))).numpy()
+    y = mlp(x)
+    assert y.shape == (2, 7, 3)
+    assert_close(y, hidden @ w["project.weight"].T + w["project.bias"])
+
+
+def test_mlp_widths() -> None:
+    default = CrossHadamardMlp(24)
+    assert default.expansion.k == k_for_width(24, 96)
+    assert default.expansion.out_channels <= 96
+    assert default.project.out_features == 24
+    assert CrossHadamardMlp(24, 40).expansion.k == k_for_width(24, 40) == 6
+    assert CrossHadamardMlp(4, 4000).expansion.k == 4  # no more channels than there are
+    assert CrossHadamardMlp(24, 96, k=3).expansion.k == 3
+
+
+def test_mlp_options() -> None:
+    mlp = CrossHadamardMlp(6, act_layer=nn.ReLU, bias=False, drop=0.25, norm="dyt")
+    assert isinstance(mlp.act, nn.ReLU)
+    assert mlp.mix.bias is None
+    assert mlp.project.bias is None
+    assert mlp.drop.p == 0.25
+    assert type(mlp.expansion.norm).__name__ == "DyT"
+
+
+def test_every_parameter_of_the_mlp_learns() -> None:
+    mlp = CrossHadamardMlp(6, k=4)
+    (mlp(torch.randn(2, 5, 6), seeded()) * torch.randn(2, 5, 6)).sum().backward()
+    for name, parameter in mlp.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("shape", [(2, 6), (2, 6, 5), (2, 3, 3, 6)], ids=str)
+def test_mlp_rejects_what_is_not_tokens(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"expected tokens \(B, N, 6\), got"):
+        CrossHadamardMlp(6)(torch.randn(shape))
+
+
+@pytest.mark.parametrize("channels", [1, 7, 64])
+def test_k_for_width_is_the_largest_that_fits(channels: int) -> None:
+    for width in range(channels + 1, channels + 600):
+        k = max(k for k in range(60) if channels + k * (k - 1) // 2 <= width)
+        assert k_for_width(channels, width) == k
+
+
+@pytest.mark.parametrize("width", [0, 7, 8])
+def test_k_for_width_rejects_a_width_that_is_no_wider(width: int) -> None:
+    with pytest.raises(ValueError, match=f"the wanted width {width} must exceed the 8 channels"):
+        k_for_width(8, width)
+
+
+# Ghost
+
+
+@pytest.mark.parametrize(
+    ("channels", "ratio", "half"), [(32, 4.0, 64), (5, 1.0, 3), (3, 1.5, 2), (7, 0.2, 1), (10, 2.5, 13)]
+)
+def test_ghost_widths(channels: int, ratio: float, half: int) -> None:
+    ghost = GhostExpansion(channels, ratio)
+    assert ghost.out_channels == 2 * half
+    assert ghost(torch.randn(2, channels, 3, 5)).shape == (2, 2 * half, 3, 5)
+    weights = [tuple(m.weight.shape) for m in ghost.modules() if isinstance(m, nn.Conv2d)]
+    assert weights == [(half, channels, 1, 1), (half, 1, 3, 3)]
+    assert all(m.bias is None for m in ghost.modules() if isinstance(m, nn.Conv2d))
+
+
+def test_ghost_equals_its_definition() -> None:
+    ghost = randomise(GhostExpansion(3, 2.0)).double().eval()
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    w = {name: tensor.numpy() for name, tensor in ghost.state_dict().items()}
+
+    def norm(x: np.ndarray, name: str) -> np.ndarray:
+        mean, var, weight, bias = (
+            w[f"{name}.1.{key}"][:, None, None] for key in ("running_mean", "running_var", "weight", "bias")
+        )
+        return (x - mean) / np.sqrt(var + 1e-5) * weight + bias
+
+    first = norm(np.einsum("oi,bihw->bohw", w["primary.0.weight"][:, :, 0, 0], x.numpy()), "primary")
+    first = first * np.clip(first + 3, 0, 6) / 6  # Hardswish
+    padded, cheap = np.pad(first, ((0, 0), (0, 0), (1, 1), (1, 1))), np.zeros(first.shape)
+    for row in range(3):
+        for col in range(3):
+            taps = w["cheap.0.weight"][:, 0, row, col][:, None, None]
+            cheap += taps * padded[:, :, row : row + 4, col : col + 5]
+    assert_close(ghost(x), np.concatenate([first, norm(cheap, "cheap")], axis=1))
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.1, -1.0])
+def test_ghost_rejects_a_ratio_that_leaves_nothing(ratio: float) -> None:
+    with pytest.raises(ValueError, match=f"ratio {ratio} leaves no channel of 5"):
+        GhostExpansion(5, ratio)
+
+
+# Bottleneck
+
+
+@pytest.mark.parametrize("stride", [1, 2], ids=lambda s: f"stride{s}")
+@pytest.mark.parametrize("kernel", [2, 3, 5, 7], ids=lambda k: f"kernel{k}")
+@pytest.mark.parametrize("size", [7, 8], ids=lambda s: f"size{s}")
+@pytest.mark.parametrize("kind", ["ach", "ghost"])
+def test_bottleneck_sizes(kind: str, size: int, kernel: int, stride: int) -> None:
+    expansion = AdaptiveCrossHadamard(5, 3) if kind == "ach" else GhostExpansion(5, 2.0)
+    block = AdaptiveBottleneck(expansion, 5, expansion.out_channels, 9, kernel, stride)
+    expected = (size + 2 * ((kernel - 1) // 2) - kernel) // stride + 1
+    assert block(torch.randn(2, 5, size, size)).shape == (2, 9, expected, expected)
+
+
+@pytest.mark.parametrize(
+    ("stride", "out_channels", "residual"),
+    [(1, 5, True), (1, 6, False), (2, 5, False), (2, 6, False)],
+    ids=["same", "wider", "strided", "strided-wider"],
+)
+def test_residual_only_where_shapes_stay(stride: int, out_channels: int, residual: bool) -> None:
+    block = AdaptiveBottleneck(nn.Identity(), 5, 5, out_channels, 3, stride).eval()
+    # A projection of zeros leaves the residual alone.
+    nn.init.zeros_(block.project[0].weight)
+    x = torch.randn(2, 5, 4, 4)
+    y = block(x)
+    assert torch.equal(y, x if residual else torch.zeros_like(y))
+
+
+def test_bottleneck_equals_its_definition() -> None:
+    block = randomise(AdaptiveBottleneck(nn.Identity(), 3, 3, 3, 3)).double().eval()
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    w = {name: tensor.numpy() for name, tensor in block.state_dict().items()}
+
+    def norm(x: np.ndarray, name: str) -> np.ndarray:
+        mean, var, weight, bias = (
+            w[f"{name}.1.{key}"][:, None, None] for key in ("running_mean", "running_var", "weight", "bias")
+        )
+        return (x - mean) / np.sqrt(var + 1e-5) * weight + bias
+
+    padded, y = np.pad(x.numpy(), ((0, 0), (0, 0), (1, 1), (1, 1))), np.zeros(x.shape)
+    for row in range(3):
+        for col in range(3):
+            taps = w["depthwise.0.weight"][:, 0, row, col][:, None, None]
+            y += taps * padded[:, :, row : row + 4, col : col + 4]
+    y = norm(y, "depthwise")
+    y = y * np.clip(y + 3, 0, 6) / 6  # Hardswish
+    y = norm(np.einsum("oi,bihw->bohw", w["project.0.weight"][:, :, 0, 0], y), "project")
+    assert_close(block(x), x.numpy() + y)
+
+
+def test_bottleneck_convolutions_have_no_bias() -> None:
+    block = AdaptiveBottleneck(nn.Identity(), 5, 5, 6, 3)
+    convolutions = [m for m in block.modules() if isinstance(m, nn.Conv2d)]
+    assert [m.bias for m in convolutions] == [None, None]
+    assert convolutions[0].groups == 5
+
+
+def test_drop_path_drops_the_branch_of_whole_samples() -> None:
+    block = AdaptiveBottleneck(nn.Identity(), 5, 5, 5, 3, drop_path=0.5)
+    x = torch.randn(64, 5, 2, 2)
+    untouched = (block(x) == x).flatten(1).all(1)
+    assert 0 < int(untouched.sum()) < 64
+    block.eval()
+    assert not (block(x) == x).flatten(1).all(1).any()
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "message"),
+    [(0, 1, "must be positive, got 0 and 1"), (3, 0, "must be positive, got 3 and 0"), (4, 1, "odd kernel")],
+)
+def test_bottleneck_rejects(kernel: int, stride: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AdaptiveBottleneck(nn.Identity(), 5, 5, 5, kernel, stride)

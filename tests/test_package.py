@@ -1,0 +1,134 @@
+"""The package as a whole: a light import, walls that hold, and no unpickling."""
+
+import ast
+import re
+import subprocess
+import sys
+from importlib import resources
+from pathlib import Path
+
+import pytest
+from packaging.version import Version
+
+import hadaptive
+
+ROOT = Path(hadaptive.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+each_file = pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(ROOT)) for path in FILES])
+
+LAYERS = {"ops": 0, "nn": 1, "models": 2, "cli": 4, "__main__": 4}
+MIDDLE = 3  # data, train, search, export, bench, runs...: may use each other
+
+
+def fresh_python(code):
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_import_is_light_and_registers_the_networks():
+    models, loaded = fresh_python(
+        "import hadaptive, sys, timm; print(*timm.list_models('hadaptive*')); print(*sys.modules)"
+    ).splitlines()  # two lines: the import itself prints nothing
+    assert sorted(models.split()) == ["hadaptive_net_l", "hadaptive_net_m", "hadaptive_net_s"]
+    loaded = set(loaded.split())
+    # What torch and timm load by themselves (numpy, PIL, torchvision, safetensors...) is not ours to forbid.
+    heavy = {"matplotlib", "accelerate", "sklearn", "torchmetrics", "tyro", "rich", "numba", "scipy", "pandas"}
+    heavy |= {"webdataset", "datasets", "onnx", "tensorboard"}
+    assert loaded & heavy == set()
+    ours = {name.split(".")[1] for name in loaded if name.startswith("hadaptive.")}
+    assert ours == {"ops", "nn", "models"}
+
+
+# ---------------------------------------------------------------- walls
+
+
+def imported_modules(path):
+    """Modules of this package that a file imports, anywhere in it, as dotted names."""
+    package = ("hadaptive", *path.relative_to(ROOT).parts[:-1])
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            module = ".".join(filter(None, (base, node.module)))
+            # `from hadaptive import ops` names a module only in its second half.
+            names = [f"{module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        yield from (name for name in names if name.split(".")[0] == "hadaptive")
+
+
+def room(parts):
+    return parts[0].removesuffix(".py")
+
+
+@each_file
+def test_nothing_imports_upwards(path):
+    here = room(path.relative_to(ROOT).parts)
+    if here == "__init__":
+        assert {name.split(".")[1] for name in imported_modules(path)} <= {"models"}
+        return
+    for name in imported_modules(path):
+        there = room(name.split(".")[1:])
+        if there == "__version__":
+            continue
+        assert LAYERS.get(there, MIDDLE) <= LAYERS.get(here, MIDDLE), f"{here} imports {name}"
+
+
+def test_the_wall_test_sees_imports(tmp_path, monkeypatch):
+    (tmp_path / "nn").mkdir()
+    path = tmp_path / "nn" / "ach.py"
+    path.write_text(
+        "import hadaptive.cli\nfrom hadaptive import ops\nfrom . import ghost\n"
+        "def f():\n    from hadaptive.models.spec import NetSpec\n    from ..train import loop\n    import os\n"
+    )
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    assert set(imported_modules(path)) == {
+        "hadaptive.cli",
+        "hadaptive.ops",
+        "hadaptive.nn.ghost",
+        "hadaptive.models.spec.NetSpec",
+        "hadaptive.train.loop",
+    }
+    with pytest.raises(AssertionError, match="nn imports"):
+        test_nothing_imports_upwards(path)
+
+
+@each_file
+def test_timms_private_files_are_left_alone(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            assert not re.match(r"timm\..*\b_", name), name
+
+
+# ---------------------------------------------------------------- safety and form
+
+
+@each_file
+def test_nothing_is_unpickled(path):
+    text = path.read_text()
+    assert not re.search(r"pickle\.loads?\b|weights_only\s*=\s*False|allow_pickle\s*=\s*True", text)
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and node.module in ("torch", "pickle"):
+            assert not {alias.name for alias in node.names} & {"load", "loads", "Unpickler"}
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+            assert "weights_only=True" in [ast.unparse(keyword) for keyword in node.keywords]
+
+
+@each_file
+def test_files_stay_short(path):
+    assert len(path.read_text().splitlines()) <= 450
+
+
+def test_typed():
+    assert resources.files("hadaptive").joinpath("py.typed").is_file()
+
+
+def test_version():
+    assert str(Version(hadaptive.__version__)) == hadaptive.__version__

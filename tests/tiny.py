@@ -1,0 +1,39 @@
+"""A network small enough to train in a test, and settings to go with it."""
+
+from pathlib import Path
+from typing import Any
+
+from hadaptive.models import ConvSpec, NetSpec
+from hadaptive.models.spec import ach, ghost
+from hadaptive.train import TrainConfig
+
+TINY = NetSpec(
+    name="tiny",
+    stem=ConvSpec(8, 3, 1, act=False),
+    stage1=(ConvSpec(8, 2, 2),),
+    stages=((ghost(2, 3, 12), ach(4, 3, 12)), (ghost(2, 2, 16, stride=2), ach(5, 3, 16, norm="batchnorm"))),
+    last_channels=24,
+    head_channels=16,
+)
+
+
+def tiny_spec(folder: Path) -> str:
+    """The tiny network's spec file in `folder`."""
+    path = folder / "tiny.json"
+    TINY.save(path)
+    return str(path)
+
+
+def tiny_config(folder: Path, name: str = "run", **changes: Any) -> TrainConfig:
+    """A run of seconds: the tiny network on 200 digits at 8x8."""
+    settings: dict[str, Any] = {
+        "model": tiny_spec(folder),
+        "output": folder / name,
+        "epochs": 2,
+        "batch_size": 32,
+        "image_size": 8,
+        "train_size": 200,
+        "shift": 1,
+        "cpu": True,
+    }
+    return TrainConfig.from_recipe("quick", **{**settings, **changes})
