@@ -22,7 +22,7 @@ def evaluate_run(
 ) -> tuple[Evaluation, list[str], dict[str, Path]]:
     """Evaluate a run's network on its held-out data.
 
-    Writes ``evaluation-<split>.json``, ``per-class-<split>.csv`` and ``confusion-<split>.png`` into the run folder.
+    Writes evaluation-<split>.json, per-class-<split>.csv and confusion-<split>.png into the run folder.
 
     Args:
         path: the run folder.
@@ -85,8 +85,8 @@ def print_evaluation(evaluation: Evaluation, classes: list[str], files: dict[str
     console = Console()
     low, high = evaluation.interval
     console.print(
-        f"accuracy {evaluation.accuracy:.2%} (95% interval {low:.2%} to {high:.2%}) on {evaluation.total:,} images, "
-        f"loss {evaluation.loss:.4f}",
+        f"accuracy {evaluation.accuracy:.2%} (95% interval {low:.2%} to {high:.2%}) "
+        f"on {evaluation.total:,} images, loss {evaluation.loss:.4f}",
         highlight=False,
     )
     table = Table(title="classes, hardest first", title_justify="left")

@@ -96,11 +96,11 @@ def _describe(module: nn.Module) -> str:
             return f"Ghost to {module.expansion.out_channels}, depthwise {kernel}x{kernel}"
     if isinstance(module, nn.Conv2d):
         return f"Conv {module.kernel_size[0]}x{module.kernel_size[1]}"
-    if isinstance(module, nn.Sequential) and len(module) and isinstance(module[0], nn.Conv2d):
-        conv = module[0]
-        return f"Conv {conv.kernel_size[0]}x{conv.kernel_size[1]}/{conv.stride[0]} + " + " + ".join(
-            type(m).__name__ for m in list(module)[1:]
-        )
+    if isinstance(module, nn.Sequential) and len(module):
+        conv, *others = module
+        if isinstance(conv, nn.Conv2d):
+            kernel = f"{conv.kernel_size[0]}x{conv.kernel_size[1]}/{conv.stride[0]}"
+            return " + ".join([f"Conv {kernel}", *(type(m).__name__ for m in others)])
     return type(module).__name__
 
 

@@ -25,7 +25,7 @@ def plot_confusion(matrix: Tensor, classes: list[str], path: Path, title: str) -
             for j in range(n):
                 if matrix[i, j]:
                     colour = "white" if shares[i, j] > 0.5 else "black"
-                    axes.text(j, i, int(matrix[i, j]), ha="center", va="center", color=colour, fontsize=7)
+                    axes.text(j, i, str(int(matrix[i, j])), ha="center", va="center", color=colour, fontsize=7)
     figure.colorbar(image, label="% of the true class")
     write_atomically(path, lambda p: figure.savefig(p, dpi=110, format="png"))
 

@@ -10,10 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from hadaptive.data import Preprocessing, eval_transform, to_eight_bit
-from hadaptive.data.loading import UNREADABLE
+from hadaptive.data import Preprocessing, decode, eval_transform, to_eight_bit
 from hadaptive.pictures import contact_sheet
-from hadaptive.runs import RunFolder
+from hadaptive.runs import RunFolder, first_line
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 
@@ -89,10 +88,9 @@ def predict_images(
         errors: dict[Path, str] = {}
         for path in batch:
             try:
-                with Image.open(path) as image:
-                    tensors.append(transform(image))
-            except UNREADABLE as error:
-                errors[path] = str(error).splitlines()[0] if str(error) else type(error).__name__
+                tensors.append(transform(decode(path.read_bytes())))
+            except OSError as error:
+                errors[path] = error.strerror or first_line(error)
         rows = iter(torch.softmax(model(torch.stack(tensors)).float(), dim=1) if tensors else [])
         for path in batch:
             if path in errors:
@@ -137,9 +135,9 @@ def predict_command(
             last = place == len(prediction.classes) - 1
             table.add_row("" if place else prediction.image, name, f"{probability:.2%}", end_section=last)
         if sheet is not None and prediction.error is None:
-            with Image.open(prediction.image) as image:
-                name, probability = prediction.classes[0]
-                tiles.append((to_eight_bit(image, 3), f"{name} ({probability:.0%})", None))
+            name, probability = prediction.classes[0]
+            image = to_eight_bit(decode(Path(prediction.image).read_bytes()), 3)
+            tiles.append((image, f"{name} ({probability:.0%})", None))
     if not as_json:
         Console().print(table)
     if sheet is not None and tiles:

@@ -35,9 +35,18 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     os.replace(temporary, path)
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its kind where it has none."""
+    return (str(error).splitlines() or [""])[0] or type(error).__name__
+
+
 def write_json(path: Path, data: Any) -> None:
     """Write JSON atomically."""
-    write_atomically(path, lambda p: p.write_text(json.dumps(data, indent=1) + "\n") and None)
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(json.dumps(data, indent=1) + "\n")
+
+    write_atomically(path, write)
 
 
 @dataclass(frozen=True)
@@ -179,8 +188,7 @@ class RunFolder:
         try:
             model.load_state_dict(load_file(path))
         except Exception as error:  # safetensors raises its own class for a damaged file
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"{path} does not hold the weights of {card.model}: {reason}") from None
+            raise ValueError(f"{path} does not hold the weights of {card.model}: {first_line(error)}") from None
         return model.eval(), card
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
@@ -198,7 +206,7 @@ class RunFolder:
         try:
             return torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         except Exception as error:  # zip, pickle and torch errors alike
-            raise ValueError(f"{self.checkpoint} is damaged: {str(error).splitlines()[0]}") from None
+            raise ValueError(f"{self.checkpoint} is damaged: {first_line(error)}") from None
 
     def append_rows(self, path: Path, rows: list[dict[str, Any]]) -> None:
         """Append rows to one of the run's CSV files; the first row sets the columns."""

@@ -23,6 +23,9 @@ class TextbookExpansion(CrossHadamardExpansion):
         reversed_sign: hard + stop_grad(soft) - soft, as the published code has it.
     """
 
+    first: Tensor
+    second: Tensor
+
     def __init__(self, channels: int, k: int, reversed_sign: bool = False) -> None:
         super().__init__(channels, k)
         self.sign = -1.0 if reversed_sign else 1.0
@@ -44,8 +47,9 @@ class TextbookExpansion(CrossHadamardExpansion):
         mask = hard * (1 + self.sign * (soft - soft.detach()))
         z = torch.einsum("bkc,bcn->bkn", mask.to(x.dtype), x.flatten(2)).unflatten(2, x.shape[2:])
         q = z[:, self.first] * z[:, self.second]
-        u = self.norm.alpha * q
-        d = self.norm.weight[:, None, None] * (u / (1 + u.abs())) + self.norm.bias[:, None, None]
+        alpha, weight, bias = self.norm.parameters()
+        u = alpha * q
+        d = weight[:, None, None] * (u / (1 + u.abs())) + bias[:, None, None]
         return torch.cat([x, d], dim=1)
 
 

@@ -8,8 +8,6 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-# What opening and reading a damaged file with Pillow itself may raise; `decode` raises OSError only.
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
 
 

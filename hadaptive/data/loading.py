@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
 
 from hadaptive.data.hugging_face import require
-from hadaptive.data.images import UNREADABLE as UNREADABLE
 from hadaptive.data.sources import Source
 
 # What a stream needs: the module to try and what to install.

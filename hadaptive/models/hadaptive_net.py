@@ -3,6 +3,7 @@
 Source: arXiv 2505.22226, section 4 and its appendix (S, M, L).
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,7 +20,6 @@ from torch import Tensor, nn
 
 from hadaptive.models.spec import HADAPTIVE_NET_L, HADAPTIVE_NET_M, HADAPTIVE_NET_S, BlockSpec, ConvSpec, NetSpec
 from hadaptive.nn import AdaptiveBottleneck, AdaptiveCrossHadamard, GhostExpansion
-
 
 
 def conv_norm_act(in_channels: int, spec: ConvSpec) -> nn.Sequential:
@@ -119,16 +119,17 @@ class HadaptiveNet(nn.Module):
             channels, reduction = conv.channels, reduction * conv.stride
         if layers:
             stages.append(nn.Sequential(*layers))
-            self.feature_info.append(dict(num_chs=channels, reduction=reduction, module="stages.0"))
+            self.feature_info.append({"num_chs": channels, "reduction": reduction, "module": "stages.0"})
 
-        rates = iter(calculate_drop_path_rates(drop_path_rate, sum(len(stage) for stage in spec.stages)))
+        blocks = sum(len(stage) for stage in spec.stages)
+        rates: Iterator[Any] = iter(calculate_drop_path_rates(drop_path_rate, blocks))
         for stage in spec.stages:
             layers = []
             for block in stage:
                 layers.append(build_block(channels, block, spec, next(rates)))
                 channels, reduction = block.channels, reduction * block.stride
             self.feature_info.append(
-                dict(num_chs=channels, reduction=reduction, module=f"stages.{len(stages)}")
+                {"num_chs": channels, "reduction": reduction, "module": f"stages.{len(stages)}"}
             )
             stages.append(nn.Sequential(*layers))
         self.stages = nn.Sequential(*stages)
@@ -144,25 +145,21 @@ class HadaptiveNet(nn.Module):
         self.flatten = nn.Flatten(1) if global_pool else nn.Identity()
         self.classifier = nn.Linear(self.head_hidden_size, num_classes) if num_classes > 0 else nn.Identity()
 
-    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         return {name for name, _ in self.named_parameters() if name.endswith("norm.alpha")}
 
-    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        return dict(
-            stem=r"^stem",
-            blocks=[
+        return {
+            "stem": r"^stem",
+            "blocks": [
                 (r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(\d+)", None),
                 (r"^(?:last|conv_head)", (99999,)),
             ],
-        )
+        }
 
-    @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.grad_checkpointing = enable
 
-    @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
         return self.classifier
 
@@ -205,10 +202,7 @@ class HadaptiveNet(nn.Module):
         last_index = max(take)
         intermediates: list[Tensor] = []
         x = self.stem(x)
-        if torch.jit.is_scripting() or not stop_early:
-            stages = self.stages
-        else:
-            stages = self.stages[: last_index + 1]
+        stages = self.stages if torch.jit.is_scripting() or not stop_early else self.stages[: last_index + 1]
         for i, stage in enumerate(stages):
             x = self._run(stage, x)
             if i in take:
@@ -295,7 +289,7 @@ def _create_hadaptive_net(variant: str, spec: NetSpec, pretrained: bool = False,
         HadaptiveNet,
         variant,
         pretrained,
-        feature_cfg=dict(out_indices=indices, flatten_sequential=True),
+        feature_cfg={"out_indices": indices, "flatten_sequential": True},
         **{"spec": spec, **kwargs},
     )
 

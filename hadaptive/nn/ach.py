@@ -24,7 +24,6 @@ def k_for_width(channels: int, width: int) -> int:
     return (1 + math.isqrt(1 + 8 * (width - channels))) // 2
 
 
-@register_notrace_module
 class CrossHadamardExpansion(nn.Module):
     """Score, select, multiply, normalise, append: ACH without its mixing layer. (B, C, S...) -> (B, C + P, S...).
 
@@ -64,11 +63,11 @@ class CrossHadamardExpansion(nn.Module):
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         index, gate = self.select(self.score(x), generator)
         if self.fused:
-            return ops.expand(x, index, gate, self.norm.alpha, self.norm.weight, self.norm.bias)
+            norm = self.norm
+            return ops.expand(x, index, gate, norm.alpha, norm.weight, norm.bias)  # pyright: ignore[reportArgumentType]
         z = ops.select_channels(x, index, gate)
         return torch.cat([x, self.norm(ops.cross_hadamard(z)).to(x.dtype)], dim=1)
 
-    @torch.jit.ignore
     def update_temperature(self) -> None:
         """Adapt the temperature to the score's accumulated gradient; nothing happens where there is none."""
         gradient = self.score.conv.weight.grad
@@ -125,9 +124,11 @@ class AdaptiveCrossHadamard(nn.Module):
             area *= size
         x = x.reshape(batch, self.channels, area, 1)
         x = self.expansion(self.bn(self.mix(x)), generator)
-        return x.reshape([batch, self.out_channels] + list(spatial))
+        return x.reshape([batch, self.out_channels, *list(spatial)])
 
 
+# One node each in an FX graph: what they do depends on shapes and on training.
+register_notrace_module(CrossHadamardExpansion)
 register_notrace_module(AdaptiveCrossHadamard)
 
 

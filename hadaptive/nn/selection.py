@@ -137,7 +137,6 @@ class ChannelSelection(nn.Module):
         return top_k_channels(scores, self.k, self.order), None
 
     @torch.no_grad()
-    @torch.jit.ignore
     def update_temperature(self, gradient: Tensor) -> None:
         """One step of the adaptive temperature: warmer while the score's gradient grows, cooler when it shrinks.
 

@@ -50,9 +50,8 @@ def softsign_affine(q: Tensor, alpha: Tensor, weight: Tensor, bias: Tensor) -> T
 
 def restore_layout(y: Tensor, like: Tensor) -> Tensor:
     """y in the memory format of `like` (channels_last stays channels_last)."""
-    if like.dim() == 4:
-        if like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous():
-            return y.contiguous(memory_format=torch.channels_last)
+    if like.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous():
+        return y.contiguous(memory_format=torch.channels_last)
     return y
 
 

@@ -3,7 +3,9 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
+
+Config = TypeVar("Config", bound="TrainConfig")
 
 
 @dataclass(frozen=True)
@@ -138,10 +140,22 @@ class TrainConfig:
         for name in ("warmup", "label_smoothing", "ema", "hflip", "vflip", "erase"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
-        for name in ("lr",):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("weight_decay", "clip_grad", "mixup", "cutmix", "checkpoint_every", "shift", "pad", "min_lr"):
+        for name in ("scale", "crop_pct"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be above 0 and at most 1, got {getattr(self, name)}")
+        if not 0 < self.lr < float("inf"):
+            raise ValueError(f"lr must be positive, got {self.lr}")
+        for name in (
+            "weight_decay",
+            "clip_grad",
+            "mixup",
+            "cutmix",
+            "checkpoint_every",
+            "shift",
+            "pad",
+            "min_lr",
+            "color_jitter",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.seed < 0 or self.data_seed < 0:
@@ -152,7 +166,7 @@ class TrainConfig:
             raise ValueError(f"std must be positive, got {self.std}")
 
     @classmethod
-    def from_recipe(cls, recipe: str, **changes: Any) -> "TrainConfig":
+    def from_recipe(cls: type[Config], recipe: str, **changes: Any) -> Config:
         """A recipe's settings with some changed.
 
         Raises:
@@ -182,7 +196,7 @@ class TrainConfig:
         known = {field.name for field in dataclasses.fields(cls)}
         if set(data) - known:
             raise ValueError(f"unknown settings {', '.join(sorted(set(data) - known))}: made by another version?")
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
         for name in ("output", "data_dir"):
             if values.get(name) is not None:
                 values[name] = Path(values[name])

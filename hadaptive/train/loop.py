@@ -27,7 +27,7 @@ from hadaptive.data import derive_seed
 from hadaptive.metrics import Evaluation, evaluate_model
 from hadaptive.nn import SelectionRecorder, update_temperatures
 from hadaptive.provenance import provenance
-from hadaptive.runs import RunFolder, card_for, write_json
+from hadaptive.runs import RunFolder, card_for, first_line, write_json
 from hadaptive.train.config import TrainConfig
 from hadaptive.train.finite import NonFiniteLossError, first_non_finite
 from hadaptive.train.plots import plot_curves
@@ -63,9 +63,8 @@ def train(config: TrainConfig, *, quiet: bool = False) -> dict[str, Any]:
     """
     accelerator = create_accelerator(config)
     output = config.output or default_output(config)
-    trainer = Trainer(
-        config, accelerator, quiet=quiet
-    )  # every mistake in the settings shows here, before a folder
+    # Every mistake in the settings shows here, before there is a folder.
+    trainer = Trainer(config, accelerator, quiet=quiet)
     failure: list[str] = [""]
     if accelerator.is_main_process:
         try:
@@ -122,7 +121,7 @@ class Trainer:
             optimizer = create_optimizer_v2(
                 self.network, opt=config.opt, lr=config.lr, weight_decay=config.weight_decay
             )
-            self.scheduler, _ = create_scheduler_v2(
+            scheduler, _ = create_scheduler_v2(
                 optimizer,
                 sched=config.sched,
                 num_epochs=config.epochs,
@@ -136,6 +135,8 @@ class Trainer:
             raise ValueError(
                 f"opt {config.opt!r} or sched {config.sched!r} is not one timm has: {error}"
             ) from None
+        assert scheduler is not None
+        self.scheduler = scheduler
         self.model, self.optimizer = accelerator.prepare(self.network, optimizer)
         self.mixup = None
         if config.mixup or config.cutmix:
@@ -196,7 +197,7 @@ class Trainer:
             self.best_accuracy, self.best_epoch = state["best_accuracy"], state["best_epoch"]
             self.unreadable = set(state["unreadable"])
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
-            raise ValueError(f"{run.checkpoint} does not fit {run.config}: {str(error).splitlines()[0]}") from None
+            raise ValueError(f"{run.checkpoint} does not fit {run.config}: {first_line(error)}") from None
         self.scheduler.step_update(self.updates)
 
     @property

@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.data_loader import DataLoaderDispatcher, DataLoaderShard
+from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -24,6 +26,7 @@ from hadaptive.data import (
 )
 from hadaptive.data.loading import StreamDataset
 from hadaptive.models import create_model
+from hadaptive.runs import first_line
 from hadaptive.train.config import TrainConfig
 
 
@@ -44,6 +47,9 @@ class DataParts:
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order the training loader follows."""
         self.order.set_epoch(epoch)
+        # accelerate's loaders count the epochs of this process, from 0, and would set that number instead.
+        if isinstance(self.train, DataLoaderShard | DataLoaderDispatcher):
+            self.train.set_epoch(epoch)
 
 
 def create_accelerator(config: TrainConfig) -> Accelerator:
@@ -52,6 +58,8 @@ def create_accelerator(config: TrainConfig) -> Accelerator:
     Raises:
         ValueError: the precision is not to be had on this device.
     """
+    # accelerate keeps one state per process; a second run in it may want another device or precision.
+    AcceleratorState._reset_state(reset_partial_state=True)
     try:
         return Accelerator(
             cpu=config.cpu,
@@ -122,7 +130,8 @@ def create_data(config: TrainConfig, accelerator: Accelerator) -> DataParts:
     steps = len(splits.train) // config.batch_size
     if steps == 0:
         raise ValueError(
-            f"there are only {len(splits.train)} training images, fewer than batch_size {config.batch_size}: lower it"
+            f"there are only {len(splits.train)} training images, fewer than batch_size {config.batch_size}: "
+            "lower it"
         )
     workers = worker_count(config.workers, splits.in_memory)
     pin = accelerator.device.type == "cuda"
@@ -161,6 +170,8 @@ def _create_streams(
 ) -> DataParts:
     if accelerator.num_processes > 1:
         raise ValueError(f"{config.data} is a stream, and streams are read by one process only for now")
+    if config.strict:
+        raise ValueError(f"{config.data} is a stream, whose reader skips unreadable images: leave out strict")
     if config.num_classes is None:
         raise ValueError(f"{config.data} is a stream, whose classes cannot be listed: pass num_classes")
     if config.val_split is None:
@@ -183,12 +194,14 @@ def _create_streams(
         )
 
     def loader(dataset: Dataset) -> DataLoader:
-        return accelerator.prepare(create_loader(dataset, micro, workers=worker_count(config.workers, False)))
+        workers = worker_count(config.workers, False)
+        return accelerator.prepare(create_loader(dataset, micro, workers=workers, seed=config.seed))
 
     train = stream(config.train_split, True)
-    steps = len(train) // config.batch_size
+    images = len(train)  # asked before there is a loader, whose workers change the reader's own count
+    steps = images // config.batch_size
     if steps == 0:
-        raise ValueError(f"{config.data} has only {len(train)} training images, fewer than one batch")
+        raise ValueError(f"{config.data} has only {images} training images, fewer than one batch")
     # The reader's default "test" is only a guess: no test part unless it differs from the others.
     named = config.test_split not in (None, config.train_split, config.val_split)
     return DataParts(
@@ -197,7 +210,7 @@ def _create_streams(
         test=loader(stream(str(config.test_split), False)) if named else None,
         order=train,
         classes=[str(i) for i in range(config.num_classes)],
-        train_images=len(train),
+        train_images=images,
         steps_per_epoch=steps,
         notes=[],
         names={},
@@ -227,8 +240,7 @@ def create_network(config: TrainConfig, num_classes: int) -> nn.Module:
     except (RuntimeError, AssertionError) as error:
         hint = " or stem_strides 1 1" if config.model.startswith("hadaptive_net") else ""
         raise ValueError(
-            f"{config.model} cannot take {size}x{size} images ({str(error).splitlines()[0]}): "
-            f"try a larger image_size{hint}"
+            f"{config.model} cannot take {size}x{size} images ({first_line(error)}): try a larger image_size{hint}"
         ) from None
     model.train()
     return model.to(memory_format=torch.channels_last) if config.channels_last else model
