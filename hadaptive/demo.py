@@ -55,7 +55,8 @@ def run_demo(output: Path | None = None, *, epochs: int | None = None) -> dict[s
         name, probability = prediction.classes[0]
         right += name == truth
         with Image.open(path) as image:
-            tiles.append((image.copy(), f"{name} ({probability:.0%})", name == truth))
+            title = f"{name} ({probability:.0%})" + ("" if name == truth else f", is {truth}")
+            tiles.append((image.copy(), title, name == truth))
     contact_sheet(tiles, sheet, f"{right} of {SHOWN} held-out digits right")
 
     test_figures = summary["test"]

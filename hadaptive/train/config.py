@@ -62,7 +62,7 @@ class TrainConfig:
         train_samples: images per epoch of a stream, where it does not say so itself.
         data_seed: of the held-out parts; the same for runs that are to be compared.
         seed: of initialisation, order, augmentation and noise.
-        select: test the weights with the best validation accuracy, or the last ones.
+        select: test the weights with the best validation accuracy (ties: the lower loss), or the last ones.
         mixed_precision: no, bf16 or fp16.
         compile: run the network through torch.compile.
         channels_last: lay images out as NHWC, which is faster for convolutions on CPU and GPU.
@@ -216,7 +216,7 @@ _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "inter
 RECIPES: dict[str, Recipe] = {
     "quick": Recipe(
         "small images in minutes on a CPU: the digits, or a folder of small pictures",
-        {"shift": 2, "pad": 0},
+        {"shift": 1},
     ),
     "fmnist-small": Recipe(
         "12,000 images of Fashion-MNIST, 5 epochs: the small comparison under one recipe",

@@ -153,6 +153,7 @@ class Trainer:
         self.loss_sum = 0.0
         self.seconds = 0.0
         self.best_accuracy = -1.0
+        self.best_loss = float("inf")
         self.best_epoch = -1
         self.unreadable: set[str] = set()
         self.stop_requested = False
@@ -173,6 +174,7 @@ class Trainer:
             "loss_sum": self.loss_sum,
             "seconds": self.seconds,
             "best_accuracy": self.best_accuracy,
+            "best_loss": self.best_loss,
             "best_epoch": self.best_epoch,
             "unreadable": sorted(self.unreadable),
         }
@@ -194,7 +196,8 @@ class Trainer:
             self.recorder.load_state_dict(state["selection"])
             self.epoch, self.step = state["epoch"], state["step"]
             self.loss_sum, self.seconds = state["loss_sum"], state["seconds"]
-            self.best_accuracy, self.best_epoch = state["best_accuracy"], state["best_epoch"]
+            self.best_accuracy, self.best_loss = state["best_accuracy"], state["best_loss"]
+            self.best_epoch = state["best_epoch"]
             self.unreadable = set(state["unreadable"])
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             raise ValueError(f"{run.checkpoint} does not fit {run.config}: {first_line(error)}") from None
@@ -341,9 +344,10 @@ class Trainer:
         validation = self._evaluate(self.data.validation)
         self._note_unreadable("validation", validation.unreadable)
         self.seconds += time.monotonic() - started
-        improved = validation.accuracy > self.best_accuracy
+        # A small validation part often ties; its loss tells more.
+        improved = (validation.accuracy, -validation.loss) > (self.best_accuracy, -self.best_loss)
         if improved:
-            self.best_accuracy, self.best_epoch = validation.accuracy, self.epoch
+            self.best_accuracy, self.best_loss, self.best_epoch = validation.accuracy, validation.loss, self.epoch
         row = {
             "epoch": self.epoch,
             "updates": self.updates,
