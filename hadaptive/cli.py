@@ -108,6 +108,17 @@ class DemoCommand:
     epochs: int | None = None
 
 
+@dataclass(frozen=True)
+class ReportCommand:
+    """Write the tables of a Markdown page anew from the result rows they name.
+
+    Attributes:
+        page: the Markdown file.
+    """
+
+    page: Positional[Path] = Path("README.md")
+
+
 def _train(arguments: list[str]) -> None:
     from hadaptive.train import resume, train
 
@@ -193,13 +204,27 @@ def _recipes(arguments: list[str]) -> None:
             print(f"{'':14} {json.dumps(recipe.settings)}")
 
 
-def _bench(arguments: list[str]) -> None:
-    if arguments[:1] != ["accuracy"]:
-        raise ValueError("say which benchmark: hadaptive bench accuracy")
+def _bench_accuracy(arguments: list[str]) -> None:
     from hadaptive.bench import AccuracyConfig, bench_accuracy, print_accuracy
 
-    config = tyro.cli(AccuracyConfig, prog="hadaptive bench accuracy", args=arguments[1:])
+    config = tyro.cli(AccuracyConfig, prog="hadaptive bench accuracy", args=arguments)
     print_accuracy(bench_accuracy(config))
+
+
+def _bench_report(arguments: list[str]) -> None:
+    command = tyro.cli(ReportCommand, prog="hadaptive bench report", args=arguments)
+    from hadaptive.bench.report import report
+
+    print(f"{report(command.page)} tables written in {command.page}")
+
+
+BENCHMARKS: dict[str, Callable[[list[str]], None]] = {"accuracy": _bench_accuracy, "report": _bench_report}
+
+
+def _bench(arguments: list[str]) -> None:
+    if not arguments or arguments[0] not in BENCHMARKS:
+        raise ValueError(f"say which: {' or '.join(f'hadaptive bench {name}' for name in BENCHMARKS)}")
+    BENCHMARKS[arguments[0]](arguments[1:])
 
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
@@ -209,7 +234,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "info": (_info, "layers, parameters, MACs and products of a network"),
     "recipes": (_recipes, "the named settings that train starts from; recipes all shows them"),
     "demo": (_demo, "all of it on scikit-learn's digits, in about a minute"),
-    "bench": (_bench, "bench accuracy: several networks and seeds under one recipe"),
+    "bench": (_bench, "accuracy: several networks and seeds under one recipe; report: the README's tables"),
 }
 
 

@@ -1,0 +1,88 @@
+"""Tables of a Markdown file, written from result rows, so that no figure is ever typed.
+
+A table stands between two comments that name its kind and the file its figures come from::
+
+    <!-- table accuracy benchmarks/results/accuracy-fmnist-small.csv -->
+    <!-- end of table -->
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from hadaptive.bench.accuracy import mean_interval
+from hadaptive.runs import read_csv, write_atomically
+
+BLOCK = re.compile(r"<!-- table (?P<kind>\S+) (?P<source>\S+) -->\n.*?<!-- end of table -->", re.DOTALL)
+Rows = list[dict[str, str]]
+
+
+def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table whose first column is text and whose others are figures."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def accuracy_table(rows: Rows) -> str:
+    """Mean test accuracy per model with its 95% Student interval over the seeds, best first."""
+    groups = {name: [row for row in rows if row["model"] == name] for name in dict.fromkeys(r["model"] for r in rows)}
+    scores = {name: [100 * float(row["test_accuracy"]) for row in group] for name, group in groups.items()}
+    lines = []
+    for name in sorted(groups, key=lambda n: -mean_interval(scores[n])[0]):
+        mean, half = mean_interval(scores[name])
+        first = groups[name][0]
+        lines.append(
+            [
+                name,
+                f"{int(first['parameters']):,}",
+                f"{int(first['train_images']):,} x {first['epochs']}",
+                f"{mean:.2f}" if len(scores[name]) < 2 else f"{mean:.2f} ± {half:.2f}",
+                " ".join(f"{score:.2f}" for score in scores[name]),
+            ]
+        )
+    header = ["model", "parameters", "images x epochs", "test accuracy, %", "each seed"]
+    return markdown_table(header, lines)
+
+
+TABLES: dict[str, Callable[[Rows], str]] = {"accuracy": accuracy_table}
+
+
+def render(text: str, root: Path) -> str:
+    """The text with every table written anew from its rows.
+
+    Args:
+        text: Markdown.
+        root: folder that the named files are relative to.
+
+    Raises:
+        ValueError: a table is of no known kind, or its file has no rows.
+    """
+
+    def table(match: re.Match[str]) -> str:
+        kind, source = match["kind"], match["source"]
+        if kind not in TABLES:
+            raise ValueError(f"there is no table of kind {kind!r}; choose one of {', '.join(TABLES)}")
+        rows = read_csv(root / source)
+        if not rows:
+            raise ValueError(f"{source} has no rows to make a table of")
+        return f"<!-- table {kind} {source} -->\n{TABLES[kind](rows)}\n\nFrom `{source}`.\n<!-- end of table -->"
+
+    return BLOCK.sub(table, text)
+
+
+def report(path: Path) -> int:
+    """Write the tables of one Markdown file anew; returns how many there are.
+
+    Raises:
+        ValueError: there is no such file, or a table cannot be made.
+    """
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    text = path.read_text()
+    new = render(text, path.parent)
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(new)
+
+    write_atomically(path, write)
+    return len(BLOCK.findall(text))

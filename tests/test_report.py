@@ -1,0 +1,59 @@
+"""Tables written from result rows: the README says what the files say."""
+
+from pathlib import Path
+
+import pytest
+
+from hadaptive.bench.report import render, report
+
+ROOT = Path(__file__).parents[1]
+ROWS = (
+    "model,parameters,train_images,epochs,test_accuracy\n"
+    "small,1000,12000,5,0.80\nbig,2000,12000,5,0.90\nsmall,1000,12000,5,0.82\n"
+)
+
+
+def document(kind: str = "accuracy", source: str = "rows.csv") -> str:
+    return f"before\n<!-- table {kind} {source} -->\nstale 12.34\n<!-- end of table -->\nafter\n"
+
+
+def test_table_is_written_from_the_rows_and_again_the_same(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text(ROWS)
+    page = tmp_path / "page.md"
+    page.write_text(document())
+    assert report(page) == 1
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "stale" not in text
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    # Mean 81, deviation sqrt(2), two seeds: 12.706 * sqrt(2) / sqrt(2).
+    assert lines[2:] == [
+        "| big | 2,000 | 12,000 x 5 | 90.00 | 90.00 |",
+        "| small | 1,000 | 12,000 x 5 | 81.00 ± 12.71 | 80.00 82.00 |",
+    ]
+    report(page)
+    assert page.read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [(document(kind="speed"), "no table of kind 'speed'"), (document(source="none.csv"), "no rows")],
+    ids=["kind", "file"],
+)
+def test_table_that_cannot_be_made(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "page.md").write_text(text)
+    with pytest.raises(ValueError, match=words):
+        report(tmp_path / "page.md")
+    assert (tmp_path / "page.md").read_text() == text
+
+
+def test_no_such_page(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no file"):
+        report(tmp_path / "page.md")
+
+
+def test_readme_agrees_with_the_results() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert text.count("<!-- table ") >= 2
+    assert render(text, ROOT) == text
