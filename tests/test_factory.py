@@ -126,3 +126,9 @@ def test_bad_file_is_named(tmp_path, content, says):
     path.write_text(content)
     with pytest.raises(ValueError, match=rf"net\.json.*{says}"):
         create_model(str(path), num_classes=4)
+
+
+@pytest.mark.parametrize("options", [{"num_classes": -1}, {"num_classes": 3, "in_chans": 0}], ids=str)
+def test_counts_out_of_range_are_one_sentence(options: dict) -> None:
+    with pytest.raises(ValueError, match="num_classes must be at least 0"):
+        create_model("hadaptive_net_s", **options)

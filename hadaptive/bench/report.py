@@ -25,7 +25,8 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> str:
 
 def accuracy_table(rows: Rows) -> str:
     """Mean test accuracy per model with its 95% Student interval over the seeds, best first."""
-    groups = {name: [row for row in rows if row["model"] == name] for name in dict.fromkeys(r["model"] for r in rows)}
+    models = dict.fromkeys(row["model"] for row in rows)
+    groups = {name: [row for row in rows if row["model"] == name] for name in models}
     scores = {name: [100 * float(row["test_accuracy"]) for row in group] for name, group in groups.items()}
     lines = []
     for name in sorted(groups, key=lambda n: -mean_interval(scores[n])[0]):

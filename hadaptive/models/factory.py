@@ -33,6 +33,10 @@ def create_model(
     Raises:
         ValueError: no such model or file, or an argument the model does not take.
     """
+    if num_classes < 0 or in_chans < 1:
+        raise ValueError(
+            f"num_classes must be at least 0 and in_chans at least 1, got {num_classes} and {in_chans}"
+        )
     options: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_chans}
     for name, value in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)):
         if value is not None:
