@@ -200,7 +200,7 @@ def test_a_pickle_in_place_of_a_checkpoint_is_not_executed(tmp_path: Path) -> No
 
 
 def test_loader_processes_do_not_change_the_weights(finished: Path, tmp_path: Path) -> None:
-    train(tiny_config(tmp_path, workers=1, ema=0.9), quiet=True)
+    train(tiny_config(tmp_path, workers=2, ema=0.9), quiet=True)
     assert_same_weights(finished, tmp_path / "run")
 
 

@@ -202,7 +202,10 @@ class HadaptiveNet(nn.Module):
         last_index = max(take)
         intermediates: list[Tensor] = []
         x = self.stem(x)
-        stages = self.stages if torch.jit.is_scripting() or not stop_early else self.stages[: last_index + 1]
+        if torch.jit.is_scripting() or not stop_early:  # noqa: SIM108 (TorchScript)
+            stages = self.stages
+        else:
+            stages = self.stages[: last_index + 1]
         for i, stage in enumerate(stages):
             x = self._run(stage, x)
             if i in take:

@@ -124,7 +124,7 @@ class AdaptiveCrossHadamard(nn.Module):
             area *= size
         x = x.reshape(batch, self.channels, area, 1)
         x = self.expansion(self.bn(self.mix(x)), generator)
-        return x.reshape([batch, self.out_channels, *list(spatial)])
+        return x.reshape([batch, self.out_channels] + list(spatial))  # noqa: RUF005 (TorchScript)
 
 
 # One node each in an FX graph: what they do depends on shapes and on training.
