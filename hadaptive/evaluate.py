@@ -4,6 +4,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
+from hadaptive.console import console
 from hadaptive.metrics import Evaluation, evaluate_model
 from hadaptive.pictures import plot_confusion
 from hadaptive.runs import RunFolder, write_atomically, write_csv, write_json
@@ -39,7 +42,9 @@ def evaluate_run(
     """
     run = RunFolder.open(path)
     config = TrainConfig.from_dict(run.read_json(run.config))
-    changes: dict[str, Any] = {"cpu": cpu or config.cpu, "compile": False}
+    changes: dict[str, Any] = {"cpu": cpu or config.cpu, "compile": False, "train_size": None}
+    if config.mixed_precision == "fp16" and (changes["cpu"] or not torch.cuda.is_available()):
+        changes["mixed_precision"] = "no"  # a run made on a GPU, looked at on a machine without one
     if data is not None:
         changes["data"] = data
     if data_dir is not None:
@@ -79,12 +84,11 @@ def evaluate_run(
 
 def print_evaluation(evaluation: Evaluation, classes: list[str], files: dict[str, Path]) -> None:
     """Print accuracy with its interval, the classes from worst to best, and where the files lie."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    out = console()
     low, high = evaluation.interval
-    console.print(
+    out.print(
         f"accuracy {evaluation.accuracy:.2%} (95% interval {low:.2%} to {high:.2%}) "
         f"on {evaluation.total:,} images, loss {evaluation.loss:.4f}",
         highlight=False,
@@ -96,8 +100,8 @@ def print_evaluation(evaluation: Evaluation, classes: list[str], files: dict[str
     rows = sorted(evaluation.per_class(classes), key=lambda row: (row["recall"] != row["recall"], row["recall"]))
     for row in rows[:50]:
         table.add_row(row["class"], f"{row['images']:,}", f"{row['recall']:.2%}", f"{row['precision']:.2%}")
-    console.print(table)
+    out.print(table)
     if evaluation.unreadable:
-        console.print(f"{len(evaluation.unreadable)} images could not be read and do not count", highlight=False)
+        out.print(f"{len(evaluation.unreadable)} images could not be read and do not count", highlight=False)
     for what, path in files.items():
-        console.print(f"{what}: {path}", highlight=False, soft_wrap=True)
+        out.print(f"{what}: {path}", highlight=False, soft_wrap=True)

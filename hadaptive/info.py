@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from hadaptive import ops
+from hadaptive.console import console
 from hadaptive.models import create_model, spec_of
 from hadaptive.nn import AdaptiveBottleneck, AdaptiveCrossHadamard, GhostExpansion
 from hadaptive.runs import RunFolder
@@ -216,10 +217,9 @@ def info_command(
 
 def print_info(info: NetworkInfo, title: str) -> None:
     """Print the table and the totals."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    out = console()
     table = Table(title=title, title_justify="left")
     for column in ("layer", "what"):
         table.add_column(column)
@@ -234,9 +234,9 @@ def print_info(info: NetworkInfo, title: str) -> None:
             f"{row.macs:,}",
             f"{row.products:,}" if row.products else "",
         )
-    console.print(table)
+    out.print(table)
     size = "x".join(map(str, info.input_size))
-    console.print(
+    out.print(
         f"{info.parameters:,} parameters, {info.buffers:,} buffer entries; for one {size} image "
         f"{info.macs / 1e6:,.1f} M MACs and {info.products / 1e6:,.2f} M element-wise products",
         highlight=False,

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from hadaptive.console import console
 from hadaptive.data import Preprocessing, decode, eval_transform, to_eight_bit
 from hadaptive.pictures import contact_sheet
 from hadaptive.runs import RunFolder, first_line
@@ -115,12 +116,13 @@ def predict_command(
     Raises:
         ValueError: no such run or images, the sheet exists, or not one image could be read.
     """
-    from rich.console import Console
     from rich.table import Table
 
     images = find_images(paths)
     if sheet is not None and sheet.exists():
         raise ValueError(f"{sheet} exists already and is not overwritten: choose another --sheet")
+    if sheet is not None and not sheet.parent.is_dir():
+        raise ValueError(f"there is no folder {sheet.parent} to write {sheet.name} into")
     model, card = RunFolder.open(run_path).load_model(weights)
     table = Table("image", "class", "probability")
     tiles: list[tuple[Image.Image, str, bool | None]] = []
@@ -139,7 +141,7 @@ def predict_command(
             image = to_eight_bit(decode(Path(prediction.image).read_bytes()), 3)
             tiles.append((image, f"{name} ({probability:.0%})", None))
     if not as_json:
-        Console().print(table)
+        console().print(table)
     if sheet is not None and tiles:
         contact_sheet(tiles, sheet, f"predictions of {card.model}")
     if failed == len(images):

@@ -238,10 +238,18 @@ def write_csv(path: Path, rows: list[dict[str, Any]], columns: list[str]) -> Non
 
 
 def append_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Append rows to a CSV file, with a header if it is new."""
+    """Append rows to a CSV file, with a header if it is new.
+
+    Raises:
+        ValueError: the file has other columns.
+    """
     if not rows:
         return
     new = not path.is_file() or path.stat().st_size == 0
+    if not new:
+        with open(path, newline="") as file:
+            if next(csv.reader(file)) != list(rows[0]):
+                raise ValueError(f"{path} has other columns, from another version: move it away")
     with open(path, "a", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         if new:

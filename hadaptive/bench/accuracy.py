@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import hadaptive.bench.textbook  # noqa: F401  (registers the published S)
+from hadaptive.console import console
 from hadaptive.runs import RunFolder, append_csv, read_csv
 from hadaptive.train import TrainConfig, resume, train
 
@@ -98,7 +99,6 @@ def mean_interval(values: Iterable[float]) -> tuple[float, float]:
 
 def print_accuracy(rows: list[dict[str, Any]]) -> None:
     """Print mean and interval of the test accuracy per model, best first."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("model")
@@ -118,4 +118,4 @@ def print_accuracy(rows: list[dict[str, Any]]) -> None:
             " ".join(f"{100 * float(row['test_accuracy']):.2f}" for row in group),
             f"{seconds:.0f}",
         )
-    Console().print(table)
+    console().print(table)

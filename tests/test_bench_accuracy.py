@@ -1,0 +1,63 @@
+"""The accuracy comparison: a row per run, none twice, none lost."""
+
+from pathlib import Path
+
+import pytest
+from scipy import stats
+from tiny import tiny_config, tiny_spec
+
+from hadaptive.bench import accuracy
+from hadaptive.bench.accuracy import AccuracyConfig, bench_accuracy, mean_interval, print_accuracy
+from hadaptive.runs import read_csv
+from hadaptive.train import RECIPES, Trainer, TrainingInterruptedError
+from hadaptive.train.config import Recipe
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AccuracyConfig:
+    keep = ("epochs", "batch_size", "image_size", "train_size", "shift", "cpu")
+    settings = {name: getattr(tiny_config(tmp_path, epochs=1), name) for name in keep}
+    monkeypatch.setitem(RECIPES, "tiny", Recipe("for tests", settings))
+    models = (tiny_spec(tmp_path), "mobilenetv3_small_050")
+    return AccuracyConfig("tiny", models, (0, 1), tmp_path / "results" / "rows.csv", tmp_path / "runs")
+
+
+def test_a_row_per_run_and_none_twice(
+    config: AccuracyConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    count = [0]
+    evaluate = Trainer._end_epoch
+
+    def stop_in_the_third_run(self, run) -> None:
+        count[0] += 1
+        evaluate(self, run)
+        if count[0] == 3:
+            raise TrainingInterruptedError(str(run.path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_end_epoch", stop_in_the_third_run)
+        with pytest.raises(TrainingInterruptedError):
+            bench_accuracy(config)
+    assert config.results is not None
+    first = read_csv(config.results)
+    assert len(first) == 2
+    rows = bench_accuracy(config)
+    assert rows[:2] == first
+    assert [(row["model"], row["seed"]) for row in rows] == [(m, s) for s in "01" for m in config.models]
+    assert len({row["test_images"] for row in rows}) == 1
+    assert all(0 <= float(row["test_accuracy"]) <= 1 and row["commit"] and row["torch"] for row in rows)
+
+    monkeypatch.setattr(accuracy, "_train_once", None)  # nothing is left to train
+    assert bench_accuracy(config) == rows
+    capsys.readouterr()
+    print_accuracy(rows)
+    assert "mobilenetv3_small_050" in capsys.readouterr().out
+
+
+def test_mean_interval() -> None:
+    values = [84.1, 85.9, 85.2]
+    mean, half = mean_interval(values)
+    low, high = stats.t.interval(0.95, 2, loc=mean, scale=stats.sem(values))
+    assert mean == pytest.approx(sum(values) / 3)
+    assert (mean - half, mean + half) == pytest.approx((low, high))
+    assert mean_interval([1.0])[1] != mean_interval([1.0])[1]  # NaN

@@ -1,0 +1,187 @@
+"""Every command as a person types it."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from tiny import tiny_spec
+
+import hadaptive
+from hadaptive import cli
+from hadaptive.data import open_splits
+from hadaptive.train import Trainer
+
+
+def train_flags(folder: Path, name: str = "run") -> list[str]:
+    flags = {
+        "model": tiny_spec(folder),
+        "output": folder / name,
+        "epochs": 1,
+        "batch-size": 32,
+        "image-size": 8,
+        "train-size": 200,
+    }
+    return ["train", "--cpu", *(str(part) for name, value in flags.items() for part in (f"--{name}", value))]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a trained run and some digits as files."""
+    folder = tmp_path_factory.mktemp("cli")
+    assert cli.main([*train_flags(folder), "--quiet"]) == 0
+    test = open_splits("digits").test
+    assert test is not None
+    (folder / "images").mkdir()
+    for i in range(3):
+        test.read(i)[0].save(folder / "images" / f"{i}.png")
+    return folder
+
+
+def one_sentence(capsys: pytest.CaptureFixture[str]) -> str:
+    captured = capsys.readouterr()
+    lines = captured.err.splitlines()
+    assert len(lines) == 1, captured.err
+    return lines[0]
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["help"]], ids=str)
+def test_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(arguments) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in cli.COMMANDS)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == hadaptive.__version__
+
+
+def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["trian"]) == 2
+    assert "no command 'trian'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [name for name in cli.COMMANDS if name not in ("recipes", "bench")])
+def test_help_of_every_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([command, "--help"])
+    assert stopped.value.code == 0
+    assert f"hadaptive {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["train", "--epochs", "many"], ["train", "--nope"], ["evaluate"], ["predict", "run", "a.png", "--top", "x"]],
+    ids=" ".join,
+)
+def test_bad_flags_exit_with_two(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments)
+    assert stopped.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "--data", "nowhere"], "no data set 'nowhere'"),
+        (["train", "--recipe", "nope"], "no recipe 'nope'"),
+        (["train", "--recipe=nope"], "no recipe 'nope'"),
+        (["train", "--model", "hadaptive_net_x"], "did you mean hadaptive_net_"),
+        (["train", "--resume", "nowhere"], "not a run folder"),
+        (["train", "--resume", "nowhere", "--epochs", "3"], "leave out --epochs"),
+        (["evaluate", "nowhere"], "not a run folder"),
+        (["predict", "nowhere", str(Path(__file__))], "not a run folder"),
+        (["info", "resnet_nope"], "no model 'resnet_nope'"),
+        (["info", "spec.json"], "no network spec file"),
+        (["bench"], "hadaptive bench accuracy"),
+        (["bench", "accuracy", "--recipe", "nope"], "no recipe 'nope'"),
+        (["bench", "report", "nowhere.md"], "no file nowhere.md"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_sentence(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 1
+    assert words in one_sentence(capsys)
+    assert not list(tmp_path.iterdir())
+
+
+def test_traceback_on_demand() -> None:
+    with pytest.raises(ValueError, match="not a run folder"):
+        cli.main(["--traceback", "evaluate", "nowhere"])
+
+
+def test_recipes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["recipes", "all"]) == 0
+    text = capsys.readouterr().out
+    assert "paper" in text
+    assert '"epochs": 200' in text
+
+
+def test_recipe_gives_the_defaults_and_flags_change_them(folder: Path) -> None:
+    config = json.loads((folder / "run" / "config.json").read_text())
+    assert (config["recipe"], config["shift"], config["epochs"]) == ("quick", 1, 1)
+
+
+def test_evaluate(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["evaluate", str(folder / "run"), "--cpu"]) == 0
+    summary = json.loads((folder / "run" / "summary.json").read_text())
+    assert f"accuracy {summary['test']['accuracy']:.2%}" in capsys.readouterr().out
+    with Image.open(folder / "run" / "confusion-test.png") as picture:
+        assert min(picture.size) > 100
+
+
+def test_predict_table_and_sheet(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sheet = tmp_path / "sheet.png"
+    arguments = ["predict", str(folder / "run"), str(folder / "images"), "--sheet", str(sheet)]
+    assert cli.main(arguments) == 0
+    assert "probability" in capsys.readouterr().out
+    before = sheet.read_bytes()
+    assert cli.main(arguments) == 1
+    assert "not overwritten" in one_sentence(capsys)
+    assert sheet.read_bytes() == before
+
+
+def test_predict_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = folder / "images-bad.png"
+    bad.write_bytes(b"not an image")
+    assert (
+        cli.main(["predict", str(folder / "run"), str(bad), str(folder / "images"), "--json", "--top", "99"]) == 0
+    )
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(rows) == 4
+    assert rows[0]["error"]
+    assert rows[0]["classes"] == []
+    for row in rows[1:]:
+        assert len(row["classes"]) == 10
+        assert sum(p for _, p in row["classes"]) == pytest.approx(1, abs=1e-5)
+
+
+def test_info_of_a_run_and_its_spec(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = folder / "saved.json"
+    assert cli.main(["info", str(folder / "run"), "--json", "--save-spec", str(spec)]) == 0
+    of_run = json.loads(capsys.readouterr().out)
+    assert spec.is_file()
+    assert cli.main(["info", str(spec), "--json", "--image-size", "8", "--num-classes", "10"]) == 0
+    of_spec = json.loads(capsys.readouterr().out)
+    assert of_run["parameters"] == of_spec["parameters"]
+    assert cli.main(["info", str(folder / "run"), "--save-spec", str(spec)]) == 1
+
+
+def test_resume_of_a_finished_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "--resume", str(folder / "run")]) == 1
+    assert "finished" in one_sentence(capsys)
+
+
+def test_interrupted_training_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_must_stop", lambda self: True)
+        assert cli.main([*train_flags(tmp_path), "--quiet"]) == 130
+    assert f"--resume {tmp_path / 'run'}" in one_sentence(capsys)
+    assert cli.main(["train", "--resume", str(tmp_path / "run")]) == 0
+    assert "test accuracy" in capsys.readouterr().out

@@ -1,0 +1,96 @@
+"""Predictions on a person's own files."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import TINY
+
+from hadaptive.data import Preprocessing, decode, eval_transform
+from hadaptive.models import create_model
+from hadaptive.predict import find_images, predict_command, predict_images
+from hadaptive.runs import RunFolder, card_for, write_json
+
+CLASSES = ["cat", "dög", "a bird"]
+PREPROCESSING = Preprocessing(image_size=8)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    network = create_model(TINY, num_classes=3)
+    folder = RunFolder.create(tmp_path / "run")
+    write_json(folder.config, {})
+    write_json(folder.card, card_for("tiny", network, CLASSES, PREPROCESSING).to_dict())
+    folder.save_weights(network, "best")
+    return folder.path
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    pixels = np.random.default_rng(0).integers(0, 255, (9, 13, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    (tmp_path / "images" / "deep er").mkdir(parents=True)
+    for mode in ("RGB", "RGBA", "L", "P", "1"):
+        image.convert(mode).save(tmp_path / "images" / f"{mode}.png")
+    Image.fromarray(pixels[..., 0].astype(np.uint16) * 257).save(tmp_path / "images" / "deep er" / "sïxteen.png")
+    return tmp_path / "images"
+
+
+def test_prediction_is_the_networks_output_on_the_transformed_image(run: Path, images: Path) -> None:
+    model, card = RunFolder.open(run).load_model()
+    paths = find_images([images])
+    assert len(paths) == 6
+    transform = eval_transform(PREPROCESSING)
+    for prediction, path in zip(
+        predict_images(model, paths, card.classes, card.preprocessing, top=3, batch_size=4), paths, strict=True
+    ):
+        with torch.no_grad():
+            expected = model(transform(decode(path.read_bytes()))[None]).softmax(1)[0]
+        assert prediction.image == str(path)
+        assert prediction.error is None
+        for name, probability in prediction.classes:
+            assert probability == pytest.approx(expected[CLASSES.index(name)].item(), abs=1e-5)
+        probabilities = [p for _, p in prediction.classes]
+        assert probabilities == sorted(probabilities, reverse=True)
+        assert sum(probabilities) == pytest.approx(1, abs=1e-5)
+
+
+def test_top_is_at_most_the_classes_and_at_least_one(run: Path, images: Path) -> None:
+    model, card = RunFolder.open(run).load_model()
+    path = [images / "RGB.png"]
+    assert len(next(predict_images(model, path, card.classes, card.preprocessing, top=99)).classes) == 3
+    assert len(next(predict_images(model, path, card.classes, card.preprocessing, top=1)).classes) == 1
+    with pytest.raises(ValueError, match="top must be at least 1"):
+        next(predict_images(model, path, card.classes, card.preprocessing, top=0))
+
+
+def test_unreadable_files_are_told_not_fatal(run: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (images / "cut.png").write_bytes((images / "RGB.png").read_bytes()[:60])
+    (images / "empty.png").write_bytes(b"")
+    predict_command(run, [images], top=1)
+    out = capsys.readouterr().out
+    assert out.count("cannot be read") == 2
+    with pytest.raises(ValueError, match="not one of the images"):
+        predict_command(run, [images / "cut.png", images / "empty.png"], top=1)
+
+
+def test_find_images_mistakes(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no file or folder"):
+        find_images([tmp_path / "nowhere"])
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(ValueError, match="no images"):
+        find_images([tmp_path])
+
+
+def test_sheet_shows_every_readable_image(run: Path, images: Path, tmp_path: Path) -> None:
+    (images / "empty.png").write_bytes(b"")
+    predict_command(run, [images], top=1, sheet=tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.format == "PNG"
+
+
+def test_sheet_that_cannot_be_written_is_found_before_the_work(run: Path, images: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no folder"):
+        predict_command(run, [images], top=1, sheet=tmp_path / "nowhere" / "sheet.png")
