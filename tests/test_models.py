@@ -89,7 +89,8 @@ def test_macs(name, millions):
 
 
 def test_registered_with_timm():
-    assert sorted(timm.list_models("hadaptive*")) == sorted(NAMES)
+    # The benchmarks register the published S besides, once they are imported.
+    assert set(timm.list_models("hadaptive*")) - {"hadaptive_net_s_published"} == set(NAMES)
     assert timm.list_pretrained("hadaptive*") == []
     assert timm.list_models(module="hadaptive_net", name_matches_cfg=True) == sorted(NAMES)
 
