@@ -1,8 +1,9 @@
 """The only door to the operators: validation, device dispatch, and the choice of a backend.
 
-A backend is a module with the three functions ``cross_hadamard``, ``dysoft`` and ``expand`` under the
-signatures below, and ``supports(x) -> bool``. Backends are tried in the order of ``_PREFERENCE``; the plain
-PyTorch of :mod:`hadaptive.ops.reference` takes whatever is left, and is always used inside TorchScript.
+A backend is a module with the three functions ``cross_hadamard``, ``dysoft`` and ``expand`` under the signatures
+below, and ``obstacle(x)``, which says why it cannot take x, or None. Backends are tried in the order of
+``_PREFERENCE``; the plain PyTorch of :mod:`hadaptive.ops.reference` takes whatever is left, and is always used
+inside TorchScript.
 
     >>> with hadaptive.ops.backend("reference"):
     ...     y = hadaptive.ops.expand(x, index, gate, alpha, weight, bias)
@@ -16,7 +17,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from hadaptive.ops import reference
+from hadaptive.ops import fused, reference
 
 __all__ = [
     "available_backends",
@@ -29,8 +30,8 @@ __all__ = [
     "select_channels",
 ]
 
-_BACKENDS: dict[str, ModuleType] = {"reference": reference}
-_PREFERENCE: tuple[str, ...] = ()  # fused backends, best first; "reference" is the last resort
+_BACKENDS: dict[str, ModuleType] = {"fused": fused, "reference": reference}
+_PREFERENCE = ("fused",)  # best first; "reference" is the last resort
 _FORCED: ContextVar[str | None] = ContextVar("hadaptive_backend", default=None)
 
 
@@ -63,9 +64,12 @@ def _choose(x: Tensor, requested: str | None) -> ModuleType:
     name = requested if requested is not None else _FORCED.get()
     if name is not None:
         _check_backend(name)
+        obstacle = _BACKENDS[name].obstacle(x)
+        if obstacle is not None:
+            raise ValueError(f"the backend {name!r} cannot take this input: {obstacle}")
         return _BACKENDS[name]
     for name in _PREFERENCE:
-        if _BACKENDS[name].supports(x):
+        if _BACKENDS[name].obstacle(x) is None:
             return _BACKENDS[name]
     return reference
 

@@ -11,6 +11,11 @@ import torch
 from torch import Tensor
 
 
+def obstacle(x: Tensor) -> str | None:
+    """Plain PyTorch takes everything."""
+    return None
+
+
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype products and DySoft are computed in: float32, or float64 for float64 inputs."""
     return torch.float64 if dtype == torch.float64 else torch.float32
@@ -68,6 +73,12 @@ def dysoft(x: Tensor, alpha: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def expand(x: Tensor, index: Tensor, gate: Tensor | None, alpha: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Plain path of :func:`hadaptive.ops.expand`."""
+    return restore_layout(concatenated(x, index, gate, alpha, weight, bias), x)
+
+
+def concatenated(
+    x: Tensor, index: Tensor, gate: Tensor | None, alpha: Tensor, weight: Tensor, bias: Tensor
+) -> Tensor:
+    """The expansion in whatever memory layout comes out."""
     q = pair_products(select_channels(x, index, gate))
-    d = softsign_affine(q, alpha, weight, bias).to(x.dtype)
-    return restore_layout(torch.cat([x, d], dim=1), x)
+    return torch.cat([x, softsign_affine(q, alpha, weight, bias).to(x.dtype)], dim=1)

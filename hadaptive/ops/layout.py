@@ -1,0 +1,15 @@
+"""Memory layouts of feature maps: positions side by side, or channels side by side."""
+
+from torch import Tensor
+
+
+def channels_contiguous(x: Tensor) -> bool:
+    """Whether x (B, C, S...) has its channels side by side, as channels_last and transposed tokens have."""
+    return x.movedim(1, -1).is_contiguous() and not x.is_contiguous()
+
+
+def empty_map(like: Tensor, channels: int) -> Tensor:
+    """An uninitialised (B, channels, S...) in the dtype and layout that a result for `like` has."""
+    if channels_contiguous(like):
+        return like.new_empty([like.shape[0], *like.shape[2:], channels]).movedim(-1, 1)
+    return like.new_empty([like.shape[0], channels, *like.shape[2:]])
