@@ -218,7 +218,17 @@ def _bench_report(arguments: list[str]) -> None:
     print(f"{report(command.page)} tables written in {command.page}")
 
 
-BENCHMARKS: dict[str, Callable[[list[str]], None]] = {"accuracy": _bench_accuracy, "report": _bench_report}
+def _bench_ops(arguments: list[str]) -> None:
+    from hadaptive.bench.operators import OpsConfig, bench_ops
+
+    bench_ops(tyro.cli(OpsConfig, prog="hadaptive bench ops", args=arguments))
+
+
+BENCHMARKS: dict[str, Callable[[list[str]], None]] = {
+    "accuracy": _bench_accuracy,
+    "ops": _bench_ops,
+    "report": _bench_report,
+}
 
 
 def _bench(arguments: list[str]) -> None:
@@ -234,7 +244,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "info": (_info, "layers, parameters, MACs and products of a network"),
     "recipes": (_recipes, "the named settings that train starts from; recipes all shows them"),
     "demo": (_demo, "all of it on scikit-learn's digits, in about a minute"),
-    "bench": (_bench, "accuracy: several networks and seeds under one recipe; report: the README's tables"),
+    "bench": (_bench, "bench ops, bench accuracy; bench report writes the README's tables from their rows"),
 }
 
 

@@ -1,0 +1,62 @@
+"""The operator benchmark: rivals that compute the same, memory counted right, rows with their provenance."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from hadaptive.bench import operators
+from hadaptive.bench.operators import OpsConfig, SlicedExpansion, bench_ops, interleaved, saved_bytes
+from hadaptive.nn import CrossHadamardExpansion
+from hadaptive.runs import read_csv
+
+
+def test_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(operators, "SHAPES", ((8, 4, 5, 3),))
+    threads = torch.get_num_threads()
+    config = OpsConfig(results=tmp_path / "new" / "ops.csv", rounds=3, warmup=1, compiled=False, threads=1)
+    rows = bench_ops(config)
+    assert torch.get_num_threads() == threads
+    written = read_csv(config.results)
+    assert len(written) == len(rows) == 2 * (4 + 4)
+    assert {row["layout"] for row in written} == {"nchw", "channels_last"}
+    assert all(row["commit"] and row["torch"] and row["threads"] == "1" for row in written)
+    assert all(
+        float(row["lower_quartile_ms"]) <= float(row["median_ms"]) <= float(row["upper_quartile_ms"])
+        for row in written
+    )
+    assert "x fused" in capsys.readouterr().out
+
+
+def test_a_rival_that_computes_something_else_gives_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operators, "SHAPES", ((8, 4, 5, 3),))
+    forward = SlicedExpansion.forward
+    monkeypatch.setattr(SlicedExpansion, "forward", lambda self, x, generator=None: 1.01 * forward(self, x))
+    config = OpsConfig(results=tmp_path / "ops.csv", rounds=2, compiled=False)
+    with pytest.raises(ValueError, match="slices does not compute"):
+        bench_ops(config)
+    assert not config.results.exists()
+
+
+def test_saved_bytes_counts_storages_once_and_no_parameters() -> None:
+    x = torch.randn(4, 8, requires_grad=True)
+    assert saved_bytes(nn.Linear(8, 8), x) == 4 * 8 * 4
+    assert saved_bytes(nn.Sequential(nn.Tanh(), nn.Linear(8, 3)), x) == 4 * 8 * 4  # the same output, kept twice
+    assert saved_bytes(nn.Identity(), x) == 0
+
+
+def test_fused_expansion_saves_little_more_than_its_input() -> None:
+    x = torch.randn(2, 32, 9, 9, requires_grad=True)
+    fused, plain = (saved_bytes(kind(32, 16).train(), x) for kind in (CrossHadamardExpansion, SlicedExpansion))
+    assert fused < 2 * x.nbytes
+    assert plain > 5 * fused
+
+
+def test_variants_take_turns() -> None:
+    calls: list[str] = []
+    times = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, warmup=1, rounds=2)
+    assert "".join(calls) == "ababab"
+    assert [len(t) for t in times.values()] == [2, 2]
