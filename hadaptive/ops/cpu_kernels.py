@@ -38,9 +38,17 @@ _ONE = np.float32(1)
 _ZERO = np.float32(0)
 
 
-def _compiled(flags: set[str]) -> Callable[[Callable], Any]:
-    """A decorator: compile on the first call, cached on disk where there is a place for it."""
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": flags}
+def _compiled(flags: set[str], inline: bool = False) -> Callable[[Callable], Any]:
+    """A decorator: compile on the first call, cached on disk where there is a place for it.
+
+    `inline` puts the function's body into its callers: handing over five arrays costs as much as one pair's work.
+    """
+    options: dict[str, Any] = {
+        "nogil": True,
+        "error_model": "numpy",
+        "fastmath": flags,
+        "inline": "always" if inline else "never",
+    }
 
     def decorate(function: Callable) -> Any:
         try:
@@ -130,7 +138,7 @@ def expand_cols_fwd_kernel(x, index, gate, alpha, weight, bias, y, tile, first, 
                     target[channels + p] = d[p, n]
 
 
-@_compiled(_SUMS)
+@_compiled(_SUMS, inline=True)
 def _pair_bwd(zi, zj, grad, gzi, gzj, alpha, w, size):
     """One pair's share: adds to gzi and gzj, returns the sums for weight, bias and alpha."""
     for_weight, for_bias, for_alpha = _ZERO, _ZERO, _ZERO
@@ -147,37 +155,39 @@ def _pair_bwd(zi, zj, grad, gzi, gzj, alpha, w, size):
 
 @_compiled(_SUMS)
 def expand_rows_bwd_kernel(
-    grad, x, index, gate, alpha, weight, grad_x, grad_gate, sums_alpha, sums_weight, sums_bias, chunk, first, last
+    grad, x, index, gate, alpha, weight, grad_x, grad_gate, sums_alpha, sums_weight, sums_bias, first, last
 ):
-    """Gradients of samples first to last, positions contiguous; the parameters' sums go to row `chunk`."""
+    """Gradients of the chunks first to last of the batch, positions contiguous; a row of sums for each chunk."""
     channels, positions = x.shape[1], x.shape[2]
     k = index.shape[1]
     z = np.empty((k, positions), np.float32)
     gz = np.empty((k, positions), np.float32)
-    for b in range(first, last):
-        grad_x[b] = grad[b, :channels]
-        for s in range(k):
-            scale, row = gate[b, s], x[b, index[b, s]]
-            for n in range(positions):
-                z[s, n] = scale * row[n]
-                gz[s, n] = _ZERO
-        p = 0
-        for i in range(k - 1):
-            for j in range(i + 1, k):
-                for_weight, for_bias, for_alpha = _pair_bwd(
-                    z[i], z[j], grad[b, channels + p], gz[i], gz[j], alpha, weight[p], positions
-                )
-                sums_weight[chunk, p] += for_weight
-                sums_bias[chunk, p] += for_bias
-                sums_alpha[chunk] += for_alpha
-                p += 1
-        for s in range(k):
-            scale, row, out = gate[b, s], x[b, index[b, s]], grad_x[b, index[b, s]]
-            for_gate = _ZERO
-            for n in range(positions):
-                for_gate += gz[s, n] * row[n]
-                out[n] += scale * gz[s, n]
-            grad_gate[b, s] = for_gate
+    chunks = len(sums_alpha)
+    for chunk in range(first, last):
+        for b in range(len(x) * chunk // chunks, len(x) * (chunk + 1) // chunks):
+            grad_x[b] = grad[b, :channels]
+            for s in range(k):
+                scale, row = gate[b, s], x[b, index[b, s]]
+                for n in range(positions):
+                    z[s, n] = scale * row[n]
+                    gz[s, n] = _ZERO
+            p = 0
+            for i in range(k - 1):
+                for j in range(i + 1, k):
+                    for_weight, for_bias, for_alpha = _pair_bwd(
+                        z[i], z[j], grad[b, channels + p], gz[i], gz[j], alpha, weight[p], positions
+                    )
+                    sums_weight[chunk, p] += for_weight
+                    sums_bias[chunk, p] += for_bias
+                    sums_alpha[chunk] += for_alpha
+                    p += 1
+            for s in range(k):
+                scale, row, out = gate[b, s], x[b, index[b, s]], grad_x[b, index[b, s]]
+                for_gate = _ZERO
+                for n in range(positions):
+                    for_gate += gz[s, n] * row[n]
+                    out[n] += scale * gz[s, n]
+                grad_gate[b, s] = for_gate
 
 
 @_compiled(_SUMS)
@@ -194,7 +204,6 @@ def expand_cols_bwd_kernel(
     sums_weight,
     sums_bias,
     tile,
-    chunk,
     first,
     last,
 ):
@@ -205,35 +214,37 @@ def expand_cols_bwd_kernel(
     z = np.empty((k, tile), np.float32)
     gz = np.empty((k, tile), np.float32)
     g = np.empty((pairs, tile), np.float32)
-    for b in range(first, last):
-        for s in range(k):
-            grad_gate[b, s] = _ZERO
-        for start in range(0, positions, tile):
-            size = min(tile, positions - start)
-            for n in range(size):
-                source, target = grad[b, start + n], grad_x[b, start + n]
-                for c in range(channels):
-                    target[c] = source[c]
-                for p in range(pairs):
-                    g[p, n] = source[channels + p]
-                for s in range(k):
-                    z[s, n] = gate[b, s] * x[b, start + n, index[b, s]]
-                    gz[s, n] = _ZERO
-            p = 0
-            for i in range(k - 1):
-                for j in range(i + 1, k):
-                    for_weight, for_bias, for_alpha = _pair_bwd(
-                        z[i], z[j], g[p], gz[i], gz[j], alpha, weight[p], size
-                    )
-                    sums_weight[chunk, p] += for_weight
-                    sums_bias[chunk, p] += for_bias
-                    sums_alpha[chunk] += for_alpha
-                    p += 1
-            for n in range(size):
-                for s in range(k):
-                    c = index[b, s]
-                    grad_gate[b, s] += gz[s, n] * x[b, start + n, c]
-                    grad_x[b, start + n, c] += gate[b, s] * gz[s, n]
+    chunks = len(sums_alpha)
+    for chunk in range(first, last):
+        for b in range(len(x) * chunk // chunks, len(x) * (chunk + 1) // chunks):
+            for s in range(k):
+                grad_gate[b, s] = _ZERO
+            for start in range(0, positions, tile):
+                size = min(tile, positions - start)
+                for n in range(size):
+                    source, target = grad[b, start + n], grad_x[b, start + n]
+                    for c in range(channels):
+                        target[c] = source[c]
+                    for p in range(pairs):
+                        g[p, n] = source[channels + p]
+                    for s in range(k):
+                        z[s, n] = gate[b, s] * x[b, start + n, index[b, s]]
+                        gz[s, n] = _ZERO
+                p = 0
+                for i in range(k - 1):
+                    for j in range(i + 1, k):
+                        for_weight, for_bias, for_alpha = _pair_bwd(
+                            z[i], z[j], g[p], gz[i], gz[j], alpha, weight[p], size
+                        )
+                        sums_weight[chunk, p] += for_weight
+                        sums_bias[chunk, p] += for_bias
+                        sums_alpha[chunk] += for_alpha
+                        p += 1
+                for n in range(size):
+                    for s in range(k):
+                        c = index[b, s]
+                        grad_gate[b, s] += gz[s, n] * x[b, start + n, c]
+                        grad_x[b, start + n, c] += gate[b, s] * gz[s, n]
 
 
 class _Pool:
@@ -370,8 +381,7 @@ def expand_backward(
         kernel = expand_cols_bwd_kernel if cols else expand_rows_bwd_kernel
 
         def work(first: int, last: int) -> None:
-            for chunk in range(first, last):
-                kernel(*arguments, chunk, batch * chunk // chunks, batch * (chunk + 1) // chunks)
+            kernel(*arguments, first, last)
 
         _POOL.run(work, chunks, _threads(batch * pairs * positions))
     of_gate = torch.from_numpy(grad_gate)
