@@ -1,33 +1,23 @@
-"""Fused CPU kernels, compiled by Numba on their first use and cached.
+"""Fused CPU kernels of the expansion, compiled by Numba when first used and cached.
 
 The forward pass reads the mixed input once and writes the concatenated output once; the backward pass recomputes
-everything from the input, the indices and the gates. Numba's own parallel loops abort the process when two Python
-threads enter them, and so the kernels here are sequential, release the GIL, and are spread over the batch by a
-small thread pool of ours. Partial sums are kept per chunk of samples, so that results do not depend on the number
-of threads.
-
-The first call compiles for some seconds (forward and backward, per memory layout); later processes read the
-compiled code from Numba's cache beside this file or, where that is read-only, in the user's cache folder.
+everything from the input, the indices and the gates. A kernel does one chunk of samples; partial sums are kept per
+chunk, so that results do not depend on the number of threads. A worker takes chunks until none is left, and any
+number of threads may enter the same one: see :mod:`hadaptive.ops.cpu_launch`.
 
 Source: arXiv 2505.22226, section 3; the recomputing backward pass is ours.
 """
 
-import math
-import os
+import ctypes
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 import numba
 import numpy as np
-import torch
-from torch import Tensor
-
-from hadaptive.ops.layout import channels_contiguous, empty_map
-
-MAX_CHUNKS = 32  # of the batch; fixed, so that sums are the same for any number of threads
-TILE_FLOATS = 65_536  # of a channels_last kernel's scratch: 256 KiB stay in the second-level cache
-WORK_PER_THREAD = 65_536  # multiplications below which a second thread costs more than it brings
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
 
 # Sums may be reordered and fused; NaN and infinity keep their meaning. Factors may not be reordered:
 # (w * u) / (1 + |u|) overflows where w * (u / (1 + |u|)) does not. A flag holds for one function only.
@@ -36,6 +26,27 @@ _TERMS = {"contract"}
 _BIG = np.float32(3.4028234663852886e38)
 _ONE = np.float32(1)
 _ZERO = np.float32(0)
+
+
+class Task(ctypes.Structure):
+    """What a worker is to do: counters, sizes, and the addresses of contiguous arrays.
+
+    `next` is the chunk that the next free thread takes; `bad` is set where an index is out of range. x is
+    (batch, channels, positions) or, for the kernels named cols, (batch, positions, channels); y and grad have
+    channels + pairs in place of channels; sums_* have a row for each chunk.
+    """
+
+    _fields_ = [
+        (name, ctypes.c_int64)
+        for name in (
+            *("next", "bad", "chunks", "batch", "channels", "positions", "k", "parts", "tile"),
+            *("x", "index", "gate", "alpha", "weight", "bias", "y"),
+            *("grad", "grad_x", "grad_gate", "sums_alpha", "sums_weight", "sums_bias"),
+        )
+    ]
+
+
+_TASK = types.CPointer(numba.from_dtype(np.dtype(Task)))
 
 
 def _compiled(flags: set[str], inline: bool = False) -> Callable[[Callable], Any]:
@@ -57,6 +68,32 @@ def _compiled(flags: set[str], inline: bool = False) -> Callable[[Callable], Any
             return numba.njit(**options)(function)
 
     return decorate
+
+
+@intrinsic
+def _take(typing: Any, task: Any) -> Any:
+    """The task's first field, and that field plus one, in one step that no other thread can divide."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        counter = builder.bitcast(arguments[0], ir.IntType(64).as_pointer())
+        return builder.atomic_rmw("add", counter, ir.Constant(ir.IntType(64), 1), "monotonic")
+
+    return types.int64(task), generate
+
+
+def _pointer_to(kind: Any) -> Any:
+    @intrinsic
+    def pointer(typing: Any, address: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+        return types.CPointer(kind)(types.int64), generate
+
+    return pointer
+
+
+_floats = _pointer_to(types.float32)
+_ints = _pointer_to(types.int64)
 
 
 @_compiled(_TERMS)
@@ -85,57 +122,96 @@ def _derivatives(a, c, g, alpha, w):
     return g * (u * r), t * product, t * alpha
 
 
+@_compiled(_TERMS)
+def _out_of_range(index, channels):
+    bad = False
+    for s in range(len(index)):
+        bad |= index[s] < 0 or index[s] >= channels
+    return bad
+
+
+@_compiled(_TERMS)
+def _operands(task):
+    """index and gate (batch, k), alpha, weight and bias (pairs,)."""
+    shape, pairs = (task.batch, task.k), task.k * (task.k - 1) // 2
+    return (
+        numba.carray(_ints(task.index), shape),
+        numba.carray(_floats(task.gate), shape),
+        numba.carray(_floats(task.alpha), 1)[0],
+        numba.carray(_floats(task.weight), pairs),
+        numba.carray(_floats(task.bias), pairs),
+    )
+
+
+@_compiled(_TERMS)
+def _gathered_rows(x, index, gate, z):
+    """Selected and gated channels of one sample: x (C, N) to z (k, N)."""
+    for s in range(len(index)):
+        scale, row, out = gate[s], x[index[s]], z[s]
+        for n in range(len(out)):
+            out[n] = scale * row[n]
+
+
 @_compiled(_SUMS)
-def expand_rows_fwd_kernel(x, index, gate, alpha, weight, bias, y, first, last):
-    """Samples first to last of an expansion with the positions contiguous: x (B, C, N), y (B, C + P, N)."""
-    channels, positions = x.shape[1], x.shape[2]
-    k = index.shape[1]
-    z = np.empty((k, positions), np.float32)
-    for b in range(first, last):
-        y[b, :channels] = x[b]
-        for s in range(k):
-            scale, row = gate[b, s], x[b, index[b, s]]
-            for n in range(positions):
-                z[s, n] = scale * row[n]
+def expand_rows_fwd_kernel(task, chunk):
+    """One of the `parts` of one sample, positions contiguous: x (B, C, N), y (B, C + P, N)."""
+    index, gate, alpha, weight, bias = _operands(task)
+    b, part = chunk // task.parts, chunk % task.parts
+    channels, k, pairs = task.channels, task.k, len(weight)
+    if _out_of_range(index[b], channels):
+        task.bad = 1
+        return
+    x = numba.carray(_floats(task.x), (task.batch, channels, task.positions))[b]
+    y = numba.carray(_floats(task.y), (task.batch, channels + pairs, task.positions))[b]
+    start, stop = channels * part // task.parts, channels * (part + 1) // task.parts
+    y[start:stop] = x[start:stop]
+    z = np.empty((k, task.positions), np.float32)
+    _gathered_rows(x, index[b], gate[b], z)
+    start, stop = pairs * part // task.parts, pairs * (part + 1) // task.parts
+    first = 0
+    for i in range(k - 1):
+        zi = z[i]
+        for p in range(max(start, first), min(stop, first + k - 1 - i)):
+            zj, out, w, c = z[i + 1 + p - first], y[channels + p], weight[p], bias[p]
+            for n in range(len(out)):
+                out[n] = _dysoft_of_product(zi[n], zj[n], alpha, w, c)
+        first += k - 1 - i
+
+
+@_compiled(_SUMS)
+def expand_cols_fwd_kernel(task, chunk):
+    """The same with the channels contiguous: x (B, N, C), y (B, N, C + P). `tile` positions are done at a time."""
+    index, gate, alpha, weight, bias = _operands(task)
+    b, part = chunk // task.parts, chunk % task.parts
+    channels, k, pairs, tile = task.channels, task.k, len(weight), task.tile
+    if _out_of_range(index[b], channels):
+        task.bad = 1
+        return
+    x = numba.carray(_floats(task.x), (task.batch, task.positions, channels))[b]
+    y = numba.carray(_floats(task.y), (task.batch, task.positions, channels + pairs))[b]
+    z = np.empty((k, tile), np.float32)
+    d = np.empty((pairs, tile), np.float32)
+    stop = task.positions * (part + 1) // task.parts
+    for start in range(task.positions * part // task.parts, stop, tile):
+        size = min(tile, stop - start)
+        for n in range(size):
+            for s in range(k):
+                z[s, n] = gate[b, s] * x[start + n, index[b, s]]
         p = 0
         for i in range(k - 1):
             zi = z[i]
             for j in range(i + 1, k):
-                zj, out, w, c = z[j], y[b, channels + p], weight[p], bias[p]
-                for n in range(positions):
+                zj, out, w, c = z[j], d[p], weight[p], bias[p]
+                for n in range(size):
                     out[n] = _dysoft_of_product(zi[n], zj[n], alpha, w, c)
                 p += 1
-
-
-@_compiled(_SUMS)
-def expand_cols_fwd_kernel(x, index, gate, alpha, weight, bias, y, tile, first, last):
-    """The same with the channels contiguous: x (B, N, C), y (B, N, C + P). `tile` positions are done at a time."""
-    positions, channels = x.shape[1], x.shape[2]
-    k = index.shape[1]
-    pairs = k * (k - 1) // 2
-    z = np.empty((k, tile), np.float32)
-    d = np.empty((pairs, tile), np.float32)
-    for b in range(first, last):
-        for start in range(0, positions, tile):
-            size = min(tile, positions - start)
-            for n in range(size):
-                for s in range(k):
-                    z[s, n] = gate[b, s] * x[b, start + n, index[b, s]]
-            p = 0
-            for i in range(k - 1):
-                zi = z[i]
-                for j in range(i + 1, k):
-                    zj, out, w, c = z[j], d[p], weight[p], bias[p]
-                    for n in range(size):
-                        out[n] = _dysoft_of_product(zi[n], zj[n], alpha, w, c)
-                    p += 1
-            # Whole rows in order: the memory's prefetcher follows no other pattern.
-            for n in range(size):
-                source, target = x[b, start + n], y[b, start + n]
-                for c in range(channels):
-                    target[c] = source[c]
-                for p in range(pairs):
-                    target[channels + p] = d[p, n]
+        # Whole rows in order: the memory's prefetcher follows no other pattern.
+        for n in range(size):
+            source, target = x[start + n], y[start + n]
+            for c in range(channels):
+                target[c] = source[c]
+            for p in range(pairs):
+                target[channels + p] = d[p, n]
 
 
 @_compiled(_SUMS, inline=True)
@@ -153,242 +229,157 @@ def _pair_bwd(zi, zj, grad, gzi, gzj, alpha, w, size):
     return for_weight, for_bias, for_alpha
 
 
+@_compiled(_TERMS)
+def _gradients(task, chunk):
+    """grad_gate (batch, k), and this chunk's own sums: alpha (1,), weight and bias (pairs,)."""
+    pairs = task.k * (task.k - 1) // 2
+    return (
+        numba.carray(_floats(task.grad_gate), (task.batch, task.k)),
+        numba.carray(_floats(task.sums_alpha), (task.chunks, 1))[chunk],
+        numba.carray(_floats(task.sums_weight), (task.chunks, pairs))[chunk],
+        numba.carray(_floats(task.sums_bias), (task.chunks, pairs))[chunk],
+    )
+
+
 @_compiled(_SUMS)
-def expand_rows_bwd_kernel(
-    grad, x, index, gate, alpha, weight, grad_x, grad_gate, sums_alpha, sums_weight, sums_bias, first, last
-):
-    """Gradients of the chunks first to last of the batch, positions contiguous; a row of sums for each chunk."""
-    channels, positions = x.shape[1], x.shape[2]
-    k = index.shape[1]
-    z = np.empty((k, positions), np.float32)
-    gz = np.empty((k, positions), np.float32)
-    chunks = len(sums_alpha)
-    for chunk in range(first, last):
-        for b in range(len(x) * chunk // chunks, len(x) * (chunk + 1) // chunks):
-            grad_x[b] = grad[b, :channels]
-            for s in range(k):
-                scale, row = gate[b, s], x[b, index[b, s]]
-                for n in range(positions):
-                    z[s, n] = scale * row[n]
+def expand_rows_bwd_kernel(task, chunk):
+    """Gradients of one chunk of the batch, positions contiguous."""
+    index, gate, alpha, weight, _ = _operands(task)
+    grad_gate, sum_alpha, sum_weight, sum_bias = _gradients(task, chunk)
+    channels, k, shape = task.channels, task.k, (task.batch, task.channels, task.positions)
+    xs, grad_xs = numba.carray(_floats(task.x), shape), numba.carray(_floats(task.grad_x), shape)
+    grads = numba.carray(_floats(task.grad), (task.batch, channels + len(weight), task.positions))
+    z = np.empty((k, task.positions), np.float32)
+    gz = np.empty((k, task.positions), np.float32)
+    for b in range(task.batch * chunk // task.chunks, task.batch * (chunk + 1) // task.chunks):
+        if _out_of_range(index[b], channels):
+            task.bad = 1
+            return
+        x, grad, grad_x = xs[b], grads[b], grad_xs[b]
+        grad_x[:] = grad[:channels]
+        _gathered_rows(x, index[b], gate[b], z)
+        gz[:] = _ZERO
+        p = 0
+        for i in range(k - 1):
+            for j in range(i + 1, k):
+                for_weight, for_bias, for_alpha = _pair_bwd(
+                    z[i], z[j], grad[channels + p], gz[i], gz[j], alpha, weight[p], task.positions
+                )
+                sum_weight[p] += for_weight
+                sum_bias[p] += for_bias
+                sum_alpha[0] += for_alpha
+                p += 1
+        for s in range(k):
+            scale, row, out, of_row = gate[b, s], x[index[b, s]], grad_x[index[b, s]], gz[s]
+            for_gate = _ZERO
+            for n in range(len(row)):
+                for_gate += of_row[n] * row[n]
+                out[n] += scale * of_row[n]
+            grad_gate[b, s] = for_gate
+
+
+@_compiled(_SUMS)
+def expand_cols_bwd_kernel(task, chunk):
+    """The same with the channels contiguous."""
+    index, gate, alpha, weight, _ = _operands(task)
+    grad_gate, sum_alpha, sum_weight, sum_bias = _gradients(task, chunk)
+    channels, k, pairs, tile = task.channels, task.k, len(weight), task.tile
+    shape = (task.batch, task.positions, channels)
+    xs, grad_xs = numba.carray(_floats(task.x), shape), numba.carray(_floats(task.grad_x), shape)
+    grads = numba.carray(_floats(task.grad), (task.batch, task.positions, channels + pairs))
+    z = np.empty((k, tile), np.float32)
+    gz = np.empty((k, tile), np.float32)
+    g = np.empty((pairs, tile), np.float32)
+    for b in range(task.batch * chunk // task.chunks, task.batch * (chunk + 1) // task.chunks):
+        if _out_of_range(index[b], channels):
+            task.bad = 1
+            return
+        x, grad, grad_x = xs[b], grads[b], grad_xs[b]
+        grad_gate[b] = _ZERO
+        for start in range(0, task.positions, tile):
+            size = min(tile, task.positions - start)
+            for n in range(size):
+                source, target = grad[start + n], grad_x[start + n]
+                for c in range(channels):
+                    target[c] = source[c]
+                for p in range(pairs):
+                    g[p, n] = source[channels + p]
+                for s in range(k):
+                    z[s, n] = gate[b, s] * x[start + n, index[b, s]]
                     gz[s, n] = _ZERO
             p = 0
             for i in range(k - 1):
                 for j in range(i + 1, k):
                     for_weight, for_bias, for_alpha = _pair_bwd(
-                        z[i], z[j], grad[b, channels + p], gz[i], gz[j], alpha, weight[p], positions
+                        z[i], z[j], g[p], gz[i], gz[j], alpha, weight[p], size
                     )
-                    sums_weight[chunk, p] += for_weight
-                    sums_bias[chunk, p] += for_bias
-                    sums_alpha[chunk] += for_alpha
+                    sum_weight[p] += for_weight
+                    sum_bias[p] += for_bias
+                    sum_alpha[0] += for_alpha
                     p += 1
-            for s in range(k):
-                scale, row, out = gate[b, s], x[b, index[b, s]], grad_x[b, index[b, s]]
-                for_gate = _ZERO
-                for n in range(positions):
-                    for_gate += gz[s, n] * row[n]
-                    out[n] += scale * gz[s, n]
-                grad_gate[b, s] = for_gate
+            for n in range(size):
+                for s in range(k):
+                    c = index[b, s]
+                    grad_gate[b, s] += gz[s, n] * x[start + n, c]
+                    grad_x[start + n, c] += gate[b, s] * gz[s, n]
 
 
-@_compiled(_SUMS)
-def expand_cols_bwd_kernel(
-    grad,
-    x,
-    index,
-    gate,
-    alpha,
-    weight,
-    grad_x,
-    grad_gate,
-    sums_alpha,
-    sums_weight,
-    sums_bias,
-    tile,
-    first,
-    last,
-):
-    """The same with the channels contiguous."""
-    positions, channels = x.shape[1], x.shape[2]
-    k = index.shape[1]
-    pairs = k * (k - 1) // 2
-    z = np.empty((k, tile), np.float32)
-    gz = np.empty((k, tile), np.float32)
-    g = np.empty((pairs, tile), np.float32)
-    chunks = len(sums_alpha)
-    for chunk in range(first, last):
-        for b in range(len(x) * chunk // chunks, len(x) * (chunk + 1) // chunks):
-            for s in range(k):
-                grad_gate[b, s] = _ZERO
-            for start in range(0, positions, tile):
-                size = min(tile, positions - start)
-                for n in range(size):
-                    source, target = grad[b, start + n], grad_x[b, start + n]
-                    for c in range(channels):
-                        target[c] = source[c]
-                    for p in range(pairs):
-                        g[p, n] = source[channels + p]
-                    for s in range(k):
-                        z[s, n] = gate[b, s] * x[b, start + n, index[b, s]]
-                        gz[s, n] = _ZERO
-                p = 0
-                for i in range(k - 1):
-                    for j in range(i + 1, k):
-                        for_weight, for_bias, for_alpha = _pair_bwd(
-                            z[i], z[j], g[p], gz[i], gz[j], alpha, weight[p], size
-                        )
-                        sums_weight[chunk, p] += for_weight
-                        sums_bias[chunk, p] += for_bias
-                        sums_alpha[chunk] += for_alpha
-                        p += 1
-                for n in range(size):
-                    for s in range(k):
-                        c = index[b, s]
-                        grad_gate[b, s] += gz[s, n] * x[b, start + n, c]
-                        grad_x[b, start + n, c] += gate[b, s] * gz[s, n]
+@_compiled(_TERMS)
+def _next_chunk(pointer):
+    """The number of a chunk that no thread has taken yet, or -1."""
+    task = numba.carray(pointer, 1)[0]
+    chunk = _take(pointer)
+    return chunk if chunk < task.chunks else -1
 
 
-class _Pool:
-    """Threads for the kernels, made when first needed, and anew in a forked process, which inherits none."""
+# One function for each: Numba finds in its cache what is made of globals, and not what is made of closures.
 
-    def __init__(self) -> None:
-        self.executor: ThreadPoolExecutor | None = None
-        self.size = 0
-        self.process = -1
 
-    def run(self, work: Callable[[int, int], None], items: int, threads: int) -> None:
-        """Call work(first, last) on consecutive shares of the items, one of them in this thread."""
-        shares = min(threads, items)
-        if shares <= 1:
-            work(0, items)
+def _expand_rows_fwd(pointer):
+    while True:
+        chunk = _next_chunk(pointer)
+        if chunk < 0:
             return
-        if self.executor is None or self.process != os.getpid() or self.size < shares - 1:
-            self.executor = ThreadPoolExecutor(shares - 1, thread_name_prefix="hadaptive")
-            self.size, self.process = shares - 1, os.getpid()
-        bounds = [items * share // shares for share in range(shares + 1)]
-        others = [self.executor.submit(work, bounds[i], bounds[i + 1]) for i in range(1, shares)]
-        work(bounds[0], bounds[1])
-        for other in others:
-            other.result()
+        expand_rows_fwd_kernel(numba.carray(pointer, 1)[0], chunk)
 
 
-_POOL = _Pool()
+def _expand_cols_fwd(pointer):
+    while True:
+        chunk = _next_chunk(pointer)
+        if chunk < 0:
+            return
+        expand_cols_fwd_kernel(numba.carray(pointer, 1)[0], chunk)
 
 
-def _threads(products: int) -> int:
-    return max(1, min(torch.get_num_threads(), products // WORK_PER_THREAD))
+def _expand_rows_bwd(pointer):
+    while True:
+        chunk = _next_chunk(pointer)
+        if chunk < 0:
+            return
+        expand_rows_bwd_kernel(numba.carray(pointer, 1)[0], chunk)
 
 
-def _flat(x: Tensor, cols: bool) -> np.ndarray:
-    """x as an array (B, C, N), or (B, N, C) for `cols`, without a copy if it has that layout; float32."""
-    x = x.detach().float()
-    batch, channels = x.shape[0], x.shape[1]
-    positions = math.prod(x.shape[2:])
-    if cols:
-        return x.movedim(1, -1).contiguous().view(batch, positions, channels).numpy()
-    return x.contiguous().view(batch, channels, positions).numpy()
+def _expand_cols_bwd(pointer):
+    while True:
+        chunk = _next_chunk(pointer)
+        if chunk < 0:
+            return
+        expand_cols_bwd_kernel(numba.carray(pointer, 1)[0], chunk)
 
 
-def _gates(index: Tensor, gate: Tensor | None) -> np.ndarray:
-    if gate is None:
-        return np.ones(index.shape, np.float32)
-    return gate.detach().float().contiguous().numpy()
+_WORKERS = {
+    "expand_rows_fwd": _expand_rows_fwd,
+    "expand_cols_fwd": _expand_cols_fwd,
+    "expand_rows_bwd": _expand_rows_bwd,
+    "expand_cols_bwd": _expand_cols_bwd,
+}
 
 
-def _vector(x: Tensor) -> np.ndarray:
-    return x.detach().float().contiguous().numpy()
-
-
-def _tile(pairs: int, positions: int) -> int:
-    tile = max(16, TILE_FLOATS // max(pairs, 1) // 16 * 16)
-    return max(1, min(positions, tile))
-
-
-def check_index(index: Tensor, channels: int) -> None:
-    """Refuse what would read beyond the input.
-
-    Raises:
-        IndexError: an entry is negative or not below `channels`.
-    """
-    if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < channels:
-        raise IndexError(f"index holds channels outside 0 to {channels - 1}")
-
-
-def expand_forward(
-    x: Tensor, index: Tensor, gate: Tensor | None, alpha: Tensor, weight: Tensor, bias: Tensor
-) -> Tensor:
-    """Forward of :func:`hadaptive.ops.expand` for CPU tensors in float32, bfloat16 or float16.
-
-    Raises:
-        IndexError: an entry of `index` is no channel of x.
-    """
-    check_index(index, x.shape[1])
-    cols, pairs = channels_contiguous(x), len(weight)
-    wide = empty_map(x if x.dtype == torch.float32 else x.float(), x.shape[1] + pairs)
-    if wide.numel():
-        source, target = _flat(x, cols), _flat(wide, cols)
-        arguments = (
-            source,
-            index.contiguous().numpy(),
-            _gates(index, gate),
-            np.float32(alpha.item()),
-            _vector(weight),
-            _vector(bias),
-            target,
-        )
-        positions = source.shape[1] if cols else source.shape[2]
-
-        def work(first: int, last: int) -> None:
-            if cols:
-                expand_cols_fwd_kernel(*arguments, _tile(pairs, positions), first, last)
-            else:
-                expand_rows_fwd_kernel(*arguments, first, last)
-
-        _POOL.run(work, len(source), _threads(len(source) * pairs * positions))
-    return wide.to(x.dtype)
-
-
-def expand_backward(
-    grad: Tensor, x: Tensor, index: Tensor, gate: Tensor | None, alpha: Tensor, weight: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x (B, C, S...), gate (B, k), alpha (1,), weight (P,) and bias (P,), each in its tensor's dtype.
-
-    The gate's gradient is float32 where gate is None.
-    """
-    cols, pairs, batch = channels_contiguous(x), len(weight), x.shape[0]
-    chunks = max(1, min(batch, MAX_CHUNKS))
-    grad_x = empty_map(x if x.dtype == torch.float32 else x.float(), x.shape[1])
-    grad_gate = np.zeros(index.shape, np.float32)
-    sums_alpha = np.zeros(chunks, np.float32)
-    sums_weight, sums_bias = np.zeros((chunks, pairs), np.float32), np.zeros((chunks, pairs), np.float32)
-    if x.numel():
-        source = _flat(x, cols)
-        positions = source.shape[1] if cols else source.shape[2]
-        tile = (_tile(pairs, positions),) if cols else ()
-        arguments = (
-            _flat(grad, cols),
-            source,
-            index.contiguous().numpy(),
-            _gates(index, gate),
-            np.float32(alpha.item()),
-            _vector(weight),
-            _flat(grad_x, cols),
-            grad_gate,
-            sums_alpha,
-            sums_weight,
-            sums_bias,
-            *tile,
-        )
-        kernel = expand_cols_bwd_kernel if cols else expand_rows_bwd_kernel
-
-        def work(first: int, last: int) -> None:
-            kernel(*arguments, first, last)
-
-        _POOL.run(work, chunks, _threads(batch * pairs * positions))
-    of_gate = torch.from_numpy(grad_gate)
-    return (
-        grad_x.to(x.dtype),
-        of_gate if gate is None else of_gate.to(gate.dtype),
-        torch.from_numpy(sums_alpha.sum(dtype=np.float32, keepdims=True)).to(alpha.dtype).view(alpha.shape),
-        torch.from_numpy(sums_weight.sum(0)).to(weight.dtype),
-        torch.from_numpy(sums_bias.sum(0)).to(weight.dtype),
-    )
+@cache
+def worker(name: str) -> Any:
+    """A C function (Task*) -> void, compiled on the first call; its `address` is what threads are given."""
+    signature = types.void(_TASK)
+    try:
+        return numba.cfunc(signature, cache=True)(_WORKERS[name])
+    except RuntimeError:  # no folder that can be written
+        return numba.cfunc(signature)(_WORKERS[name])

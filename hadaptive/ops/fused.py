@@ -34,9 +34,9 @@ def obstacle(x: Tensor) -> str | None:
 
 
 def _kernels() -> Any:
-    from hadaptive.ops import cpu_kernels  # Numba takes half a second to import
+    from hadaptive.ops import cpu_launch  # Numba takes half a second to import
 
-    return cpu_kernels
+    return cpu_launch
 
 
 class _Expand(torch.autograd.Function):

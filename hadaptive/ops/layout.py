@@ -1,5 +1,6 @@
 """Memory layouts of feature maps: positions side by side, or channels side by side."""
 
+import torch
 from torch import Tensor
 
 
@@ -8,8 +9,8 @@ def channels_contiguous(x: Tensor) -> bool:
     return x.movedim(1, -1).is_contiguous() and not x.is_contiguous()
 
 
-def empty_map(like: Tensor, channels: int) -> Tensor:
-    """An uninitialised (B, channels, S...) in the dtype and layout that a result for `like` has."""
+def empty_map(like: Tensor, channels: int, dtype: torch.dtype | None = None) -> Tensor:
+    """An uninitialised (B, channels, S...) in the layout that a result for `like` has, and its dtype by default."""
     if channels_contiguous(like):
-        return like.new_empty([like.shape[0], *like.shape[2:], channels]).movedim(-1, 1)
-    return like.new_empty([like.shape[0], channels, *like.shape[2:]])
+        return like.new_empty([like.shape[0], *like.shape[2:], channels], dtype=dtype).movedim(-1, 1)
+    return like.new_empty([like.shape[0], channels, *like.shape[2:]], dtype=dtype)
