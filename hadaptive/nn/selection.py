@@ -6,6 +6,8 @@ Source: arXiv 2505.22226, section 3; ECA (arXiv 1910.03151) for the score; Gumbe
 import torch
 from torch import Tensor, nn
 
+from hadaptive.ops.reference import compute_dtype
+
 ORDERS = ("rank", "index")
 SURROGATES = ("softmax", "softmax_k")
 
@@ -45,7 +47,14 @@ class ChannelScore(nn.Module):
         self.conv = nn.Conv1d(1, 1, kernel_size, padding=kernel_size // 2, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        pooled = x.flatten(2).mean(2) if x.dim() > 2 else x
+        pooled = x
+        if x.dim() > 2:
+            x = x.flatten(2)
+            if self.training:
+                # The gradient of a sum is a view, that of a mean a whole map.
+                pooled = (x.sum(2, dtype=compute_dtype(x.dtype)) / x.shape[2]).to(x.dtype)
+            else:
+                pooled = x.mean(2)
         return self.conv(pooled.unsqueeze(1)).squeeze(1)
 
 

@@ -17,14 +17,13 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba.core import types
-from numba.extending import intrinsic
+
+from hadaptive.ops.cpu_vectors import LANES, LINE, intrinsic, pair_bwd, pair_fwd, transpose
 
 # Sums may be reordered and fused; NaN and infinity keep their meaning. Factors may not be reordered:
 # (w * u) / (1 + |u|) overflows where w * (u / (1 + |u|)) does not. A flag holds for one function only.
 _SUMS = {"reassoc", "contract", "nsz"}
 _TERMS = {"contract"}
-_BIG = np.float32(3.4028234663852886e38)
-_ONE = np.float32(1)
 _ZERO = np.float32(0)
 
 
@@ -39,7 +38,7 @@ class Task(ctypes.Structure):
     _fields_ = [
         (name, ctypes.c_int64)
         for name in (
-            *("next", "bad", "chunks", "batch", "channels", "positions", "k", "parts", "tile"),
+            *("next", "bad", "chunks", "batch", "channels", "positions", "k"),
             *("x", "index", "gate", "alpha", "weight", "bias", "y"),
             *("grad", "grad_x", "grad_gate", "sums_alpha", "sums_weight", "sums_bias"),
         )
@@ -49,17 +48,9 @@ class Task(ctypes.Structure):
 _TASK = types.CPointer(numba.from_dtype(np.dtype(Task)))
 
 
-def _compiled(flags: set[str], inline: bool = False) -> Callable[[Callable], Any]:
-    """A decorator: compile on the first call, cached on disk where there is a place for it.
-
-    `inline` puts the function's body into its callers: handing over five arrays costs as much as one pair's work.
-    """
-    options: dict[str, Any] = {
-        "nogil": True,
-        "error_model": "numpy",
-        "fastmath": flags,
-        "inline": "always" if inline else "never",
-    }
+def _compiled(flags: set[str]) -> Callable[[Callable], Any]:
+    """A decorator: compile on the first call, cached on disk where there is a place for it."""
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": flags}
 
     def decorate(function: Callable) -> Any:
         try:
@@ -97,32 +88,6 @@ _ints = _pointer_to(types.int64)
 
 
 @_compiled(_TERMS)
-def _clamp(v):
-    """Infinity to the largest finite number; NaN passes."""
-    if v > _BIG:
-        return _BIG
-    if v < -_BIG:
-        return -_BIG
-    return v
-
-
-@_compiled(_TERMS)
-def _dysoft_of_product(a, c, alpha, w, b):
-    u = _clamp(alpha * _clamp(a * c))
-    return w * (u / (_ONE + abs(u))) + b
-
-
-@_compiled(_TERMS)
-def _derivatives(a, c, g, alpha, w):
-    """One position's terms of the gradients of weight and alpha, and the gradient of the product."""
-    product = _clamp(a * c)
-    u = _clamp(alpha * product)
-    r = _ONE / (_ONE + abs(u))
-    t = w * (g * r * r)
-    return g * (u * r), t * product, t * alpha
-
-
-@_compiled(_TERMS)
 def _out_of_range(index, channels):
     bad = False
     for s in range(len(index)):
@@ -145,88 +110,111 @@ def _operands(task):
 
 @_compiled(_TERMS)
 def _gathered_rows(x, index, gate, z):
-    """Selected and gated channels of one sample: x (C, N) to z (k, N)."""
+    """Selected and gated channels of one sample: x (C, N) to the first N columns of z (k, _)."""
     for s in range(len(index)):
         scale, row, out = gate[s], x[index[s]], z[s]
-        for n in range(len(out)):
+        for n in range(len(row)):
             out[n] = scale * row[n]
 
 
-@_compiled(_SUMS)
-def expand_rows_fwd_kernel(task, chunk):
-    """One of the `parts` of one sample, positions contiguous: x (B, C, N), y (B, C + P, N)."""
-    index, gate, alpha, weight, bias = _operands(task)
-    b, part = chunk // task.parts, chunk % task.parts
-    channels, k, pairs = task.channels, task.k, len(weight)
-    if _out_of_range(index[b], channels):
-        task.bad = 1
-        return
-    x = numba.carray(_floats(task.x), (task.batch, channels, task.positions))[b]
-    y = numba.carray(_floats(task.y), (task.batch, channels + pairs, task.positions))[b]
-    start, stop = channels * part // task.parts, channels * (part + 1) // task.parts
-    y[start:stop] = x[start:stop]
-    z = np.empty((k, task.positions), np.float32)
-    _gathered_rows(x, index[b], gate[b], z)
-    start, stop = pairs * part // task.parts, pairs * (part + 1) // task.parts
-    first = 0
+@_compiled(_TERMS)
+def _gathered_cols(x, index, gate, start, live, per_sample, z):
+    """The same for rows start to start + live of x (B * N, C), into the columns of z (k, LANES); zeros fill it."""
+    for lane in range(LANES):
+        row = start + lane
+        b = row // per_sample
+        for s in range(len(z)):
+            z[s, lane] = gate[b, s] * x[row, index[b, s]] if lane < live else _ZERO
+
+
+@_compiled(_TERMS)
+def _pairs(k):
+    """The pairs (i, j), i < j < k, in order: two arrays of k(k-1)/2."""
+    first = np.empty(k * (k - 1) // 2, np.int64)
+    second = np.empty(k * (k - 1) // 2, np.int64)
+    p = 0
     for i in range(k - 1):
-        zi = z[i]
-        for p in range(max(start, first), min(stop, first + k - 1 - i)):
-            zj, out, w, c = z[i + 1 + p - first], y[channels + p], weight[p], bias[p]
-            for n in range(len(out)):
-                out[n] = _dysoft_of_product(zi[n], zj[n], alpha, w, c)
-        first += k - 1 - i
+        for j in range(i + 1, k):
+            first[p], second[p] = i, j
+            p += 1
+    return first, second
 
 
-@_compiled(_SUMS)
-def expand_cols_fwd_kernel(task, chunk):
-    """The same with the channels contiguous: x (B, N, C), y (B, N, C + P). `tile` positions are done at a time."""
+@_compiled(_TERMS)
+def _keep(*arrays):
+    """Numba frees an array after the last line that names it, and an address does not name it."""
+
+
+@_compiled(_TERMS)
+def expand_rows_fwd_kernel(task, chunk):
+    """A chunk of a sample's channels, positions contiguous: x (B, C, N), y (B, C + P, N)."""
     index, gate, alpha, weight, bias = _operands(task)
-    b, part = chunk // task.parts, chunk % task.parts
-    channels, k, pairs, tile = task.channels, task.k, len(weight), task.tile
+    per_sample = task.chunks // task.batch
+    b, part = chunk // per_sample, chunk % per_sample
+    channels, pairs, positions = task.channels, len(weight), task.positions
     if _out_of_range(index[b], channels):
         task.bad = 1
         return
-    x = numba.carray(_floats(task.x), (task.batch, task.positions, channels))[b]
-    y = numba.carray(_floats(task.y), (task.batch, task.positions, channels + pairs))[b]
-    z = np.empty((k, tile), np.float32)
-    d = np.empty((pairs, tile), np.float32)
-    stop = task.positions * (part + 1) // task.parts
-    for start in range(task.positions * part // task.parts, stop, tile):
-        size = min(tile, stop - start)
-        for n in range(size):
-            for s in range(k):
-                z[s, n] = gate[b, s] * x[start + n, index[b, s]]
-        p = 0
-        for i in range(k - 1):
-            zi = z[i]
-            for j in range(i + 1, k):
-                zj, out, w, c = z[j], d[p], weight[p], bias[p]
-                for n in range(size):
-                    out[n] = _dysoft_of_product(zi[n], zj[n], alpha, w, c)
-                p += 1
-        # Whole rows in order: the memory's prefetcher follows no other pattern.
-        for n in range(size):
-            source, target = x[start + n], y[start + n]
-            for c in range(channels):
-                target[c] = source[c]
-            for p in range(pairs):
-                target[channels + p] = d[p, n]
+    x = numba.carray(_floats(task.x), (task.batch, channels, positions))[b]
+    y = numba.carray(_floats(task.y), (task.batch, channels + pairs, positions))[b]
+    start, stop = channels * part // per_sample, channels * (part + 1) // per_sample
+    y[start:stop] = x[start:stop]
+    whole, rest = positions // LANES, positions % LANES
+    z = np.zeros((task.k, (whole + 1) * LANES), np.float32)
+    _gathered_rows(x, index[b], gate[b], z)
+    last = np.empty(LANES, np.float32)
+    row, step = z.ctypes.data, (whole + 1) * LINE
+    first, second = _pairs(task.k)
+    for p in range(pairs * part // per_sample, pairs * (part + 1) // per_sample):
+        zi, zj, out = row + first[p] * step, row + second[p] * step, y[channels + p].ctypes.data
+        w, c = weight[p], bias[p]
+        for n in range(whole):
+            pair_fwd(zi + n * LINE, zj + n * LINE, out + n * LINE, alpha, w, c)
+        if rest:
+            pair_fwd(zi + whole * LINE, zj + whole * LINE, last.ctypes.data, alpha, w, c)
+            y[channels + p, whole * LANES :] = last[:rest]
+    _keep(z, last)
 
 
-@_compiled(_SUMS, inline=True)
-def _pair_bwd(zi, zj, grad, gzi, gzj, alpha, w, size):
-    """One pair's share: adds to gzi and gzj, returns the sums for weight, bias and alpha."""
-    for_weight, for_bias, for_alpha = _ZERO, _ZERO, _ZERO
-    for n in range(size):
-        a, c, g = zi[n], zj[n], grad[n]
-        of_weight, of_alpha, of_product = _derivatives(a, c, g, alpha, w)
-        for_weight += of_weight
-        for_bias += g
-        for_alpha += of_alpha
-        gzi[n] += of_product * c
-        gzj[n] += of_product * a
-    return for_weight, for_bias, for_alpha
+@_compiled(_TERMS)
+def expand_cols_fwd_kernel(task, chunk):
+    """A chunk of the positions of all samples, channels contiguous: x (B, N, C), y (B, N, C + P)."""
+    index, gate, alpha, weight, bias = _operands(task)
+    channels, pairs, rows = task.channels, len(weight), task.batch * task.positions
+    begin, end = rows * chunk // task.chunks, rows * (chunk + 1) // task.chunks
+    for b in range(begin // task.positions, (end + task.positions - 1) // task.positions):
+        if _out_of_range(index[b], channels):
+            task.bad = 1
+            return
+    x = numba.carray(_floats(task.x), (rows, channels))
+    y = numba.carray(_floats(task.y), (rows, channels + pairs))
+    z = np.empty((task.k, LANES), np.float32)
+    d = np.empty((LANES, LANES), np.float32)
+    z_at, d_at, width = z.ctypes.data, d.ctypes.data, 4 * (channels + pairs)
+    first, second = _pairs(task.k)
+    for start in range(begin, end, LANES):
+        live = min(LANES, end - start)
+        _gathered_cols(x, index, gate, start, live, task.positions, z)
+        for row in range(start, start + live):
+            y[row, :channels] = x[row]
+        for block in range(0, pairs, LANES):
+            size = min(LANES, pairs - block)
+            for p in range(block, block + size):
+                zi, zj, out = z_at + first[p] * LINE, z_at + second[p] * LINE, d_at + (p - block) * LINE
+                pair_fwd(zi, zj, out, alpha, weight[p], bias[p])
+            if live == LANES and size == LANES:
+                transpose(d_at, LINE, y[start, channels + block :].ctypes.data, width)
+            else:
+                for lane in range(live):
+                    for p in range(size):
+                        y[start + lane, channels + block + p] = d[p, lane]
+    _keep(z, d)
+
+
+@_compiled(_SUMS)
+def _add_up(lanes, total):
+    for p in range(len(total)):
+        total[p] = lanes[p].sum()
 
 
 @_compiled(_TERMS)
@@ -243,14 +231,21 @@ def _gradients(task, chunk):
 
 @_compiled(_SUMS)
 def expand_rows_bwd_kernel(task, chunk):
-    """Gradients of one chunk of the batch, positions contiguous."""
+    """Gradients of a chunk of samples, positions contiguous."""
     index, gate, alpha, weight, _ = _operands(task)
     grad_gate, sum_alpha, sum_weight, sum_bias = _gradients(task, chunk)
-    channels, k, shape = task.channels, task.k, (task.batch, task.channels, task.positions)
-    xs, grad_xs = numba.carray(_floats(task.x), shape), numba.carray(_floats(task.grad_x), shape)
-    grads = numba.carray(_floats(task.grad), (task.batch, channels + len(weight), task.positions))
-    z = np.empty((k, task.positions), np.float32)
-    gz = np.empty((k, task.positions), np.float32)
+    channels, k, positions, pairs = task.channels, task.k, task.positions, len(weight)
+    xs = numba.carray(_floats(task.x), (task.batch, channels, positions))
+    grad_xs = numba.carray(_floats(task.grad_x), (task.batch, channels, positions))
+    grads = numba.carray(_floats(task.grad), (task.batch, channels + pairs, positions))
+    whole, rest = positions // LANES, positions % LANES
+    z = np.zeros((k, (whole + 1) * LANES), np.float32)
+    gz = np.empty_like(z)
+    last = np.zeros(LANES, np.float32)
+    lanes = np.zeros((2 * pairs + 1, LANES), np.float32)
+    z_at, gz_at, step = z.ctypes.data, gz.ctypes.data, (whole + 1) * LINE
+    of_alpha = lanes[2 * pairs].ctypes.data
+    first, second = _pairs(k)
     for b in range(task.batch * chunk // task.chunks, task.batch * (chunk + 1) // task.chunks):
         if _out_of_range(index[b], channels):
             task.bad = 1
@@ -259,69 +254,112 @@ def expand_rows_bwd_kernel(task, chunk):
         grad_x[:] = grad[:channels]
         _gathered_rows(x, index[b], gate[b], z)
         gz[:] = _ZERO
-        p = 0
-        for i in range(k - 1):
-            for j in range(i + 1, k):
-                for_weight, for_bias, for_alpha = _pair_bwd(
-                    z[i], z[j], grad[channels + p], gz[i], gz[j], alpha, weight[p], task.positions
+        for p in range(pairs):
+            i, j, w, g = first[p] * step, second[p] * step, weight[p], grad[channels + p].ctypes.data
+            of_weight, of_bias = lanes[p].ctypes.data, lanes[pairs + p].ctypes.data
+            for n in range(0, whole * LINE, LINE):
+                pair_bwd(
+                    z_at + i + n,
+                    z_at + j + n,
+                    g + n,
+                    gz_at + i + n,
+                    gz_at + j + n,
+                    of_alpha,
+                    of_weight,
+                    of_bias,
+                    alpha,
+                    w,
                 )
-                sum_weight[p] += for_weight
-                sum_bias[p] += for_bias
-                sum_alpha[0] += for_alpha
-                p += 1
+            if rest:
+                n = whole * LINE
+                last[:rest] = grad[channels + p, whole * LANES :]
+                pair_bwd(
+                    z_at + i + n,
+                    z_at + j + n,
+                    last.ctypes.data,
+                    gz_at + i + n,
+                    gz_at + j + n,
+                    of_alpha,
+                    of_weight,
+                    of_bias,
+                    alpha,
+                    w,
+                )
         for s in range(k):
             scale, row, out, of_row = gate[b, s], x[index[b, s]], grad_x[index[b, s]], gz[s]
             for_gate = _ZERO
-            for n in range(len(row)):
+            for n in range(positions):
                 for_gate += of_row[n] * row[n]
                 out[n] += scale * of_row[n]
             grad_gate[b, s] = for_gate
+    _add_up(lanes[:pairs], sum_weight)
+    _add_up(lanes[pairs : 2 * pairs], sum_bias)
+    _add_up(lanes[2 * pairs :], sum_alpha)
+    _keep(z, gz, last)
 
 
-@_compiled(_SUMS)
+@_compiled(_TERMS)
 def expand_cols_bwd_kernel(task, chunk):
     """The same with the channels contiguous."""
     index, gate, alpha, weight, _ = _operands(task)
     grad_gate, sum_alpha, sum_weight, sum_bias = _gradients(task, chunk)
-    channels, k, pairs, tile = task.channels, task.k, len(weight), task.tile
-    shape = (task.batch, task.positions, channels)
-    xs, grad_xs = numba.carray(_floats(task.x), shape), numba.carray(_floats(task.grad_x), shape)
-    grads = numba.carray(_floats(task.grad), (task.batch, task.positions, channels + pairs))
-    z = np.empty((k, tile), np.float32)
-    gz = np.empty((k, tile), np.float32)
-    g = np.empty((pairs, tile), np.float32)
-    for b in range(task.batch * chunk // task.chunks, task.batch * (chunk + 1) // task.chunks):
+    channels, k, pairs, rows = task.channels, task.k, len(weight), task.batch * task.positions
+    x = numba.carray(_floats(task.x), (rows, channels))
+    grad_x = numba.carray(_floats(task.grad_x), (rows, channels))
+    grad = numba.carray(_floats(task.grad), (rows, channels + pairs))
+    z = np.empty((k, LANES), np.float32)
+    gz = np.empty((k, LANES), np.float32)
+    g = np.zeros((LANES, LANES), np.float32)
+    lanes = np.zeros((2 * pairs + 1, LANES), np.float32)
+    z_at, gz_at, g_at, width = z.ctypes.data, gz.ctypes.data, g.ctypes.data, 4 * (channels + pairs)
+    of_alpha = lanes[2 * pairs].ctypes.data
+    first, second = _pairs(k)
+    samples = range(task.batch * chunk // task.chunks, task.batch * (chunk + 1) // task.chunks)
+    for b in samples:
+        grad_gate[b] = _ZERO
         if _out_of_range(index[b], channels):
             task.bad = 1
             return
-        x, grad, grad_x = xs[b], grads[b], grad_xs[b]
-        grad_gate[b] = _ZERO
-        for start in range(0, task.positions, tile):
-            size = min(tile, task.positions - start)
-            for n in range(size):
-                source, target = grad[start + n], grad_x[start + n]
-                for c in range(channels):
-                    target[c] = source[c]
-                for p in range(pairs):
-                    g[p, n] = source[channels + p]
-                for s in range(k):
-                    z[s, n] = gate[b, s] * x[start + n, index[b, s]]
-                    gz[s, n] = _ZERO
-            p = 0
-            for i in range(k - 1):
-                for j in range(i + 1, k):
-                    for_weight, for_bias, for_alpha = _pair_bwd(
-                        z[i], z[j], g[p], gz[i], gz[j], alpha, weight[p], size
-                    )
-                    sum_weight[p] += for_weight
-                    sum_bias[p] += for_bias
-                    sum_alpha[0] += for_alpha
-                    p += 1
-            for n in range(size):
-                for s in range(k):
-                    c = index[b, s]
-                    grad_gate[b, s] += gz[s, n] * x[start + n, c]
-                    grad_x[start + n, c] += gate[b, s] * gz[s, n]
+    end = samples.stop * task.positions
+    for start in range(samples.start * task.positions, end, LANES):
+        live = min(LANES, end - start)
+        _gathered_cols(x, index, gate, start, live, task.positions, z)
+        for row in range(start, start + live):
+            grad_x[row] = grad[row, :channels]
+        gz[:] = _ZERO
+        for block in range(0, pairs, LANES):
+            size = min(LANES, pairs - block)
+            if live == LANES and size == LANES:
+                transpose(grad[start, channels + block :].ctypes.data, width, g_at, LINE)
+            else:
+                for lane in range(LANES):
+                    for p in range(size):
+                        g[p, lane] = grad[start + lane, channels + block + p] if lane < live else _ZERO
+            for p in range(block, block + size):
+                i, j = first[p] * LINE, second[p] * LINE
+                pair_bwd(
+                    z_at + i,
+                    z_at + j,
+                    g_at + (p - block) * LINE,
+                    gz_at + i,
+                    gz_at + j,
+                    of_alpha,
+                    lanes[p].ctypes.data,
+                    lanes[pairs + p].ctypes.data,
+                    alpha,
+                    weight[p],
+                )
+        for lane in range(live):
+            row = start + lane
+            b = row // task.positions
+            for s in range(k):
+                c = index[b, s]
+                grad_gate[b, s] += gz[s, lane] * x[row, c]
+                grad_x[row, c] += gate[b, s] * gz[s, lane]
+    _add_up(lanes[:pairs], sum_weight)
+    _add_up(lanes[pairs : 2 * pairs], sum_bias)
+    _add_up(lanes[2 * pairs :], sum_alpha)
+    _keep(z, gz, g)
 
 
 @_compiled(_TERMS)

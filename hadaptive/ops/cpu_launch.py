@@ -12,7 +12,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +20,6 @@ from hadaptive.ops.cpu_kernels import Task, worker
 from hadaptive.ops.layout import channels_contiguous, empty_map
 
 MAX_CHUNKS = 32  # of the batch in a backward pass; fixed, so that sums are the same for any number of threads
-TILE_FLOATS = 65_536  # of a channels_last kernel's scratch: 256 KiB stay in the second-level cache
 WORK_PER_THREAD = 16_384  # multiplications below which a second thread costs more than it brings
 
 _HOME = os.getpid()
@@ -77,9 +75,7 @@ def _vector(x: Tensor) -> Tensor:
     return x.detach().float().contiguous()
 
 
-def _launch(
-    kernel: str, x: Tensor, index: Tensor, gate: Tensor | None, chunks: int, parts: int, **arrays: Tensor
-) -> None:
+def _launch(kernel: str, x: Tensor, index: Tensor, gate: Tensor | None, chunks: int, **arrays: Tensor) -> None:
     """Fill in the task that all kernels share, run it, and refuse an index out of range."""
     cols = channels_contiguous(x)
     batch, channels = x.shape[:2]
@@ -96,8 +92,6 @@ def _launch(
         channels=channels,
         positions=positions,
         k=k,
-        parts=parts,
-        tile=min(positions, max(16, TILE_FLOATS // pairs // 16 * 16)),
         **{name: array.data_ptr() for name, array in arrays.items()},
     )
     _run(f"expand_{'cols' if cols else 'rows'}_{kernel}", task, batch * pairs * positions)
@@ -115,10 +109,9 @@ def expand_forward(
     """
     wide = empty_map(x, x.shape[1] + len(weight), torch.float32)
     if wide.numel():
-        batch = x.shape[0]
-        parts = max(1, 2 * torch.get_num_threads() // batch)
+        chunks = x.shape[0] * max(1, 2 * torch.get_num_threads() // x.shape[0])
         affine = {"alpha": _vector(alpha), "weight": _vector(weight), "bias": _vector(bias)}
-        _launch("fwd", x, index, gate, batch * parts, parts, y=wide, **affine)
+        _launch("fwd", x, index, gate, chunks, y=wide, **affine)
     return wide.to(x.dtype)
 
 
@@ -137,7 +130,7 @@ def expand_backward(
     if x.numel():
         arrays = {"grad": _dense(grad, channels_contiguous(x)), "grad_x": grad_x, "grad_gate": grad_gate}
         affine = {"alpha": _vector(alpha), "weight": _vector(weight), "bias": _vector(weight)}
-        _launch("bwd", x, index, gate, chunks, 1, **arrays, **sums, **affine)
+        _launch("bwd", x, index, gate, chunks, **arrays, **sums, **affine)
     of_alpha, of_weight, of_bias = (total.sum(0) for total in sums.values())
     return (
         grad_x.to(x.dtype),

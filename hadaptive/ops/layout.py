@@ -10,7 +10,7 @@ def channels_contiguous(x: Tensor) -> bool:
 
 
 def empty_map(like: Tensor, channels: int, dtype: torch.dtype | None = None) -> Tensor:
-    """An uninitialised (B, channels, S...) in the layout that a result for `like` has, and its dtype by default."""
+    """An uninitialised (B, channels, S...) in the layout of a result for `like`, and its dtype by default."""
     if channels_contiguous(like):
         return like.new_empty([like.shape[0], *like.shape[2:], channels], dtype=dtype).movedim(-1, 1)
     return like.new_empty([like.shape[0], channels, *like.shape[2:]], dtype=dtype)

@@ -1,0 +1,143 @@
+"""Sixteen positions at a time: the inner steps of the CPU kernels, as vector instructions.
+
+Left to itself the compiler guards every short loop against overlapping arrays and runs the last positions of a row
+one by one, and a 7x7 map is nothing but last positions. Here both are said outright; LLVM maps the lanes to
+whatever registers the processor has. All addresses are int64, of float32, aligned to 4 bytes.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic as _untyped
+
+intrinsic: Any = _untyped  # the type checker takes what it makes for what it was made of
+
+LANES = 16
+LINE = 4 * LANES  # bytes
+
+_FLOAT, _INT = ir.FloatType(), ir.IntType(32)
+_VECTOR, _INDICES = ir.VectorType(_FLOAT, LANES), ir.VectorType(_INT, LANES)
+_BIG = 3.4028234663852886e38
+
+
+class _Vectors:
+    """Shorthand for the instructions the steps are made of."""
+
+    def __init__(self, builder: Any) -> None:
+        self.builder = builder
+
+    def constant(self, value: float) -> Any:
+        return ir.Constant(_VECTOR, [value] * LANES)
+
+    def splat(self, scalar: Any) -> Any:
+        single = self.builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), scalar, ir.Constant(_INT, 0))
+        return self.builder.shuffle_vector(single, single, ir.Constant(_INDICES, [0] * LANES))
+
+    def load(self, address: Any) -> Any:
+        return self.builder.load(self.builder.inttoptr(address, _VECTOR.as_pointer()), align=4)
+
+    def store(self, value: Any, address: Any) -> None:
+        self.builder.store(value, self.builder.inttoptr(address, _VECTOR.as_pointer()), align=4)
+
+    def add_to(self, address: Any, value: Any) -> None:
+        self.store(self.add(self.load(address), value), address)
+
+    # `contract` lets a product and a sum become one instruction; nothing else is reordered.
+    def mul(self, a: Any, b: Any) -> Any:
+        return self.builder.fmul(a, b, flags=["contract"])
+
+    def add(self, a: Any, b: Any) -> Any:
+        return self.builder.fadd(a, b, flags=["contract"])
+
+    def clamp(self, v: Any) -> Any:
+        """Infinity to the largest finite number; NaN passes."""
+        for sign, big in ((">", self.constant(_BIG)), ("<", self.constant(-_BIG))):
+            v = self.builder.select(self.builder.fcmp_ordered(sign, v, big), big, v)
+        return v
+
+    def one_plus_abs(self, v: Any) -> Any:
+        bits = self.builder.bitcast(v, _INDICES)
+        size = self.builder.and_(bits, ir.Constant(_INDICES, [0x7FFFFFFF] * LANES))
+        return self.add(self.constant(1.0), self.builder.bitcast(size, _VECTOR))
+
+
+def _step(addresses: int, floats: int, emit: Callable[..., None]) -> Any:
+    """What an intrinsic returns: its signature, of so many addresses and floats, and how its code is made."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        emit(_Vectors(builder), *arguments)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * addresses, *[types.float32] * floats), generate
+
+
+def _emit_fwd(v: _Vectors, zi: Any, zj: Any, out: Any, alpha: Any, weight: Any, bias: Any) -> None:
+    product = v.clamp(v.mul(v.load(zi), v.load(zj)))
+    u = v.clamp(v.mul(v.splat(alpha), product))
+    soft = v.builder.fdiv(u, v.one_plus_abs(u))
+    v.store(v.add(v.mul(v.splat(weight), soft), v.splat(bias)), out)
+
+
+def _emit_bwd(
+    v: _Vectors,
+    zi: Any,
+    zj: Any,
+    grad: Any,
+    gzi: Any,
+    gzj: Any,
+    of_alpha: Any,
+    of_weight: Any,
+    of_bias: Any,
+    alpha: Any,
+    weight: Any,
+) -> None:
+    a, c, g = v.load(zi), v.load(zj), v.load(grad)
+    product = v.clamp(v.mul(a, c))
+    u = v.clamp(v.mul(v.splat(alpha), product))
+    r = v.builder.fdiv(v.constant(1.0), v.one_plus_abs(u))
+    t = v.mul(v.splat(weight), v.mul(v.mul(g, r), r))
+    v.add_to(of_weight, v.mul(g, v.mul(u, r)))
+    v.add_to(of_bias, g)
+    v.add_to(of_alpha, v.mul(t, product))
+    of_product = v.mul(t, v.splat(alpha))
+    v.add_to(gzi, v.mul(of_product, c))
+    v.add_to(gzj, v.mul(of_product, a))
+
+
+@intrinsic
+def pair_fwd(typing, zi, zj, out, alpha, weight, bias):
+    """out = DySoft(zi * zj), sixteen positions."""
+    return _step(3, 3, _emit_fwd)
+
+
+@intrinsic
+def pair_bwd(typing, zi, zj, grad, gzi, gzj, of_alpha, of_weight, of_bias, alpha, weight):
+    """Adds one pair's gradients of sixteen positions to gzi, gzj and the three rows of sums, lane by lane."""
+    return _step(8, 2, _emit_bwd)
+
+
+@intrinsic
+def transpose(typing, source, source_step, target, target_step):
+    """Sixteen rows of sixteen, `step` bytes apart, with rows and columns swapped."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        v = _Vectors(builder)
+        start, step, to, to_step = arguments
+        numbers = [ir.Constant(ir.IntType(64), n) for n in range(LANES)]
+        rows = [v.load(builder.add(start, builder.mul(n, step))) for n in numbers]
+        for size in (1, 2, 4, 8):
+            low = [lane if not lane & size else LANES + lane - size for lane in range(LANES)]
+            high = [lane + size if not lane & size else LANES + lane for lane in range(LANES)]
+            for i in range(LANES):
+                if not i & size:
+                    a, b = rows[i], rows[i + size]
+                    rows[i], rows[i + size] = (
+                        builder.shuffle_vector(a, b, ir.Constant(_INDICES, mask)) for mask in (low, high)
+                    )
+        for n, row in zip(numbers, rows, strict=True):
+            v.store(row, builder.add(to, builder.mul(n, to_step)))
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4), generate
