@@ -109,6 +109,11 @@ class DemoCommand:
 
 
 @dataclass(frozen=True)
+class DoctorCommand:
+    """Print versions, devices, and which backend each operator uses and why; check each against the reference."""
+
+
+@dataclass(frozen=True)
 class ReportCommand:
     """Write the tables of a Markdown page anew from the result rows they name.
 
@@ -204,6 +209,19 @@ def _recipes(arguments: list[str]) -> None:
             print(f"{'':14} {json.dumps(recipe.settings)}")
 
 
+def _doctor(arguments: list[str]) -> None:
+    tyro.cli(DoctorCommand, prog="hadaptive doctor", args=arguments)
+    from hadaptive.doctor import diagnose, print_diagnosis
+
+    checks = diagnose()
+    print_diagnosis(checks)
+    failed = [f"{check.operator} on {check.device}" for check in checks if not check.passed]
+    if failed:
+        raise ValueError(
+            f"{', '.join(failed)} failed the check; until it is mended, use hadaptive.ops.backend('reference')"
+        )
+
+
 def _bench_accuracy(arguments: list[str]) -> None:
     from hadaptive.bench import AccuracyConfig, bench_accuracy, print_accuracy
 
@@ -244,6 +262,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "info": (_info, "layers, parameters, MACs and products of a network"),
     "recipes": (_recipes, "the named settings that train starts from; recipes all shows them"),
     "demo": (_demo, "all of it on scikit-learn's digits, in about a minute"),
+    "doctor": (_doctor, "what this machine offers, which kernels are used and why, and whether they are right"),
     "bench": (_bench, "bench ops, bench accuracy; bench report writes the README's tables from their rows"),
 }
 

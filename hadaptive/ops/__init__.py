@@ -25,6 +25,7 @@ __all__ = [
     "cross_hadamard",
     "dysoft",
     "expand",
+    "explain",
     "num_pairs",
     "pair_indices",
     "select_channels",
@@ -72,6 +73,23 @@ def _choose(x: Tensor, requested: str | None) -> ModuleType:
         if _BACKENDS[name].obstacle(x) is None:
             return _BACKENDS[name]
     return reference
+
+
+def explain(operator: str, x: Tensor) -> tuple[str, str]:
+    """The backend that `operator` would use for x, outside any :func:`backend` block, and why.
+
+    Args:
+        operator: "expand", "cross_hadamard" or "dysoft".
+        x: its first argument.
+    """
+    for name in _PREFERENCE:
+        module = _BACKENDS[name]
+        obstacle = module.obstacle(x)
+        if obstacle is not None:
+            return "reference", obstacle
+        if getattr(module, operator) is not getattr(reference, operator):
+            return name, module.describe(x)
+    return "reference", "alone it moves the same bytes in plain PyTorch"
 
 
 def num_pairs(k: int) -> int:

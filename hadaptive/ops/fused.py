@@ -1,5 +1,6 @@
 """The fused expansion as PyTorch sees it: an autograd function in eager mode, a custom op under torch.compile.
 
+CPU tensors go to :mod:`hadaptive.ops.cpu_launch` (Numba), GPU tensors to :mod:`hadaptive.ops.triton_kernels`.
 An autograd function costs a few microseconds less per call than a custom op; only the latter compiles without a
 graph break. Both save nothing but the inputs and call the same kernels. A second derivative is taken through
 :mod:`hadaptive.ops.reference`.
@@ -16,14 +17,17 @@ from hadaptive.ops.layout import empty_map
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _HAS_NUMBA = importlib.util.find_spec("numba") is not None
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def obstacle(x: Tensor) -> str | None:
     """Why the fused kernels cannot take x, or None if they can."""
-    if x.device.type != "cpu":
-        return f"there is no fused kernel for {x.device.type} yet"
-    if not _HAS_NUMBA:
+    if x.device.type not in ("cpu", "cuda"):
+        return f"there is no fused kernel for {x.device.type}"
+    if x.device.type == "cpu" and not _HAS_NUMBA:
         return "Numba is not installed"
+    if x.device.type == "cuda" and not _HAS_TRITON:
+        return "Triton is not installed"
     if x.dtype not in DTYPES:
         return f"{x.dtype} is left to plain PyTorch"
     if torch.jit.is_tracing() or torch.compiler.is_exporting():
@@ -33,10 +37,27 @@ def obstacle(x: Tensor) -> str | None:
     return None
 
 
-def _kernels() -> Any:
+def describe(x: Tensor) -> str:
+    """What the kernels for x, which :func:`obstacle` lets pass, are made of."""
+    if x.device.type == "cuda":
+        return "Triton"
+    return f"Numba, on {_kernels(x).thread_library()}"
+
+
+def _kernels(x: Tensor) -> Any:
+    if x.device.type == "cuda":
+        from hadaptive.ops import triton_kernels
+
+        return triton_kernels
     from hadaptive.ops import cpu_launch  # Numba takes half a second to import
 
     return cpu_launch
+
+
+def _in_order(found: tuple[Tensor, ...], gate: Tensor | None, bias: Tensor) -> tuple[Tensor | None, ...]:
+    """A kernel's gradients as those of expand's arguments."""
+    of_x, of_gate, of_alpha, of_weight, of_bias = found
+    return of_x, None, None if gate is None else of_gate, of_alpha, of_weight, of_bias.to(bias.dtype)
 
 
 class _Expand(torch.autograd.Function):
@@ -44,7 +65,7 @@ class _Expand(torch.autograd.Function):
     def forward(
         x: Tensor, index: Tensor, gate: Tensor | None, alpha: Tensor, weight: Tensor, bias: Tensor
     ) -> Tensor:
-        return _kernels().expand_forward(x, index, gate, alpha, weight, bias)
+        return _kernels(x).expand_forward(x, index, gate, alpha, weight, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -53,15 +74,13 @@ class _Expand(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         saved = ctx.saved_tensors
-        x, index, gate, alpha, weight, bias = saved
         if torch.is_grad_enabled():  # create_graph: these gradients will be differentiated themselves
             wanted = [t for t, needed in zip(saved, ctx.needs_input_grad, strict=True) if needed]
             found = iter(torch.autograd.grad(reference.expand(*saved), wanted, grad, create_graph=True))
             return tuple(next(found) if needed else None for needed in ctx.needs_input_grad)
-        of_x, of_gate, of_alpha, of_weight, of_bias = _kernels().expand_backward(
-            grad, x, index, gate, alpha, weight
-        )
-        return of_x, None, None if gate is None else of_gate, of_alpha, of_weight, of_bias.to(bias.dtype)
+        x, index, gate, alpha, weight, bias = saved
+        found = _kernels(x).expand_backward(grad, x, index, gate, alpha, weight)
+        return _in_order(found, gate, bias)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *inputs: Any) -> tuple[Tensor, int]:
@@ -69,18 +88,18 @@ class _Expand(torch.autograd.Function):
         return torch.vmap(reference.concatenated, in_dims=in_dims)(*inputs), 0
 
 
-@torch.library.custom_op("hadaptive::expand", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("hadaptive::expand", mutates_args=(), device_types=("cpu", "cuda"))
 def _expand_op(
     x: Tensor, index: Tensor, gate: Tensor | None, alpha: Tensor, weight: Tensor, bias: Tensor
 ) -> Tensor:
-    return _kernels().expand_forward(x, index, gate, alpha, weight, bias)
+    return _kernels(x).expand_forward(x, index, gate, alpha, weight, bias)
 
 
-@torch.library.custom_op("hadaptive::expand_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("hadaptive::expand_backward", mutates_args=(), device_types=("cpu", "cuda"))
 def _expand_backward_op(
     grad: Tensor, x: Tensor, index: Tensor, gate: Tensor | None, alpha: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _kernels().expand_backward(grad, x, index, gate, alpha, weight)
+    return _kernels(x).expand_backward(grad, x, index, gate, alpha, weight)
 
 
 @_expand_op.register_fake
@@ -108,8 +127,7 @@ def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, index, gate, alpha, weight, bias = ctx.saved_tensors
-    of_x, of_gate, of_alpha, of_weight, of_bias = _expand_backward_op(grad, x, index, gate, alpha, weight)
-    return of_x, None, None if gate is None else of_gate, of_alpha, of_weight, of_bias.to(bias.dtype)
+    return _in_order(_expand_backward_op(grad, x, index, gate, alpha, weight), gate, bias)
 
 
 _expand_op.register_autograd(_differentiate, setup_context=_save)

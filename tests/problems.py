@@ -1,0 +1,37 @@
+"""Expansions to try kernels on, in every memory layout."""
+
+import torch
+from torch import Tensor
+
+from hadaptive import ops
+
+
+def arranged(x: Tensor, layout: str) -> Tensor:
+    """The values of x in another memory layout."""
+    if layout == "channels_last":
+        return x.movedim(1, -1).contiguous().movedim(-1, 1)
+    if layout == "sliced":
+        wide = x.new_full([*x.shape[:-1], 2 * x.shape[-1] + 1], float("nan"))
+        wide[..., 1::2] = x
+        return wide[..., 1::2]
+    if layout == "batch last":
+        return x.movedim(0, -1).contiguous().movedim(-1, 0)
+    return x.contiguous()
+
+
+LAYOUTS = ("contiguous", "channels_last", "sliced", "batch last")
+
+
+def problem(
+    shape: tuple[int, ...],
+    k: int,
+    dtype: torch.dtype,
+    layout: str = "contiguous",
+    gated: bool = True,
+    scale: float = 1,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor]:
+    pairs = ops.num_pairs(k)
+    x = arranged((torch.randn(shape) * scale).to(dtype), layout)
+    index = torch.rand(shape[:2]).topk(k).indices
+    gate = torch.rand(shape[0], k) + 0.5 if gated else None
+    return x, index, gate, torch.tensor([0.7]), torch.randn(pairs), torch.randn(pairs)
