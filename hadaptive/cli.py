@@ -242,8 +242,15 @@ def _bench_ops(arguments: list[str]) -> None:
     bench_ops(tyro.cli(OpsConfig, prog="hadaptive bench ops", args=arguments))
 
 
+def _bench_networks(arguments: list[str]) -> None:
+    from hadaptive.bench.networks import NetworksConfig, bench_networks
+
+    bench_networks(tyro.cli(NetworksConfig, prog="hadaptive bench networks", args=arguments))
+
+
 BENCHMARKS: dict[str, Callable[[list[str]], None]] = {
     "accuracy": _bench_accuracy,
+    "networks": _bench_networks,
     "ops": _bench_ops,
     "report": _bench_report,
 }
@@ -263,7 +270,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "recipes": (_recipes, "the named settings that train starts from; recipes all shows them"),
     "demo": (_demo, "all of it on scikit-learn's digits, in about a minute"),
     "doctor": (_doctor, "what this machine offers, which kernels are used and why, and whether they are right"),
-    "bench": (_bench, "bench ops, bench accuracy; bench report writes the README's tables from their rows"),
+    "bench": (_bench, "bench ops, networks, accuracy; bench report writes the README's tables from their rows"),
 }
 
 

@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from hadaptive.bench import operators
-from hadaptive.bench.operators import OpsConfig, SlicedExpansion, bench_ops, interleaved, saved_bytes
+from hadaptive.bench.networks import NetworksConfig, bench_networks
+from hadaptive.bench.operators import OpsConfig, SlicedExpansion, bench_ops, saved_bytes
+from hadaptive.bench.timing import interleaved
 from hadaptive.nn import CrossHadamardExpansion
 from hadaptive.runs import read_csv
 
@@ -60,3 +62,36 @@ def test_variants_take_turns() -> None:
     times = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, warmup=1, rounds=2)
     assert "".join(calls) == "ababab"
     assert [len(t) for t in times.values()] == [2, 2]
+
+
+def test_sweep_leaves_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operators, "SHAPES", ((8, 4, 5, 3),))
+    monkeypatch.setattr(operators, "SWEEP_BATCHES", (1, 2))
+    monkeypatch.setattr(operators, "SWEEP_K", (2, 3))
+    monkeypatch.setattr(operators, "SWEEP_SIDES", (3, 5))
+    monkeypatch.setattr(operators, "SWEEP_CHANNELS", 6)
+    config = OpsConfig(results=tmp_path / "ops.csv", rounds=2, warmup=0, compiled=False, sweep=True)
+    rows = [row for row in bench_ops(config) if row["what"] == "sweep"]
+    assert len(rows) == 2 * (2 + 4)
+    assert (tmp_path / "ops-sweep.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"), [({"dtype": "int8"}, "dtype must be one of"), ({"device": "cuda"}, "no GPU")]
+)
+def test_bad_settings_are_one_sentence(
+    setting: dict[str, str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=words):
+        bench_ops(OpsConfig(results=tmp_path / "ops.csv", **setting))
+
+
+def test_networks_give_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    models = ("hadaptive_net_s", "hadaptive_net_s_published")
+    config = NetworksConfig(models=models, results=tmp_path / "n.csv", image_size=64, batch=2, rounds=2)
+    assert len(bench_networks(config)) == 2 * 2 * 2
+    assert {row["what"] for row in read_csv(config.results)} == {"training step", "eval latency"}
+    assert "hadaptive_net_s_published" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="no model 'resnet_of_mine'"):
+        bench_networks(NetworksConfig(models=("resnet_of_mine",), results=config.results))

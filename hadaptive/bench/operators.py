@@ -1,12 +1,9 @@
 """Speed and memory of the expansion and of the whole ACH module, against what people would use instead.
 
 Every variant is first checked against the reference; one that computes something else is an error, not a row.
-Variants are timed in turns, so that a drift of the machine meets all of them.
 """
 
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,32 +13,46 @@ from torch import Tensor, nn
 
 from hadaptive import ops
 from hadaptive.bench.textbook import TextbookExpansion
+from hadaptive.bench.timing import interleaved, quartiles
 from hadaptive.console import console
 from hadaptive.nn import AdaptiveCrossHadamard, CrossHadamardExpansion
 from hadaptive.ops import num_pairs, reference
 from hadaptive.provenance import provenance
-from hadaptive.runs import append_csv
+from hadaptive.runs import append_csv, write_atomically
 
 SHAPES = ((96, 16, 14, 32), (128, 32, 7, 32), (192, 36, 7, 32), (128, 24, 14, 32))  # C, k, H = W, B
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
+SWEEP_BATCHES = (1, 8, 128)  # at the last of SHAPES
+SWEEP_K, SWEEP_SIDES, SWEEP_CHANNELS, SWEEP_BATCH = (8, 16, 32, 48), (7, 14, 28, 56), 96, 4
+GPU_SHAPES = ((128, 32, 14, 256), (96, 16, 14, 256), (192, 36, 7, 256))
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 4e-2, torch.float16: 5e-3}  # relative to the largest value
+
+
 @dataclass(frozen=True)
 class OpsConfig:
-    """Time the ACH module and its expansion alone against their rivals on this machine's CPU.
+    """Time the ACH module and its expansion alone against their rivals.
 
     Attributes:
-        results: CSV file that the rows are appended to.
+        results: CSV file that the rows are appended to; a picture of the sweep lies beside it.
+        device: "cpu" or "cuda"; on a GPU every schedule is timed, and batch 1 under CUDA graphs.
+        dtype: of the maps: float32, bfloat16 or float16.
         rounds: timed rounds; every variant runs once in each.
         warmup: rounds before those.
         compiled: also time the rivals under torch.compile, which takes minutes to compile.
+        sweep: also time other batches, and k over H x W, against the textbook.
         threads: PyTorch threads; default as PyTorch chooses.
     """
 
     results: Path = Path("benchmarks/results/ops-cpu.csv")
+    device: str = "cpu"
+    dtype: str = "float32"
     rounds: int = 25
     warmup: int = 4
     compiled: bool = True
+    sweep: bool = False
     threads: int | None = None
 
 
@@ -85,21 +96,9 @@ def saved_bytes(module: nn.Module, x: Tensor) -> int:
     return sum(kept.values())
 
 
-def interleaved(variants: dict[str, Callable[[], Any]], warmup: int, rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of every call; the variants take turns."""
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    for turn in range(warmup + rounds):
-        for name, run in variants.items():
-            start = time.perf_counter()
-            run()
-            if turn >= warmup:
-                times[name].append(1e3 * (time.perf_counter() - start))
-    return times
-
-
 def _check_same(name: str, found: Tensor, expected: Tensor) -> None:
-    error = float(((found - expected).abs().max() / expected.abs().max()).detach())
-    if not error < 1e-4:
+    error = float(((found.float() - expected.float()).abs().max() / expected.float().abs().max()).detach())
+    if not error < TOLERANCES[found.dtype]:
         raise ValueError(
             f"{name} does not compute what the reference computes (relative error {error:.1e}): no row"
         )
@@ -117,17 +116,33 @@ def _step(module: Callable[[Tensor], Tensor], x: Tensor, grad: Tensor) -> Callab
     return run
 
 
-def bench_module(shape: tuple[int, int, int, int], layout: str, config: OpsConfig) -> list[dict[str, Any]]:
+def _peak_mib(run: Callable[[], None], device: str) -> float | None:
+    """Peak of the GPU's allocated memory during one call, beyond what was allocated before; None on a CPU."""
+    if not device.startswith("cuda"):
+        return None
+    run()
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    run()
+    torch.cuda.synchronize(device)
+    return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+
+
+def bench_module(
+    shape: tuple[int, int, int, int], layout: str, config: OpsConfig, rivals: bool = True
+) -> list[dict[str, Any]]:
     """Training step (forward and backward) of the whole module and of its rivals, a row each."""
     channels, k, side, batch = shape
-    width, memory_format = channels + num_pairs(k), LAYOUTS[layout]
+    width, memory_format, dtype = channels + num_pairs(k), LAYOUTS[layout], DTYPES[config.dtype]
+    place: dict[str, Any] = {"device": config.device, "dtype": dtype, "memory_format": memory_format}
     torch.manual_seed(0)
-    x = torch.randn(batch, channels, side, side).to(memory_format=memory_format).requires_grad_()
-    grad = torch.randn(batch, width, side, side).to(memory_format=memory_format)
+    x = torch.randn(batch, channels, side, side).to(**place).requires_grad_()
+    grad = torch.randn(batch, width, side, side).to(**place)
     kinds = {"fused": CrossHadamardExpansion, "textbook": TextbookExpansion, "slices": SlicedExpansion}
     modules: dict[str, nn.Module] = {n: _module(channels, k, kind) for n, kind in kinds.items()}
     for module in modules.values():
-        module.to(memory_format=memory_format)
+        module.to(**place)
     with ops.backend("reference"), torch.no_grad():
         expected = modules["fused"].eval()(x)
     modules["fused"].train()
@@ -138,43 +153,82 @@ def bench_module(shape: tuple[int, int, int, int], layout: str, config: OpsConfi
         module.train()
         if name != "slices":
             steps[name] = _step(module, x, grad)
-        if config.compiled and name != "fused":
+        if config.compiled and rivals and name != "fused":
             steps[f"{name}, compiled"] = _step(_compiled(module), x, grad)
-    mix = nn.Sequential(nn.Conv2d(channels, channels, 1, bias=False), nn.BatchNorm2d(channels))
-    inverted = nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width), nn.Hardswish())
-    modules |= {"inverted bottleneck's expansion": inverted, "Conv1x1 + BatchNorm alone": mix}
-    for module in (mix, inverted):
-        module.to(memory_format=memory_format)
-    steps["inverted bottleneck's expansion"] = _step(inverted, x, grad)
-    steps["Conv1x1 + BatchNorm alone"] = _step(mix, x, grad[:, :channels].contiguous(memory_format=memory_format))
-    times = interleaved(steps, config.warmup, config.rounds)
+    if rivals:
+        mix = nn.Sequential(nn.Conv2d(channels, channels, 1, bias=False), nn.BatchNorm2d(channels))
+        inverted = nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width), nn.Hardswish())
+        modules |= {"inverted bottleneck's expansion": inverted, "Conv1x1 + BatchNorm alone": mix}
+        for module in (mix, inverted):
+            module.to(**place)
+        steps["inverted bottleneck's expansion"] = _step(inverted, x, grad)
+        narrow = grad[:, :channels].contiguous(memory_format=memory_format)
+        steps["Conv1x1 + BatchNorm alone"] = _step(mix, x, narrow)
+    times = interleaved(steps, config.warmup, config.rounds, config.device)
     memory = {n: saved_bytes(modules[n], x) / 2**20 for n in modules if n in steps}
-    return [_row("module step", shape, layout, name, ms, memory.get(name)) for name, ms in times.items()]
+    return [
+        _row(
+            "module step", shape, layout, name, ms, config, memory.get(name), _peak_mib(steps[name], config.device)
+        )
+        for name, ms in times.items()
+    ]
+
+
+def _schedules(arguments: tuple, grad: Tensor) -> dict[str, Callable[[], Any]]:
+    """Forward and backward of each of the GPU's schedules."""
+    from hadaptive.ops import triton_kernels as kernels
+
+    detached = tuple(a.detach() for a in arguments)
+    variants: dict[str, Callable[[], Any]] = {}
+    for name in kernels.SCHEDULES:
+
+        def forward(name: str = name) -> Any:
+            return kernels.expand_forward(*detached, schedule=name)
+
+        def backward(name: str = name) -> Any:
+            return kernels.expand_backward(grad, *detached[:5], schedule=name)
+
+        variants |= {f"forward, {name}": forward, f"backward, {name}": backward}
+    return variants
+
+
+def _graph(run: Callable[[], Any]) -> Callable[[], None]:
+    """The same launches, recorded once and replayed."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
 
 
 def bench_expansion(shape: tuple[int, int, int, int], layout: str, config: OpsConfig) -> list[dict[str, Any]]:
     """The expansion alone, and a copy that moves as many bytes as it must (half read, half written)."""
     channels, k, side, batch = shape
-    pairs, positions, memory_format = num_pairs(k), batch * side * side, LAYOUTS[layout]
+    pairs, positions = num_pairs(k), batch * side * side
+    dtype, gpu = DTYPES[config.dtype], config.device.startswith("cuda")
+    place: dict[str, Any] = {"device": config.device, "dtype": dtype, "memory_format": LAYOUTS[layout]}
     torch.manual_seed(0)
-    x = torch.randn(batch, channels, side, side).to(memory_format=memory_format).requires_grad_()
-    index = torch.rand(batch, channels).topk(k).indices
+    x = torch.randn(batch, channels, side, side).to(**place).requires_grad_()
+    index = torch.rand(batch, channels).topk(k).indices.to(config.device)
     parameters = [torch.rand(batch, k), torch.tensor([0.5]), torch.randn(pairs), torch.randn(pairs)]
-    arguments = (x, index, *(p.requires_grad_() for p in parameters))
-    grad = torch.randn(batch, channels + pairs, side, side).to(memory_format=memory_format)
+    arguments = (x, index, *(p.to(config.device).requires_grad_() for p in parameters))
+    grad = torch.randn(batch, channels + pairs, side, side).to(**place)
     leaves = [a for a in arguments if a.requires_grad]
     y, expected = ops.expand(*arguments, backend="fused"), ops.expand(*arguments, backend="reference")
     _check_same("fused", y, expected)
     gradients = torch.autograd.grad(y, leaves, grad, retain_graph=True)
-    for name, a, b in zip(
-        ("x", "gate", "alpha", "weight", "bias"),
-        gradients,
-        torch.autograd.grad(expected, leaves, grad),
-        strict=True,
-    ):
+    truth = torch.autograd.grad(expected, leaves, grad)
+    names = ("x", "gate", "alpha", "weight", "bias")
+    for name, a, b in zip(names, gradients, truth, strict=True):
         _check_same(f"the gradient of {name}", a, b)
     forward_moves, backward_moves = 2 * channels + pairs, 2 * channels + pairs + k  # planes in and out
-    sources = [torch.randn(moves * positions // 2) for moves in (forward_moves, backward_moves)]
+    sources = [
+        torch.randn(moves * positions // 2).to(config.device, dtype) for moves in (forward_moves, backward_moves)
+    ]
     targets = [torch.empty_like(source) for source in sources]
     variants: dict[str, Callable[[], Any]] = {
         "forward, fused": lambda: ops.expand(*arguments, backend="fused"),
@@ -182,14 +236,31 @@ def bench_expansion(shape: tuple[int, int, int, int], layout: str, config: OpsCo
         "backward, fused": lambda: torch.autograd.grad(y, leaves, grad, retain_graph=True),
         "backward, copy": lambda: targets[1].copy_(sources[1]),
     }
-    times = interleaved(variants, config.warmup, config.rounds)
-    return [_row("expansion alone", shape, layout, name, ms, None) for name, ms in times.items()]
+    if gpu:
+        schedules = _schedules(arguments, grad)
+        for name, run in schedules.items():
+            if name.startswith("forward"):
+                _check_same(name, run(), expected)
+            else:
+                for which, a, b in zip(names, run(), truth, strict=True):
+                    _check_same(f"{name}: the gradient of {which}", a, b)
+        variants |= schedules
+        if batch == 1:
+            variants |= {f"{name}, CUDA graph": _graph(run) for name, run in schedules.items()}
+    times = interleaved(variants, config.warmup, config.rounds, config.device)
+    return [_row("expansion alone", shape, layout, name, ms, config) for name, ms in times.items()]
 
 
 def _row(
-    what: str, shape: tuple[int, int, int, int], layout: str, variant: str, times: list[float], saved: float | None
+    what: str,
+    shape: tuple[int, int, int, int],
+    layout: str,
+    variant: str,
+    times: list[float],
+    config: OpsConfig,
+    saved: float | None = None,
+    peak: float | None = None,
 ) -> dict[str, Any]:
-    low, median, high = statistics.quantiles(times, n=4)
     channels, k, side, batch = shape
     return {
         "what": what,
@@ -197,15 +268,44 @@ def _row(
         "k": k,
         "side": side,
         "batch": batch,
+        "dtype": config.dtype,
         "layout": layout,
         "variant": variant,
-        "median_ms": round(median, 4),
-        "lower_quartile_ms": round(low, 4),
-        "upper_quartile_ms": round(high, 4),
+        **quartiles(times),
         "saved_mib": "" if saved is None else round(saved, 2),
-        "rounds": len(times),
-        **provenance(),
+        "peak_mib": "" if peak is None else round(peak, 2),
+        **provenance(config.device),
     }
+
+
+def _sweep(config: OpsConfig) -> Iterator[list[dict[str, Any]]]:
+    """Rows of the module against the textbook: other batches, then k over H x W."""
+    channels, k, side, _ = SHAPES[-1]
+    shapes = [(channels, k, side, batch) for batch in SWEEP_BATCHES]
+    shapes += [(SWEEP_CHANNELS, k, side, SWEEP_BATCH) for k in SWEEP_K for side in SWEEP_SIDES]
+    for shape in shapes:
+        yield [{**row, "what": "sweep"} for row in bench_module(shape, "nchw", config, rivals=False)]
+
+
+def plot_sweep(rows: list[dict[str, Any]], path: Path) -> None:
+    """Heat map of how many times faster than the textbook a training step of the module is, over k and H x W."""
+    from matplotlib.figure import Figure
+
+    times = {(row["k"], row["side"], row["variant"]): row["median_ms"] for row in rows if row["what"] == "sweep"}
+    ratios = [[times[k, n, "textbook"] / times[k, n, "fused"] for n in SWEEP_SIDES] for k in SWEEP_K]
+    figure = Figure(figsize=(5.5, 4.5), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(ratios, cmap="viridis", vmin=1)
+    first = rows[0]
+    title = f"training step of ACH: textbook / fused\nC {SWEEP_CHANNELS}, batch {SWEEP_BATCH}, {first['dtype']}"
+    axes.set(title=title, xlabel="H = W", ylabel="k")
+    axes.set_xticks(range(len(SWEEP_SIDES)), [str(side) for side in SWEEP_SIDES])
+    axes.set_yticks(range(len(SWEEP_K)), [str(k) for k in SWEEP_K])
+    for i, line in enumerate(ratios):
+        for j, ratio in enumerate(line):
+            axes.text(j, i, f"{ratio:.1f}", ha="center", va="center", color="white")
+    figure.colorbar(image)
+    write_atomically(path, lambda p: figure.savefig(p, dpi=110, format="png"))
 
 
 def bench_ops(config: OpsConfig) -> list[dict[str, Any]]:
@@ -214,29 +314,43 @@ def bench_ops(config: OpsConfig) -> list[dict[str, Any]]:
     Raises:
         ValueError: a variant computes something else than the reference, or the fused kernel cannot run here.
     """
+    if config.dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {config.dtype!r}")
+    if config.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError("there is no GPU that PyTorch can use; leave --device out to time the CPU")
     before = torch.get_num_threads()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     rows: list[dict[str, Any]] = []
+
+    def keep(new: list[dict[str, Any]]) -> None:
+        config.results.parent.mkdir(parents=True, exist_ok=True)
+        append_csv(config.results, new)
+        print_ops(new)
+        rows.extend(new)
+
+    shapes = (*GPU_SHAPES, *((c, k, n, 1) for c, k, n, _ in GPU_SHAPES)) if "cuda" in config.device else SHAPES
     try:
-        for shape in SHAPES:
+        for shape in shapes:
             for layout in LAYOUTS:
-                new = bench_module(shape, layout, config) + bench_expansion(shape, layout, config)
-                config.results.parent.mkdir(parents=True, exist_ok=True)
-                append_csv(config.results, new)
-                print_ops(new)
-                rows += new
+                keep(bench_module(shape, layout, config) + bench_expansion(shape, layout, config))
+        if config.sweep:
+            swept = [row for new in _sweep(config) for row in (keep(new) or new)]
+            grid = [row for row in swept if row["channels"] == SWEEP_CHANNELS]
+            plot_sweep(grid, config.results.with_name(f"{config.results.stem}-sweep.png"))
     finally:
         torch.set_num_threads(before)
     return rows
 
 
 def print_ops(rows: list[dict[str, Any]]) -> None:
-    """A table of one shape and layout: times, and how many times the first variant's each is."""
+    """A table of one shape and layout: times, and how many times the fused variant's each is."""
     from rich.table import Table
 
     first = rows[0]
-    title = "C {channels}, k {k}, {side}x{side}, batch {batch}, {layout}; {threads} threads".format(**first)
+    title = "C {channels}, k {k}, {side}x{side}, batch {batch}, {dtype}, {layout}; {threads} threads".format(
+        **first
+    )
     table = Table(title=title, title_justify="left")
     for column, justify in (("what", "left"), ("variant", "left"), ("ms", "right"), ("quartiles", "right")):
         table.add_column(column, justify=justify, no_wrap=True)  # pyright: ignore[reportArgumentType]
@@ -245,8 +359,8 @@ def print_ops(rows: list[dict[str, Any]]) -> None:
     medians = {(row["what"], row["variant"]): row["median_ms"] for row in rows}
     for row in rows:
         what = row["what"]
-        own = "fused" if what == "module step" else f"{row['variant'].split(',')[0]}, fused"
-        quartiles = f"{row['lower_quartile_ms']:.2f} to {row['upper_quartile_ms']:.2f}"
+        own = f"{row['variant'].split(',')[0]}, fused" if what == "expansion alone" else "fused"
+        spread = f"{row['lower_quartile_ms']:.2f} to {row['upper_quartile_ms']:.2f}"
         ratio = f"{row['median_ms'] / medians[what, own]:.2f}"
-        table.add_row(what, row["variant"], f"{row['median_ms']:.2f}", quartiles, ratio, str(row["saved_mib"]))
+        table.add_row(what, row["variant"], f"{row['median_ms']:.2f}", spread, ratio, str(row["saved_mib"]))
     console().print(table)

@@ -1,9 +1,9 @@
 """The fused expansion as PyTorch sees it: an autograd function in eager mode, a custom op under torch.compile.
 
-CPU tensors go to :mod:`hadaptive.ops.cpu_launch` (Numba), GPU tensors to :mod:`hadaptive.ops.triton_kernels`.
-An autograd function costs a few microseconds less per call than a custom op; only the latter compiles without a
-graph break. Both save nothing but the inputs and call the same kernels. A second derivative is taken through
-:mod:`hadaptive.ops.reference`.
+CPU tensors go to :mod:`hadaptive.ops.cpu_launch` (Numba), GPU tensors to :mod:`hadaptive.ops.triton_kernels`. The
+custom op compiles without a graph break; the function costs less per call, and where no gradient is wanted the
+kernel is called directly, because binding its arguments costs a function as much time as a small map's products.
+Nothing but the inputs is saved. A second derivative is taken through :mod:`hadaptive.ops.reference`.
 """
 
 import importlib.util
@@ -133,10 +133,20 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 _expand_op.register_autograd(_differentiate, setup_context=_save)
 
 
+# Whether torch.func transforms this call; nothing public says so, and to suppose it is only slower.
+_transformed = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
+
+
+def _wants_gradient(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
 def expand(x: Tensor, index: Tensor, gate: Tensor | None, alpha: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Fused path of :func:`hadaptive.ops.expand`."""
     if torch.compiler.is_compiling():
         return _expand_op(x, index, gate, alpha, weight, bias)
+    if not _transformed() and not _wants_gradient(x, gate, alpha, weight, bias):
+        return _kernels(x).expand_forward(x, index, gate, alpha, weight, bias)
     return _Expand.apply(x, index, gate, alpha, weight, bias)
 
 

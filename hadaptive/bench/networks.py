@@ -1,0 +1,129 @@
+"""Training step and eval latency of whole networks in eager PyTorch, side by side."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+
+from hadaptive.bench import textbook  # noqa: F401 (registers the published network)
+from hadaptive.bench.operators import LAYOUTS
+from hadaptive.bench.timing import interleaved, quartiles
+from hadaptive.console import console
+from hadaptive.provenance import provenance
+from hadaptive.runs import append_csv
+
+
+@dataclass(frozen=True)
+class NetworksConfig:
+    """Time a training step and the eval latency of networks at the same inputs, in turns.
+
+    Attributes:
+        models: timm names; the ratios are to the first.
+        results: CSV file that the rows are appended to.
+        image_size: height and width.
+        batch: images in a training step; latency is of one image.
+        rounds: timed training steps; latency takes four times as many.
+        device: "cpu" or "cuda".
+        threads: PyTorch threads; default as PyTorch chooses.
+    """
+
+    models: tuple[str, ...] = ("hadaptive_net_s", "hadaptive_net_s_published", "mobilenetv4_conv_small")
+    results: Path = Path("benchmarks/results/networks.csv")
+    image_size: int = 224
+    batch: int = 16
+    rounds: int = 12
+    device: str = "cpu"
+    threads: int | None = None
+
+
+def _training_step(name: str, config: NetworksConfig, memory_format: torch.memory_format) -> Callable[[], None]:
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=1000).to(config.device, memory_format=memory_format).train()  # pyright: ignore[reportCallIssue]
+    optimiser = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
+    x = torch.randn(config.batch, 3, config.image_size, config.image_size, device=config.device)
+    x = x.contiguous(memory_format=memory_format)
+    y = torch.randint(0, 1000, (config.batch,), device=config.device)
+
+    def run() -> None:
+        optimiser.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimiser.step()
+
+    return run
+
+
+def _latency(name: str, config: NetworksConfig, memory_format: torch.memory_format) -> Callable[[], None]:
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=1000).to(config.device, memory_format=memory_format).eval()  # pyright: ignore[reportCallIssue]
+    x = torch.randn(1, 3, config.image_size, config.image_size, device=config.device)
+    x = x.contiguous(memory_format=memory_format)
+
+    def run() -> None:
+        with torch.inference_mode():
+            model(x)
+
+    return run
+
+
+def bench_networks(config: NetworksConfig) -> list[dict[str, Any]]:
+    """Time, print and append the rows; returns them.
+
+    Raises:
+        ValueError: there is no model of that name.
+    """
+    for name in config.models:
+        if not timm.is_model(name):
+            raise ValueError(f"there is no model {name!r} in timm")
+    before = torch.get_num_threads()
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    rows: list[dict[str, Any]] = []
+    try:
+        for what, make, rounds in (
+            ("training step", _training_step, config.rounds),
+            ("eval latency", _latency, 4 * config.rounds),
+        ):
+            for layout, memory_format in LAYOUTS.items():
+                variants = {name: make(name, config, memory_format) for name in config.models}
+                times = interleaved(variants, max(3, rounds // 4), rounds, config.device)
+                batch = config.batch if what == "training step" else 1
+                rows += [
+                    {
+                        "what": what,
+                        "model": name,
+                        "image_size": config.image_size,
+                        "batch": batch,
+                        "layout": layout,
+                        **quartiles(ms),
+                        **provenance(config.device),
+                    }
+                    for name, ms in times.items()
+                ]
+    finally:
+        torch.set_num_threads(before)
+    config.results.parent.mkdir(parents=True, exist_ok=True)
+    append_csv(config.results, rows)
+    print_networks(rows)
+    return rows
+
+
+def print_networks(rows: list[dict[str, Any]]) -> None:
+    """A table of times, and of each network's ratio to the first one's."""
+    from rich.table import Table
+
+    table = Table()
+    for column in ("what", "layout", "model"):
+        table.add_column(column)
+    for column in ("ms", "quartiles", "ratio"):
+        table.add_column(column, justify="right")
+    first: dict[tuple[str, str], float] = {}
+    for row in rows:
+        base = first.setdefault((row["what"], row["layout"]), row["median_ms"])
+        spread = f"{row['lower_quartile_ms']:.2f} to {row['upper_quartile_ms']:.2f}"
+        ratio = f"{row['median_ms'] / base:.2f}"
+        table.add_row(row["what"], row["layout"], row["model"], f"{row['median_ms']:.2f}", spread, ratio)
+    console().print(table)
