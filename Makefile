@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test test-fast lint format bench-accuracy clean
+.PHONY: help install demo test test-fast lint format bench-accuracy bench-ops bench-gpu clean
 
 help:
 	@echo "make demo            train, evaluate and predict on real digits (about a minute after set-up)"
@@ -13,6 +13,8 @@ help:
 	@echo "make lint            ruff and pyright"
 	@echo "make format          rewrite the code in the house's format"
 	@echo "make bench-accuracy  five networks, three seeds, one recipe (over an hour on two cores)"
+	@echo "make bench-ops       the operators and whole networks against their rivals on this CPU"
+	@echo "make bench-gpu       check, then time, the GPU kernels: RESULTS=folder, PYTHON=one that has torch and triton"
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -41,6 +43,15 @@ format: $(STAMP)
 
 bench-accuracy: $(STAMP)
 	$(BIN)/hadaptive bench accuracy
+
+bench-ops: $(STAMP)
+	$(BIN)/hadaptive bench ops --sweep
+	$(BIN)/hadaptive bench networks
+
+# From the source tree, without an installation: GPU machines often have no network.
+RESULTS ?= benchmarks/results
+bench-gpu:
+	$(PYTHON) -m hadaptive.bench.gpu $(RESULTS)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

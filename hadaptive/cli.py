@@ -223,7 +223,7 @@ def _doctor(arguments: list[str]) -> None:
 
 
 def _bench_accuracy(arguments: list[str]) -> None:
-    from hadaptive.bench import AccuracyConfig, bench_accuracy, print_accuracy
+    from hadaptive.bench.accuracy import AccuracyConfig, bench_accuracy, print_accuracy
 
     config = tyro.cli(AccuracyConfig, prog="hadaptive bench accuracy", args=arguments)
     print_accuracy(bench_accuracy(config))

@@ -1,5 +1,7 @@
 """The operator benchmark: rivals that compute the same, memory counted right, rows with their provenance."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -95,3 +97,16 @@ def test_networks_give_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "hadaptive_net_s_published" in capsys.readouterr().out
     with pytest.raises(ValueError, match="no model 'resnet_of_mine'"):
         bench_networks(NetworksConfig(models=("resnet_of_mine",), results=config.results))
+
+
+def test_the_gpu_run_needs_no_more_than_a_gpu_machine_has() -> None:
+    """No command line, no Numba, no training libraries; and without a GPU it says so in one line."""
+    missing = ("tyro", "numba", "sklearn", "torchmetrics", "accelerate", "webdataset", "datasets")
+    code = (
+        f"import sys\nfor name in {missing}: sys.modules[name] = None\n"
+        "import torch; torch.cuda.is_available = lambda: False\n"
+        "from pathlib import Path\nfrom hadaptive.bench.gpu import bench_gpu\n"
+        "try: bench_gpu(Path('nowhere'))\nexcept ValueError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "there is no GPU that PyTorch can use here\n", done.stderr

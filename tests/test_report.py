@@ -57,3 +57,27 @@ def test_readme_agrees_with_the_results() -> None:
     text = (ROOT / "README.md").read_text()
     assert text.count("<!-- table ") >= 2
     assert render(text, ROOT) == text
+
+
+def test_operators_and_networks_tables(tmp_path: Path) -> None:
+    columns = "what,channels,k,side,batch,dtype,layout,variant,median_ms,saved_mib\n"
+    shape = "96,16,14,32,float32,nchw"
+    (tmp_path / "ops.csv").write_text(
+        columns
+        + f"module step,{shape},fused,2,5\nmodule step,{shape},textbook,7,20\n"
+        + f'module step,{shape},"textbook, compiled",5,\nmodule step,{shape},"slices, compiled",4,\n'
+        + f"module step,{shape},inverted bottleneck's expansion,3,8\n"
+        + f"module step,{shape},Conv1x1 + BatchNorm alone,1,4\n"
+        + f'expansion alone,{shape},"forward, fused",2,\nexpansion alone,{shape},"forward, copy",1,\n'
+        + f'expansion alone,{shape},"backward, fused",4,\nexpansion alone,{shape},"backward, copy",2,\n'
+        + f"sweep,{shape},fused,9,\n"
+    )
+    text = render(document("operators", "ops.csv"), tmp_path)
+    assert "| 96, 16, 14x14, 32, float32, nchw | 2.00 | 3.5 | 2.0 | 1.5 | 0.50 | 4.0 | 2.0 |" in text
+    (tmp_path / "nets.csv").write_text(
+        "what,layout,batch,model,median_ms,lower_quartile_ms,upper_quartile_ms\n"
+        "eval latency,nchw,1,ours,99,99,99\neval latency,nchw,1,ours,10,9,12\neval latency,nchw,1,theirs,8,7,9\n"
+    )
+    text = render(document("networks", "nets.csv"), tmp_path)
+    assert "| eval latency, batch 1, nchw | ours | 10.0 | 9.0 to 12.0 | 1.00 |" in text  # a later row counts
+    assert "| theirs | 8.0 | 7.0 to 9.0 | 0.80 |" in text

@@ -1,3 +1,1 @@
-from hadaptive.bench.accuracy import AccuracyConfig, bench_accuracy, mean_interval, print_accuracy
-
-__all__ = ["AccuracyConfig", "bench_accuracy", "mean_interval", "print_accuracy"]
+"""Benchmarks: whole trainings, operators and networks, each against what people would use instead."""

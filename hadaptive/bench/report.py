@@ -45,7 +45,68 @@ def accuracy_table(rows: Rows) -> str:
     return markdown_table(header, lines)
 
 
-TABLES: dict[str, Callable[[Rows], str]] = {"accuracy": accuracy_table}
+def _last(rows: Rows, keys: tuple[str, ...]) -> dict[tuple[str, ...], dict[str, str]]:
+    """The rows by these columns; a later row takes an earlier one's place."""
+    return {tuple(row[key] for key in keys): row for row in rows}
+
+
+def _ratio(a: dict[str, str], b: dict[str, str]) -> float:
+    return float(a["median_ms"]) / float(b["median_ms"])
+
+
+def operators_table(rows: Rows) -> str:
+    """The ACH module's training step, as ratios to the fused one; the expansion alone, as a multiple of a copy."""
+    lines = []
+    groups: dict[tuple[str, ...], Rows] = {}
+    for row in rows:
+        if row["what"] != "sweep":
+            shape = tuple(row[key] for key in ("channels", "k", "side", "batch", "dtype", "layout"))
+            groups.setdefault(shape, []).append(row)
+    for (channels, k, side, batch, dtype, layout), group in groups.items():
+        found = _last(group, ("what", "variant"))
+        fused = found["module step", "fused"]
+        compiled = [_ratio(row, fused) for (what, name), row in found.items() if name.endswith(", compiled")]
+        alone = {name: row for (what, name), row in found.items() if what == "expansion alone"}
+        both = [
+            sum(float(alone[f"{way}, {who}"]["median_ms"]) for way in ("forward", "backward"))
+            for who in ("fused", "copy")
+        ]
+        bottleneck = found["module step", "inverted bottleneck's expansion"]
+        textbook = found["module step", "textbook"]
+        lines.append(
+            [
+                f"{channels}, {k}, {side}x{side}, {batch}, {dtype}, {layout}",
+                f"{float(fused['median_ms']):.2f}",
+                f"{_ratio(textbook, fused):.1f}",
+                f"{min(compiled):.1f}" if compiled else "",
+                f"{_ratio(bottleneck, fused):.1f}",
+                f"{_ratio(found['module step', 'Conv1x1 + BatchNorm alone'], fused):.2f}",
+                f"{float(textbook['saved_mib']) / float(fused['saved_mib']):.1f}",
+                f"{both[0] / both[1]:.1f}",
+            ]
+        )
+    header = ["C, k, H x W, batch", "fused, ms", "textbook / fused", "best compiled / fused"]
+    header += ["inverted bottleneck / fused", "Conv + BN / fused", "saved: textbook / fused", "expansion / copy"]
+    return markdown_table(header, lines)
+
+
+def networks_table(rows: Rows) -> str:
+    """Whole networks: medians, quartiles and ratios to the first network measured."""
+    lines = []
+    first: dict[tuple[str, ...], dict[str, str]] = {}
+    for (what, layout, model), row in _last(rows, ("what", "layout", "model")).items():
+        base = first.setdefault((what, layout), row)
+        spread = f"{float(row['lower_quartile_ms']):.1f} to {float(row['upper_quartile_ms']):.1f}"
+        case = f"{what}, batch {row['batch']}, {layout}"
+        lines.append([case, model, f"{float(row['median_ms']):.1f}", spread, f"{_ratio(row, base):.2f}"])
+    return markdown_table(["what", "model", "ms", "quartiles", "ratio"], lines)
+
+
+TABLES: dict[str, Callable[[Rows], str]] = {
+    "accuracy": accuracy_table,
+    "networks": networks_table,
+    "operators": operators_table,
+}
 
 
 def render(text: str, root: Path) -> str:
