@@ -1,8 +1,8 @@
 """All that wants a GPU, in one command: `make bench-gpu RESULTS=folder`.
 
-Correctness first (the doctor's checks, then the Triton kernels' tests where pytest is installed), then the operators
-in bfloat16 and float32 with every schedule, then whole networks. It runs from the source tree and needs no
-command-line library, because GPU machines seldom have ours installed.
+Correctness first (the doctor's checks, then the Triton kernels' tests where pytest is installed), then the
+operators in bfloat16 and float32 with every schedule, then whole networks. It runs from the source tree and needs
+no command-line library, because GPU machines seldom have ours installed.
 """
 
 import importlib.util
