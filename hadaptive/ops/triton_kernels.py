@@ -16,7 +16,7 @@ Source: arXiv 2505.22226, section 5, for native, Direct-Indexing and Parity-Bala
 """
 
 # The type checker takes a kernel for the function it is made of.
-# pyright: reportArgumentType=false, reportCallIssue=false
+# pyright: reportArgumentType=false, reportCallIssue=false, reportAssignmentType=false
 
 import torch
 import triton
@@ -79,11 +79,12 @@ def _pair_of(p, k):
 
 @triton.jit
 def _program(parts, block_n: tl.constexpr, positions):
-    """This program's sample (64 bits), part, and positions."""
+    """This program's sample, part and positions; 64 bits, as every factor of a stride must be."""
     blocks = tl.cdiv(positions, block_n)
     pid = tl.program_id(0)
     n = (pid % blocks) * block_n + tl.arange(0, block_n)
-    return (pid // blocks // parts).to(tl.int64), pid // blocks % parts, n.to(tl.int64), n < positions
+    b, part = pid // blocks // parts, pid // blocks % parts
+    return b.to(tl.int64), part.to(tl.int64), n.to(tl.int64), n < positions
 
 
 @triton.jit
@@ -93,17 +94,21 @@ def expand_channel_fwd_kernel(
 ):  # fmt: skip
     """Native and Parity-Balanced: a program for each selected channel s of a sample, and block of positions."""
     b, s, n, live = _program(k, block_n, positions)
-    for c in range(s, channels, k):
+    for turn in range(tl.cdiv(channels - s, k)):
+        c = s + turn * k
         tl.store(y + b * yb + c * yc + n * yn, tl.load(x + b * xb + c * xc + n * xn, mask=live), mask=live)
     a = tl.load(alpha)
     zs = _plane(x, index, gate, b, s, k, n, live, xb, xc, xn)[1]
     if balanced:
-        for i in range(s % 2, s, 2):
+        for turn in range(s // 2):
+            i = s % 2 + 2 * turn
             p = _first_pair(i, k) + s - i - 1
             zi = _plane(x, index, gate, b, i, k, n, live, xb, xc, xn)[1]
             d = _dysoft_of_product(zi, zs, a, tl.load(weight + p), tl.load(bias + p))
             tl.store(y + b * yb + (channels + p) * yc + n * yn, d.to(y.dtype.element_ty), mask=live)
-    for j in range(s + 1, k, 2 if balanced else 1):
+    step: tl.constexpr = 2 if balanced else 1
+    for turn in range(tl.cdiv(k - s - 1, step)):
+        j = s + 1 + turn * step
         p = _first_pair(s, k) + j - s - 1
         zj = _plane(x, index, gate, b, j, k, n, live, xb, xc, xn)[1]
         d = _dysoft_of_product(zs, zj, a, tl.load(weight + p), tl.load(bias + p))
@@ -140,14 +145,15 @@ def expand_tiled_fwd_kernel(
     """Tiled: a program for each block of positions of a sample."""
     b, _, row, live_row = _program(1, block_n, positions)
     n, live = row[None, :], live_row[None, :]
-    slot = tl.arange(0, block_k)[:, None]
+    slot = tl.arange(0, block_k).to(tl.int64)[:, None]
     for start in range(0, channels, block_k):
         c = start + slot
         inside = live & (c < channels)
         tl.store(y + b * yb + c * yc + n * yn, tl.load(x + b * xb + c * xc + n * xn, mask=inside), mask=inside)
     a = tl.load(alpha)
     z = _plane(x, index, gate, b, slot, k, n, live & (slot < k), xb, xc, xn)[1]
-    for i in range(k - 1):
+    for turn in range(k - 1):
+        i = tl.cast(turn, tl.int64)
         zi = _plane(x, index, gate, b, i, k, row, live_row, xb, xc, xn)[1][None, :]
         p = _first_pair(i, k) + slot - i - 1
         wanted = (slot > i) & (slot < k)
@@ -173,7 +179,7 @@ def expand_channel_bwd_kernel(
     sum_alpha = tl.zeros((1,), tl.float32)
     sum_z = tl.zeros((block_n,), tl.float32)
     for start in range(0, k, block_t):
-        t = start + tl.arange(0, block_t)[:, None]
+        t = start + tl.arange(0, block_t).to(tl.int64)[:, None]
         wanted = (t < k) & (t != s)
         i, j = tl.minimum(s, t), tl.maximum(s, t)
         p = tl.where(wanted, _first_pair(i, k) + j - i - 1, 0)
@@ -206,12 +212,13 @@ def expand_tiled_bwd_kernel(
     n, live = row[None, :], live_row[None, :]
     pairs = k * (k - 1) // 2
     place = tl.program_id(0).to(tl.int64)
-    slot = tl.arange(0, block_k)[:, None]
+    slot = tl.arange(0, block_k).to(tl.int64)[:, None]
     a = tl.load(alpha)
     plain, z = _plane(x, index, gate, b, slot, k, n, live & (slot < k), xb, xc, xn)
     sum_alpha = tl.zeros((1,), tl.float32)
     sum_z = tl.zeros((block_k, block_n), tl.float32)
-    for i in range(k - 1):
+    for turn in range(k - 1):
+        i = tl.cast(turn, tl.int64)
         zi = _plane(x, index, gate, b, i, k, row, live_row, xb, xc, xn)[1][None, :]
         p = _first_pair(i, k) + slot - i - 1
         wanted = (slot > i) & (slot < k)
@@ -249,7 +256,7 @@ def expand_input_bwd_kernel(
         chosen = tl.load(index + b * k + s)
         if chosen // block_c == part:
             scale = tl.load(gate + b * k + s)
-            through = tl.load(gz + b * zb + s * zc + row * zn, mask=live_row, other=0.0) * scale
+            through = tl.load(gz + b * zb + tl.cast(s, tl.int64) * zc + row * zn, mask=live_row, other=0.0) * scale
             total += tl.where(c == chosen, through[None, :], 0.0)
     tl.store(grad_x + b * xb + c * xc + n * xn, total.to(grad_x.dtype.element_ty), mask=inside)
 
