@@ -33,13 +33,13 @@ def _is_positive_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
-def _as_list(what: str, data: Any) -> list[Any] | tuple[Any, ...]:
+def as_list(what: str, data: Any) -> list[Any] | tuple[Any, ...]:
     if not isinstance(data, list | tuple):
         raise ValueError(f"{what} must be a list, got {reprlib.repr(data)}")
     return data
 
 
-def _as_fields(cls: type, what: str, data: Any) -> dict[str, Any]:
+def as_fields(cls: type, what: str, data: Any) -> dict[str, Any]:
     """`data`, if it is a dict that has every field `cls` needs and no other."""
     if not isinstance(data, dict):
         raise ValueError(f"{what} must be an object with named fields, got {reprlib.repr(data)}")
@@ -210,15 +210,15 @@ class NetSpec:
         if isinstance(version, bool) or version != VERSION:
             raise ValueError(f"this network spec has version {version!r}, only {VERSION} is known")
         rest = {key: value for key, value in data.items() if key not in ("format", "version")}
-        rest = dict(_as_fields(cls, "the network spec", rest))
-        rest["stem"] = ConvSpec(**_as_fields(ConvSpec, "the stem", rest["stem"]))
+        rest = dict(as_fields(cls, "the network spec", rest))
+        rest["stem"] = ConvSpec(**as_fields(ConvSpec, "the stem", rest["stem"]))
         rest["stage1"] = tuple(
-            ConvSpec(**_as_fields(ConvSpec, "a stage-1 convolution", conv))
-            for conv in _as_list("stage1", rest["stage1"])
+            ConvSpec(**as_fields(ConvSpec, "a stage-1 convolution", conv))
+            for conv in as_list("stage1", rest["stage1"])
         )
         rest["stages"] = tuple(
-            tuple(BlockSpec(**_as_fields(BlockSpec, "a block", block)) for block in _as_list("a stage", stage))
-            for stage in _as_list("stages", rest["stages"])
+            tuple(BlockSpec(**as_fields(BlockSpec, "a block", block)) for block in as_list("a stage", stage))
+            for stage in as_list("stages", rest["stages"])
         )
         return cls(**rest)
 

@@ -1,0 +1,344 @@
+"""A search space is data: the positions of a network, and the candidates for each.
+
+A space has the shape of a :class:`NetSpec` with a tuple of candidates wherever the spec has one layer. The
+candidates of a position agree on stride and channels, so that any of them fits between its neighbours; `skip`
+stands for no block. A choice is one candidate's number for each position, in order; it builds a NetSpec.
+
+    >>> space = SearchSpace.load("my_space.json")
+    >>> spec = space.build(space.random(torch.Generator().manual_seed(0)))
+
+Source: arXiv 2505.22226, section 4 and its appendix, for the published space; the rich one is ours.
+"""
+
+import dataclasses
+import itertools
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hadaptive.models.spec import BlockSpec, ConvSpec, NetSpec, ach, as_fields, as_list, ghost
+
+FORMAT = "hadaptive-space"
+VERSION = 1
+RICH_K = (8, 16, 24, 32, 33, 36)
+RICH_RATIOS = (2, 4, 6)
+RICH_KERNELS = (3, 5, 7)
+RICH_NORMS = ("dysoft", "batchnorm")
+
+Choice = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Skip:
+    """No block at a position: the map passes as it is."""
+
+
+SKIP = Skip()
+Candidate = ConvSpec | BlockSpec | Skip
+Position = tuple[Candidate, ...]
+
+
+def _check_agree(where: str, position: Position) -> None:
+    """The candidates of one position can stand in for each other, and none stands there twice."""
+    if not position:
+        raise ValueError(f"{where} has no candidates")
+    if len(set(position)) < len(position):
+        raise ValueError(f"{where} has the same candidate twice")
+    layers = [candidate for candidate in position if not isinstance(candidate, Skip)]
+    if not layers:
+        raise ValueError(f"{where} has no candidate but skip: leave the position out")
+    shapes = sorted({(layer.stride, layer.channels) for layer in layers})
+    if len(shapes) > 1:
+        found = " and ".join(f"stride {stride} to {channels} channels" for stride, channels in shapes)
+        raise ValueError(f"{where}: candidates must have one stride and width, got {found}")
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """Positions and their candidates.
+
+    Attributes:
+        name: for people; no effect.
+        stem: candidates for the first convolution.
+        stage1: a tuple of candidates for each convolution of stage 1.
+        stages: for each stage a tuple of positions; a position is a tuple of blocks, with a `Skip` where the block
+            may be left out (stride 1 and unchanged width only).
+        last_channels, head_channels, order, surrogate: as in :class:`NetSpec`.
+
+    Raises:
+        ValueError: candidates do not fit each other or their position.
+    """
+
+    name: str
+    stem: tuple[ConvSpec, ...]
+    stage1: tuple[tuple[ConvSpec, ...], ...]
+    stages: tuple[tuple[tuple[BlockSpec | Skip, ...], ...], ...]
+    last_channels: int = 960
+    head_channels: int = 1280
+    order: str = "rank"
+    surrogate: str = "softmax"
+
+    def __post_init__(self) -> None:
+        for number, position in enumerate(self.positions, start=1):
+            _check_agree(f"position {number}", position)
+        if not self.stages or not all(self.stages):
+            raise ValueError("a space needs at least one stage, and each stage at least one position")
+        number = 1 + len(self.stage1)
+        channels = (self.stage1[-1] if self.stage1 else self.stem)[0].channels
+        for stage in self.stages:
+            # NetSpec wants a block in every stage, so not every position of one may be skipped.
+            if all(SKIP in position for position in stage):
+                raise ValueError(f"every position of a stage may be skipped: position {number + 1} must not be")
+            for position in stage:
+                number += 1
+                blocks = [candidate for candidate in position if isinstance(candidate, BlockSpec)]
+                for block in blocks:
+                    if block.k is not None and block.k > channels:
+                        raise ValueError(f"position {number} selects k = {block.k} of only {channels} channels")
+                if SKIP in position and (blocks[0].stride > 1 or blocks[0].channels != channels):
+                    raise ValueError(f"position {number} changes the map's shape and cannot be skipped")
+                channels = blocks[0].channels
+        self.build((0,) * len(self.positions))  # what is left to check is NetSpec's
+
+    @property
+    def positions(self) -> tuple[Position, ...]:
+        """The candidates of every position: stem, stage 1, then the stages."""
+        return (self.stem, *self.stage1, *itertools.chain.from_iterable(self.stages))
+
+    @property
+    def size(self) -> int:
+        """How many choices there are. Several may build one network, where skipped positions look alike."""
+        return math.prod(len(position) for position in self.positions)
+
+    def check_choice(self, choice: Choice) -> None:
+        """Raise one clear ValueError unless `choice` is a candidate's number for each position."""
+        if len(choice) != len(self.positions):
+            raise ValueError(f"a choice needs {len(self.positions)} numbers, got {len(choice)}")
+        for number, (chosen, position) in enumerate(zip(choice, self.positions, strict=True), start=1):
+            if not 0 <= chosen < len(position):
+                raise ValueError(f"position {number} has candidates 0 to {len(position) - 1}, got {chosen}")
+
+    def build(self, choice: Choice, name: str | None = None) -> NetSpec:
+        """The network that takes these candidates.
+
+        Raises:
+            ValueError: `choice` does not fit the space.
+        """
+        self.check_choice(choice)
+        numbers = iter(choice)
+        stem = self.stem[next(numbers)]
+        stage1 = tuple(candidates[next(numbers)] for candidates in self.stage1)
+        stages = []
+        for stage in self.stages:
+            taken = [position[next(numbers)] for position in stage]
+            stages.append(tuple(block for block in taken if isinstance(block, BlockSpec)))
+        return NetSpec(
+            name or f"{self.name}-{'-'.join(map(str, choice))}",
+            stem,
+            stage1,
+            tuple(stages),
+            self.last_channels,
+            self.head_channels,
+            self.order,
+            self.surrogate,
+        )
+
+    def random(self, generator: torch.Generator) -> Choice:
+        """A choice drawn evenly, position by position."""
+        return tuple(int(torch.randint(len(p), (), generator=generator)) for p in self.positions)
+
+    def neighbours(self, choice: Choice) -> Iterator[Choice]:
+        """The choices that differ from this one in one position."""
+        self.check_choice(choice)
+        for place, position in enumerate(self.positions):
+            for other in range(len(position)):
+                if other != choice[place]:
+                    yield (*choice[:place], other, *choice[place + 1 :])
+
+    def find(self, spec: NetSpec) -> Choice | None:
+        """A choice that builds `spec`, whatever its name, or None if the space does not hold it."""
+        own = (self.last_channels, self.head_channels, self.order, self.surrogate)
+        if own != (spec.last_channels, spec.head_channels, spec.order, spec.surrogate):
+            return None
+        if len(spec.stage1) != len(self.stage1) or len(spec.stages) != len(self.stages):
+            return None
+        choice: list[int] = []
+        for conv, candidates in zip(spec.convs, (self.stem, *self.stage1), strict=True):
+            if conv not in candidates:
+                return None
+            choice.append(candidates.index(conv))
+        for blocks, stage in zip(spec.stages, self.stages, strict=True):
+            found = _align(blocks, stage)
+            if found is None:
+                return None
+            choice.extend(found)
+        return tuple(choice)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON."""
+
+        def plain(candidate: Candidate) -> dict[str, Any]:
+            if isinstance(candidate, Skip):
+                return {"kind": "skip"}
+            data = dataclasses.asdict(candidate)
+            return {key: value for key, value in data.items() if value is not None}
+
+        def all_plain(positions: tuple[Position, ...]) -> list[list[dict[str, Any]]]:
+            return [[plain(candidate) for candidate in position] for position in positions]
+
+        rest = {key: getattr(self, key) for key in ("last_channels", "head_channels", "order", "surrogate")}
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "name": self.name,
+            "stem": all_plain((self.stem,))[0],
+            "stage1": all_plain(self.stage1),
+            "stages": [all_plain(stage) for stage in self.stages],
+            **rest,
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "SearchSpace":
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            ValueError: not a search space, a newer version of one, or something in it does not fit.
+        """
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise ValueError(f'not a search space: the field "format" must be "{FORMAT}"')
+        version = data.get("version")
+        if isinstance(version, bool) or version != VERSION:
+            raise ValueError(f"this search space has version {version!r}, only {VERSION} is known")
+        rest = {key: value for key, value in data.items() if key not in ("format", "version")}
+        rest = dict(as_fields(cls, "the search space", rest))
+
+        def conv(item: Any) -> ConvSpec:
+            return ConvSpec(**as_fields(ConvSpec, "a convolution", item))
+
+        def block(item: Any) -> BlockSpec | Skip:
+            if item == {"kind": "skip"}:
+                return SKIP
+            return BlockSpec(**as_fields(BlockSpec, "a block", item))
+
+        rest["stem"] = tuple(conv(item) for item in as_list("stem", rest["stem"]))
+        rest["stage1"] = tuple(
+            tuple(conv(item) for item in as_list("a stage-1 position", position))
+            for position in as_list("stage1", rest["stage1"])
+        )
+        rest["stages"] = tuple(
+            tuple(
+                tuple(block(item) for item in as_list("a position", position))
+                for position in as_list("a stage", stage)
+            )
+            for stage in as_list("stages", rest["stages"])
+        )
+        return cls(**rest)
+
+    def save(self, path: str | Path) -> None:
+        """Write the space as JSON."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "SearchSpace":
+        """Read a space from JSON.
+
+        Raises:
+            ValueError: the file cannot be read, is not JSON, or is not a search space.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path} is not JSON: {error}") from None
+        try:
+            return cls.from_dict(data)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+
+def _align(blocks: tuple[BlockSpec, ...], positions: tuple[tuple[BlockSpec | Skip, ...], ...]) -> Choice | None:
+    """Candidates that leave exactly these blocks when skips are dropped; the earliest fit."""
+    if len(blocks) > len(positions):
+        return None
+    if not positions:
+        return ()
+    position = positions[0]
+    if blocks and blocks[0] in position:
+        rest = _align(blocks[1:], positions[1:])
+        if rest is not None:
+            return (position.index(blocks[0]), *rest)
+    if SKIP in position:
+        rest = _align(blocks, positions[1:])
+        if rest is not None:
+            return (position.index(SKIP), *rest)
+    return None
+
+
+def _downs(ratios: tuple[int, ...], ks: tuple[int, ...], channels: int) -> tuple[BlockSpec, ...]:
+    """Candidates that halve the map: kernels 2 and 3."""
+    ghosts = tuple(ghost(ratio, kernel, channels, 2) for ratio in ratios for kernel in (2, 3))
+    return ghosts + tuple(ach(k, kernel, channels, 2) for k in ks for kernel in (2, 3))
+
+
+def published_space() -> SearchSpace:
+    """The paper's space: the skeleton of S, with its stride-2 kernels of 3 really 3 (there they became 2)."""
+
+    def same(ratio: int, k: int, kernel: int, channels: int) -> tuple[BlockSpec | Skip, ...]:
+        return (ghost(ratio, kernel, channels), ach(k, kernel, channels), SKIP)
+
+    return SearchSpace(
+        name="published",
+        stem=(ConvSpec(32, 2, 2, act=False), ConvSpec(32, 3, 2, act=False)),
+        stage1=((ConvSpec(48, 2, 2), ConvSpec(48, 3, 2)), (ConvSpec(32),)),
+        stages=(
+            (_downs((4,), (16,), 64), same(2, 16, 3, 64)),
+            (_downs((4,), (16,), 96), *[same(2, 16, 5, 96)] * 5),
+            (_downs((6,), (32,), 128), *[same(6, 32, 7, 128)] * 4),
+        ),
+    )
+
+
+# Of S, M and L: stem, the widening and narrowing convolutions of stage 1, each stage's width and positions.
+_SKELETONS = {
+    "s": (32, 48, 32, ((64, 3), (96, 7), (128, 5))),
+    "m": (32, 128, 48, ((80, 3), (128, 10), (192, 5))),
+    "l": (24, 96, 48, ((96, 3), (192, 13), (256, 4), (256, 4))),
+}
+
+
+def rich_space(skeleton: str) -> SearchSpace:
+    """Our space over the widths of one published network, which is a point of it.
+
+    Every stride-1 position holds Ghost with ratio 2, 4 or 6, ACH with k of 8 to 36 and DySoft or BatchNorm, each
+    with a depthwise kernel of 3, 5 or 7, and skip; a stage has room for one block or two more than the network has.
+
+    Args:
+        skeleton: "s", "m" or "l".
+
+    Raises:
+        ValueError: there is no such skeleton.
+    """
+    if skeleton not in _SKELETONS:
+        raise ValueError(f"the skeleton must be one of {', '.join(_SKELETONS)}; got {skeleton!r}")
+    stem, wide, narrow, widths = _SKELETONS[skeleton]
+    stages, channels = [], narrow
+    for width, count in widths:
+        same: list[BlockSpec | Skip] = [ghost(r, kernel, width) for r in RICH_RATIOS for kernel in RICH_KERNELS]
+        same += [
+            ach(k, kernel, width, norm=norm) for k in RICH_K for kernel in RICH_KERNELS for norm in RICH_NORMS
+        ]
+        down = _downs(RICH_RATIOS, tuple(k for k in RICH_K if k <= channels), width)
+        stages.append((down, *[(*same, SKIP)] * (count - 1)))
+        channels = width
+    return SearchSpace(
+        name=f"rich-{skeleton}",
+        stem=(ConvSpec(stem, 2, 2, act=False), ConvSpec(stem, 3, 2, act=False)),
+        stage1=((ConvSpec(wide, 2, 2), ConvSpec(wide, 3, 2)), (ConvSpec(narrow),)),
+        stages=tuple(stages),
+    )
