@@ -316,7 +316,7 @@ def rich_space(skeleton: str) -> SearchSpace:
     """Our space over the widths of one published network, which is a point of it.
 
     Every stride-1 position holds Ghost with ratio 2, 4 or 6, ACH with k of 8 to 36 and DySoft or BatchNorm, each
-    with a depthwise kernel of 3, 5 or 7, and skip; a stage has room for one block or two more than the network has.
+    with a depthwise kernel of 3, 5 or 7, and skip; a stage has room for a block or two more than the network has.
 
     Args:
         skeleton: "s", "m" or "l".
