@@ -1,3 +1,4 @@
 from hadaptive.search.space import SearchSpace, Skip, published_space, rich_space
+from hadaptive.search.supernet import Sample, Supernet
 
-__all__ = ["SearchSpace", "Skip", "published_space", "rich_space"]
+__all__ = ["Sample", "SearchSpace", "Skip", "Supernet", "published_space", "rich_space"]

@@ -1,0 +1,119 @@
+"""The supernet: every candidate of a space with its own weights, one of each position computed per step.
+
+Source: GDAS (arXiv 1910.04465) for the gradient through candidates that are not computed.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hadaptive.models.hadaptive_net import build_block, conv_norm_act
+from hadaptive.models.spec import BlockSpec, ConvSpec
+from hadaptive.nn import gumbel_noise
+from hadaptive.search.space import Candidate, Choice, SearchSpace
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One path through the supernet.
+
+    Attributes:
+        choice: a candidate's number for each position.
+        gates: for each position (candidates,), one-hot in value, with the gradient of the softmax.
+    """
+
+    choice: Choice
+    gates: tuple[Tensor, ...]
+
+
+class Supernet(nn.Module):
+    """All networks of a space, sharing the weights of the candidates they have in common.
+
+    The forward pass runs one candidate a position and multiplies its output by its gate, 1; the others take part
+    as their gates alone, zeros added to the map, so that every architecture parameter gets its straight-through
+    gradient at the price of one network.
+
+    Args:
+        space: the positions and their candidates.
+        num_classes: outputs.
+        in_chans: image channels.
+        drop_rate: dropout before the classifier.
+
+    Shape:
+        (B, in_chans, H, W) -> (B, num_classes).
+    """
+
+    def __init__(self, space: SearchSpace, num_classes: int, in_chans: int = 3, drop_rate: float = 0.3) -> None:
+        super().__init__()
+        self.space = space
+        template = space.build((0,) * len(space.positions))
+        channels = in_chans
+        positions: list[nn.Module] = []
+
+        def build(candidate: Candidate) -> nn.Module:
+            if isinstance(candidate, ConvSpec):
+                return conv_norm_act(channels, candidate)
+            if isinstance(candidate, BlockSpec):
+                return build_block(channels, candidate, template, 0.0)
+            return nn.Identity()
+
+        for position in space.positions:
+            positions.append(nn.ModuleList(build(candidate) for candidate in position))
+            channels = next(c.channels for c in position if isinstance(c, ConvSpec | BlockSpec))
+        self.positions = nn.ModuleList(positions)
+        self.head = nn.Sequential(
+            conv_norm_act(channels, ConvSpec(space.last_channels)),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(1),
+            nn.Linear(space.last_channels, space.head_channels),
+            nn.Hardswish(),
+            nn.Dropout(drop_rate),
+            nn.Linear(space.head_channels, num_classes),
+        )
+        self.alpha = nn.ParameterList(0.1 * torch.randn(len(position)) for position in space.positions)
+
+    def weights(self) -> list[nn.Parameter]:
+        """The parameters of the candidates and the head, without the architecture's."""
+        own = {id(parameter) for parameter in self.alpha}
+        return [parameter for parameter in self.parameters() if id(parameter) not in own]
+
+    def sample(self, temperature: float, generator: torch.Generator | None = None) -> Sample:
+        """Draw a path by Gumbel-softmax.
+
+        The noise is of the CPU's generator, so that a seed draws the same paths on every device and every rank.
+
+        Args:
+            temperature: tau, > 0; shapes gradients only, for the largest of noisy logits is the same at any.
+        """
+        choice, gates = [], []
+        for alpha in self.alpha:
+            noise = gumbel_noise(torch.empty(alpha.shape), generator).to(alpha.device)
+            logits = (alpha.float().log_softmax(0) + noise) / temperature
+            soft = torch.softmax(logits, 0)
+            chosen = int(logits.detach().argmax())
+            hard = torch.zeros_like(soft)
+            hard[chosen] = 1.0
+            choice.append(chosen)
+            gates.append(hard + (soft - soft.detach()))
+        return Sample(tuple(choice), tuple(gates))
+
+    def forward(self, x: Tensor, path: Sample | Choice) -> Tensor:
+        """Run one path: a :class:`Sample`, whose gates carry gradients to the architecture, or a bare choice."""
+        choice = path.choice if isinstance(path, Sample) else path
+        self.space.check_choice(choice)
+        for number, (chosen, candidates) in enumerate(zip(choice, self.positions, strict=True)):
+            x = candidates[chosen](x)  # pyright: ignore[reportIndexIssue]
+            if isinstance(path, Sample):
+                gate = path.gates[number].to(x.dtype)
+                others = gate.sum() - gate[chosen]
+                x = x * gate[chosen] + others
+        return self.head(x)
+
+    def best(self) -> Choice:
+        """The candidate with the largest architecture parameter at each position; the first among equals."""
+        return tuple(int(alpha.detach().argmax()) for alpha in self.alpha)
+
+    def confidence(self) -> list[Tensor]:
+        """softmax(alpha) of each position, (candidates,), float32."""
+        return [torch.softmax(alpha.detach().float(), 0) for alpha in self.alpha]
