@@ -91,7 +91,6 @@ def print_evaluation(evaluation: Evaluation, classes: list[str], files: dict[str
     out.print(
         f"accuracy {evaluation.accuracy:.2%} (95% interval {low:.2%} to {high:.2%}) "
         f"on {evaluation.total:,} images, loss {evaluation.loss:.4f}",
-        highlight=False,
     )
     table = Table(title="classes, hardest first", title_justify="left")
     table.add_column("class")
@@ -102,6 +101,6 @@ def print_evaluation(evaluation: Evaluation, classes: list[str], files: dict[str
         table.add_row(row["class"], f"{row['images']:,}", f"{row['recall']:.2%}", f"{row['precision']:.2%}")
     out.print(table)
     if evaluation.unreadable:
-        out.print(f"{len(evaluation.unreadable)} images could not be read and do not count", highlight=False)
+        out.print(f"{len(evaluation.unreadable)} images could not be read and do not count")
     for what, path in files.items():
-        out.print(f"{what}: {path}", highlight=False, soft_wrap=True)
+        out.print(f"{what}: {path}", soft_wrap=True)

@@ -15,7 +15,7 @@ from hadaptive import ops
 from hadaptive.console import console
 from hadaptive.models import create_model, spec_of
 from hadaptive.nn import AdaptiveBottleneck, AdaptiveCrossHadamard, GhostExpansion
-from hadaptive.runs import RunFolder
+from hadaptive.runs import RunFolder, first_line
 
 
 class _ProductCounter(TorchDispatchMode):
@@ -141,7 +141,7 @@ def inspect_network(model: nn.Module, input_size: tuple[int, int, int]) -> Netwo
         with ops.backend("reference"), flops, counter:
             model(image)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"the network cannot take images of {input_size}: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"the network cannot take images of {input_size}: {first_line(error)}") from None
     finally:
         for handle in handles:
             handle.remove()
@@ -239,5 +239,4 @@ def print_info(info: NetworkInfo, title: str) -> None:
     out.print(
         f"{info.parameters:,} parameters, {info.buffers:,} buffer entries; for one {size} image "
         f"{info.macs / 1e6:,.1f} M MACs and {info.products / 1e6:,.2f} M element-wise products",
-        highlight=False,
     )

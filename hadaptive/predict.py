@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from hadaptive.console import console
 from hadaptive.data import Preprocessing, decode, eval_transform, to_eight_bit
+from hadaptive.data.files import is_image
 from hadaptive.pictures import contact_sheet
 from hadaptive.runs import RunFolder, first_line
-
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
     paths = [Path(path) for path in paths]
     for path in paths:
         if path.is_dir():
-            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            found += sorted(p for p in path.rglob("*") if is_image(p.name) and p.is_file())
         elif path.is_file():
             found.append(path)
         else:

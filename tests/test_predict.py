@@ -94,3 +94,11 @@ def test_sheet_shows_every_readable_image(run: Path, images: Path, tmp_path: Pat
 def test_sheet_that_cannot_be_written_is_found_before_the_work(run: Path, images: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no folder"):
         predict_command(run, [images], top=1, sheet=tmp_path / "nowhere" / "sheet.png")
+
+
+def test_folders_are_searched_for_what_training_takes(tmp_path: Path) -> None:
+    names = ("a.AVIF", "b.jp2", "deep/c.png", ".hidden.png", "notes.txt")
+    (tmp_path / "deep").mkdir()
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+    assert [path.name for path in find_images([tmp_path])] == ["a.AVIF", "b.jp2", "c.png"]

@@ -72,7 +72,8 @@ def open_tar(path: Path) -> Opened:
     return _divide(root, path)
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
+    """Whether a file of this name is taken for an image: by its suffix, and not hidden."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
@@ -87,7 +88,7 @@ def _scan(path: Path, above: tuple[str, ...]) -> Tree:
                     continue
                 if entry.is_dir():
                     tree.folders[entry.name] = _scan(path / entry.name, (*above, real))
-                elif _is_image(entry.name):
+                elif is_image(entry.name):
                     tree.images.append((entry.path, 0, 0))
     except OSError as error:
         raise ValueError(f"the folder {path} cannot be read: {error.strerror or error}") from None
@@ -107,7 +108,7 @@ def _index(tar: tarfile.TarFile, start: int, root: Tree) -> None:
         if nested:
             with tarfile.open(fileobj=tar.extractfile(member), mode="r:") as inner:
                 _index(inner, start + member.offset_data, folder)
-        elif member.isfile() and _is_image(name):
+        elif member.isfile() and is_image(name):
             folder.images.append((member.name, start + member.offset_data, member.size))
 
 
