@@ -8,10 +8,11 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 from hadaptive.bench import textbook  # noqa: F401 (registers the published network)
 from hadaptive.bench.operators import LAYOUTS
-from hadaptive.bench.timing import interleaved, quartiles
+from hadaptive.bench.timing import interleaved, quartiles, threads
 from hadaptive.console import console
 from hadaptive.provenance import provenance
 from hadaptive.runs import append_csv
@@ -40,12 +41,20 @@ class NetworksConfig:
     threads: int | None = None
 
 
-def _training_step(name: str, config: NetworksConfig, memory_format: torch.memory_format) -> Callable[[], None]:
+def _model_and_images(
+    name: str, batch: int, config: NetworksConfig, memory_format: torch.memory_format
+) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
-    model = timm.create_model(name, num_classes=1000).to(config.device, memory_format=memory_format).train()  # pyright: ignore[reportCallIssue]
+    model = timm.create_model(name, num_classes=1000)
+    model.to(config.device, memory_format=memory_format)  # pyright: ignore[reportCallIssue]
+    x = torch.randn(batch, 3, config.image_size, config.image_size, device=config.device)
+    return model, x.contiguous(memory_format=memory_format)
+
+
+def _training_step(name: str, config: NetworksConfig, memory_format: torch.memory_format) -> Callable[[], None]:
+    model, x = _model_and_images(name, config.batch, config, memory_format)
+    model.train()
     optimiser = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
-    x = torch.randn(config.batch, 3, config.image_size, config.image_size, device=config.device)
-    x = x.contiguous(memory_format=memory_format)
     y = torch.randint(0, 1000, (config.batch,), device=config.device)
 
     def run() -> None:
@@ -57,10 +66,8 @@ def _training_step(name: str, config: NetworksConfig, memory_format: torch.memor
 
 
 def _latency(name: str, config: NetworksConfig, memory_format: torch.memory_format) -> Callable[[], None]:
-    torch.manual_seed(0)
-    model = timm.create_model(name, num_classes=1000).to(config.device, memory_format=memory_format).eval()  # pyright: ignore[reportCallIssue]
-    x = torch.randn(1, 3, config.image_size, config.image_size, device=config.device)
-    x = x.contiguous(memory_format=memory_format)
+    model, x = _model_and_images(name, 1, config, memory_format)
+    model.eval()
 
     def run() -> None:
         with torch.inference_mode():
@@ -78,11 +85,8 @@ def bench_networks(config: NetworksConfig) -> list[dict[str, Any]]:
     for name in config.models:
         if not timm.is_model(name):
             raise ValueError(f"there is no model {name!r} in timm")
-    before = torch.get_num_threads()
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
     rows: list[dict[str, Any]] = []
-    try:
+    with threads(config.threads):
         for what, make, rounds in (
             ("training step", _training_step, config.rounds),
             ("eval latency", _latency, 4 * config.rounds),
@@ -103,8 +107,6 @@ def bench_networks(config: NetworksConfig) -> list[dict[str, Any]]:
                     }
                     for name, ms in times.items()
                 ]
-    finally:
-        torch.set_num_threads(before)
     config.results.parent.mkdir(parents=True, exist_ok=True)
     append_csv(config.results, rows)
     print_networks(rows)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hadaptive import ops
 from hadaptive.bench.textbook import TextbookExpansion
-from hadaptive.bench.timing import interleaved, quartiles
+from hadaptive.bench.timing import interleaved, quartiles, threads
 from hadaptive.console import console
 from hadaptive.nn import AdaptiveCrossHadamard, CrossHadamardExpansion
 from hadaptive.ops import num_pairs, reference
@@ -22,8 +22,6 @@ from hadaptive.runs import append_csv, write_atomically
 
 SHAPES = ((96, 16, 14, 32), (128, 32, 7, 32), (192, 36, 7, 32), (128, 24, 14, 32))  # C, k, H = W, B
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
-
-
 SWEEP_BATCHES = (1, 8, 128)  # at the last of SHAPES
 SWEEP_K, SWEEP_SIDES, SWEEP_CHANNELS, SWEEP_BATCH = (8, 16, 32, 48), (7, 14, 28, 56), 96, 4
 GPU_SHAPES = ((128, 32, 14, 256), (96, 16, 14, 256), (192, 36, 7, 256))
@@ -291,7 +289,7 @@ def plot_sweep(rows: list[dict[str, Any]], path: Path) -> None:
     """Heat map of how many times faster than the textbook a training step of the module is, over k and H x W."""
     from matplotlib.figure import Figure
 
-    times = {(row["k"], row["side"], row["variant"]): row["median_ms"] for row in rows if row["what"] == "sweep"}
+    times = {(row["k"], row["side"], row["variant"]): row["median_ms"] for row in rows}
     ratios = [[times[k, n, "textbook"] / times[k, n, "fused"] for n in SWEEP_SIDES] for k in SWEEP_K]
     figure = Figure(figsize=(5.5, 4.5), layout="constrained")
     axes = figure.subplots()
@@ -318,9 +316,6 @@ def bench_ops(config: OpsConfig) -> list[dict[str, Any]]:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {config.dtype!r}")
     if config.device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError("there is no GPU that PyTorch can use; leave --device out to time the CPU")
-    before = torch.get_num_threads()
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
     rows: list[dict[str, Any]] = []
 
     def keep(new: list[dict[str, Any]]) -> None:
@@ -330,16 +325,15 @@ def bench_ops(config: OpsConfig) -> list[dict[str, Any]]:
         rows.extend(new)
 
     shapes = (*GPU_SHAPES, *((c, k, n, 1) for c, k, n, _ in GPU_SHAPES)) if "cuda" in config.device else SHAPES
-    try:
+    with threads(config.threads):
         for shape in shapes:
             for layout in LAYOUTS:
                 keep(bench_module(shape, layout, config) + bench_expansion(shape, layout, config))
         if config.sweep:
-            swept = [row for new in _sweep(config) for row in (keep(new) or new)]
-            grid = [row for row in swept if row["channels"] == SWEEP_CHANNELS]
+            for new in _sweep(config):
+                keep(new)
+            grid = [row for row in rows if row["what"] == "sweep" and row["channels"] == SWEEP_CHANNELS]
             plot_sweep(grid, config.results.with_name(f"{config.results.stem}-sweep.png"))
-    finally:
-        torch.set_num_threads(before)
     return rows
 
 

@@ -53,6 +53,17 @@ def as_fields(cls: type, what: str, data: Any) -> dict[str, Any]:
     return data
 
 
+def contents(cls: type, what: str, data: Any, format: str, version: int) -> dict[str, Any]:
+    """The fields of `cls` in a document that names its format and version, as a new dict."""
+    if not isinstance(data, dict) or data.get("format") != format:
+        raise ValueError(f'not a {what}: the field "format" must be "{format}"')
+    found = data.get("version")
+    if isinstance(found, bool) or found != version:
+        raise ValueError(f"this {what} has version {found!r}, only {version} is known")
+    rest = {key: value for key, value in data.items() if key not in ("format", "version")}
+    return dict(as_fields(cls, f"the {what}", rest))
+
+
 @dataclass(frozen=True)
 class ConvSpec:
     """A plain convolution + BatchNorm, and Hardswish if `act`. A stride-1 one keeps the map's size."""
@@ -204,13 +215,7 @@ class NetSpec:
         Raises:
             ValueError: not a network spec, a newer version of one, or a field that is missing or unknown.
         """
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise ValueError(f'not a network spec: the field "format" must be "{FORMAT}"')
-        version = data.get("version")
-        if isinstance(version, bool) or version != VERSION:
-            raise ValueError(f"this network spec has version {version!r}, only {VERSION} is known")
-        rest = {key: value for key, value in data.items() if key not in ("format", "version")}
-        rest = dict(as_fields(cls, "the network spec", rest))
+        rest = contents(cls, "network spec", data, FORMAT, VERSION)
         rest["stem"] = ConvSpec(**as_fields(ConvSpec, "the stem", rest["stem"]))
         rest["stage1"] = tuple(
             ConvSpec(**as_fields(ConvSpec, "a stage-1 convolution", conv))

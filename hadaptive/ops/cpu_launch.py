@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hadaptive.ops.cpu_kernels import Task, worker
-from hadaptive.ops.layout import channels_contiguous, empty_map
+from hadaptive.ops.layout import channels_contiguous, dense, empty_map
 
 MAX_CHUNKS = 32  # of the batch in a backward pass; fixed, so that sums are the same for any number of threads
 WORK_PER_THREAD = 16_384  # multiplications below which a second thread costs more than it brings
@@ -65,12 +65,6 @@ def thread_library() -> str:
     return "PyTorch's OpenMP" if _openmp() is not None and os.getpid() == _HOME else "a thread pool"
 
 
-def _dense(x: Tensor, cols: bool) -> Tensor:
-    """x in float32 and in one of the two layouts; x itself if it is so already."""
-    x = x.detach().float()
-    return x.movedim(1, -1).contiguous().movedim(-1, 1) if cols else x.contiguous()
-
-
 def _vector(x: Tensor) -> Tensor:
     return x.detach().float().contiguous()
 
@@ -82,7 +76,7 @@ def _launch(kernel: str, x: Tensor, index: Tensor, gate: Tensor | None, chunks: 
     k, positions = index.shape[1], x.numel() // (batch * channels)
     pairs = k * (k - 1) // 2
     arrays |= {
-        "x": _dense(x, cols),
+        "x": dense(x.float(), cols),
         "index": index.contiguous(),
         "gate": torch.ones(index.shape) if gate is None else _vector(gate),
     }
@@ -128,7 +122,7 @@ def expand_backward(
     sums = {"sums_alpha": torch.zeros(chunks, 1)}
     sums |= {name: torch.zeros(chunks, pairs) for name in ("sums_weight", "sums_bias")}
     if x.numel():
-        arrays = {"grad": _dense(grad, channels_contiguous(x)), "grad_x": grad_x, "grad_gate": grad_gate}
+        arrays = {"grad": dense(grad.float(), channels_contiguous(x)), "grad_x": grad_x, "grad_gate": grad_gate}
         affine = {"alpha": _vector(alpha), "weight": _vector(weight), "bias": _vector(weight)}
         _launch("bwd", x, index, gate, chunks, **arrays, **sums, **affine)
     of_alpha, of_weight, of_bias = (total.sum(0) for total in sums.values())

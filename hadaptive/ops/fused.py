@@ -60,6 +60,10 @@ def _in_order(found: tuple[Tensor, ...], gate: Tensor | None, bias: Tensor) -> t
     return of_x, None, None if gate is None else of_gate, of_alpha, of_weight, of_bias.to(bias.dtype)
 
 
+def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
 class _Expand(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -67,9 +71,7 @@ class _Expand(torch.autograd.Function):
     ) -> Tensor:
         return _kernels(x).expand_forward(x, index, gate, alpha, weight, bias)
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
+    setup_context = staticmethod(_save)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -119,10 +121,6 @@ def _(
         torch.empty_like(weight, memory_format=torch.contiguous_format),
         torch.empty_like(weight, memory_format=torch.contiguous_format),
     )
-
-
-def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

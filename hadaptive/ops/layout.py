@@ -9,6 +9,12 @@ def channels_contiguous(x: Tensor) -> bool:
     return x.movedim(1, -1).is_contiguous() and not x.is_contiguous()
 
 
+def dense(x: Tensor, cols: bool) -> Tensor:
+    """x, detached, with its channels (`cols`) or its positions side by side; copied only if it must be."""
+    x = x.detach()
+    return x.movedim(1, -1).contiguous().movedim(-1, 1) if cols else x.contiguous()
+
+
 def empty_map(like: Tensor, channels: int, dtype: torch.dtype | None = None) -> Tensor:
     """An uninitialised (B, channels, S...) in the layout of a result for `like`, and its dtype by default."""
     if channels_contiguous(like):

@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hadaptive.ops.layout import channels_contiguous, empty_map
+from hadaptive.ops.layout import channels_contiguous, dense, empty_map
 
 SCHEDULES = ("native", "direct", "balanced", "tiled")
 TILED_UP_TO = 64  # selected channels: more planes than that do not fit into the registers
@@ -261,11 +261,6 @@ def expand_input_bwd_kernel(
     tl.store(grad_x + b * xb + c * xc + n * xn, total.to(grad_x.dtype.element_ty), mask=inside)
 
 
-def _dense(x: Tensor, cols: bool) -> Tensor:
-    x = x.detach()
-    return x.movedim(1, -1).contiguous().movedim(-1, 1) if cols else x.contiguous()
-
-
 def _strides(x: Tensor) -> tuple[int, int, int]:
     """Of samples, channels and positions of a map in one of the two layouts."""
     channels, positions = x.shape[1], x[0, 0].numel()
@@ -309,7 +304,7 @@ def expand_forward(
     """
     cols, channels, k, pairs = channels_contiguous(x), x.shape[1], index.shape[1], len(weight)
     schedule = _schedule(schedule, k, cols)
-    x = _dense(x, cols)
+    x = dense(x, cols)
     y = empty_map(x, channels + pairs)
     if not y.numel():
         return y
@@ -347,7 +342,7 @@ def expand_backward(
     """
     cols, channels, k, pairs = channels_contiguous(x), x.shape[1], index.shape[1], len(weight)
     schedule = _schedule("tiled" if schedule is None and k <= TILED_UP_TO else schedule, k, cols)
-    x, grad = _dense(x, cols), _dense(grad, cols)
+    x, grad = dense(x, cols), dense(grad, cols)
     grad_x, gz = empty_map(x, channels), empty_map(x, k, torch.float32)
     batch, positions = x.shape[0], x.numel() // max(1, x.shape[0] * channels)
     gate_dtype = torch.float32 if gate is None else gate.dtype

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from hadaptive.models.spec import BlockSpec, ConvSpec, NetSpec, ach, as_fields, as_list, ghost
+from hadaptive.models.spec import BlockSpec, ConvSpec, NetSpec, ach, as_fields, as_list, contents, ghost
 
 FORMAT = "hadaptive-space"
 VERSION = 1
@@ -209,13 +209,7 @@ class SearchSpace:
         Raises:
             ValueError: not a search space, a newer version of one, or something in it does not fit.
         """
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise ValueError(f'not a search space: the field "format" must be "{FORMAT}"')
-        version = data.get("version")
-        if isinstance(version, bool) or version != VERSION:
-            raise ValueError(f"this search space has version {version!r}, only {VERSION} is known")
-        rest = {key: value for key, value in data.items() if key not in ("format", "version")}
-        rest = dict(as_fields(cls, "the search space", rest))
+        rest = contents(cls, "search space", data, FORMAT, VERSION)
 
         def conv(item: Any) -> ConvSpec:
             return ConvSpec(**as_fields(ConvSpec, "a convolution", item))
