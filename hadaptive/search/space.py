@@ -11,6 +11,7 @@ Source: arXiv 2505.22226, section 4 and its appendix, for the published space; t
 """
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import math
@@ -114,6 +115,57 @@ class SearchSpace:
     def size(self) -> int:
         """How many choices there are. Several may build one network, where skipped positions look alike."""
         return math.prod(len(position) for position in self.positions)
+
+    def input_shapes(self, in_chans: int, image_size: int) -> list[tuple[int, int]]:
+        """Channels and side in pixels of the map that enters each position, and then of the one that leaves the last.
+
+        Raises:
+            ValueError: candidates of a position disagree on the size they leave, or nothing is left of the image.
+        """
+        shapes, channels, side = [(in_chans, image_size)], in_chans, image_size
+        for number, position in enumerate(self.positions, start=1):
+            layers = [candidate for candidate in position if not isinstance(candidate, Skip)]
+            sides = {(side + 2 * ((x.kernel - 1) // 2) - x.kernel) // x.stride + 1 for x in layers}
+            if min(sides) < 1:
+                raise ValueError(
+                    f"{image_size}x{image_size} images are too small: nothing is left at position {number}"
+                )
+            if len(sides) > 1:
+                raise ValueError(
+                    f"at position {number} of {self.name} the map is {side} pixels wide, from which kernels 2 and 3 "
+                    f"leave different sizes: choose an image size that halves evenly, such as "
+                    f"{32 * max(1, round(image_size / 32))}"
+                )
+            channels, side = layers[0].channels, sides.pop()
+            shapes.append((channels, side))
+        return shapes
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve characters that two spaces share only if they are the same but for their names."""
+        data = json.dumps({**self.to_dict(), "name": ""}, sort_keys=True)
+        return hashlib.sha256(data.encode()).hexdigest()[:12]
+
+    def with_stem_strides(self, *strides: int) -> "SearchSpace":
+        """The same space with other strides in its first convolutions, as :meth:`NetSpec.with_stem_strides`.
+
+        Candidates that become equal are kept once.
+
+        Raises:
+            ValueError: a stride is not 1 or 2, or there are more strides than strided convolutions.
+        """
+        convs = list(self.positions[: 1 + len(self.stage1)])
+        changed: list[list[ConvSpec]] = [[] for _ in convs]
+        width = max(len(candidates) for candidates in convs)
+        blocks = (0,) * (len(self.positions) - len(convs))
+        for turn in range(width):
+            choice = tuple(min(turn, len(candidates) - 1) for candidates in convs)
+            spec = self.build((*choice, *blocks)).with_stem_strides(*strides)
+            for candidates, conv in zip(changed, spec.convs, strict=True):
+                if conv not in candidates:
+                    candidates.append(conv)
+        stem, *stage1 = (tuple(candidates) for candidates in changed)
+        return dataclasses.replace(self, stem=stem, stage1=tuple(stage1))
 
     def check_choice(self, choice: Choice) -> None:
         """Raise one clear ValueError unless `choice` is a candidate's number for each position."""
@@ -278,6 +330,22 @@ def _downs(ratios: tuple[int, ...], ks: tuple[int, ...], channels: int) -> tuple
     """Candidates that halve the map: kernels 2 and 3."""
     ghosts = tuple(ghost(ratio, kernel, channels, 2) for ratio in ratios for kernel in (2, 3))
     return ghosts + tuple(ach(k, kernel, channels, 2) for k in ks for kernel in (2, 3))
+
+
+def open_space(name: str) -> SearchSpace:
+    """A space by name (published, rich-s, rich-m, rich-l) or from a JSON file.
+
+    Raises:
+        ValueError: there is no such space or file, or the file does not hold one.
+    """
+    if name == "published":
+        return published_space()
+    if name.startswith("rich-") and name.removeprefix("rich-") in _SKELETONS:
+        return rich_space(name.removeprefix("rich-"))
+    if not name.endswith(".json"):
+        known = ", ".join(["published", *(f"rich-{skeleton}" for skeleton in _SKELETONS)])
+        raise ValueError(f"there is no search space {name!r}: choose one of {known}, or a .json file of your own")
+    return SearchSpace.load(name)
 
 
 def published_space() -> SearchSpace:

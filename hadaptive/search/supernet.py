@@ -110,6 +110,12 @@ class Supernet(nn.Module):
                 x = x * gate[chosen] + others
         return self.head(x)
 
+    def subnet(self, choice: Choice) -> nn.Sequential:
+        """The network of one choice, with the supernet's own weights: a view, not a copy."""
+        self.space.check_choice(choice)
+        taken = [p[c] for c, p in zip(choice, self.positions, strict=True)]  # pyright: ignore[reportIndexIssue]
+        return nn.Sequential(*taken, self.head)
+
     def best(self) -> Choice:
         """The candidate with the largest architecture parameter at each position; the first among equals."""
         return tuple(int(alpha.detach().argmax()) for alpha in self.alpha)
