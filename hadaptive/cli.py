@@ -3,13 +3,14 @@
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
 import tyro
 
 from hadaptive import __version__
+from hadaptive.search.runtimes import Setting
 from hadaptive.train.config import RECIPES, TrainConfig
 
 Positional = tyro.conf.Positional
@@ -28,6 +29,25 @@ class TrainCommand(TrainConfig):
 
     resume: Path | None = None
     quiet: bool = False
+
+
+@dataclass(frozen=True)
+class LatencyCommand:
+    """Time every candidate of a search space on this device, and predict whole networks from the sum.
+
+    Attributes:
+        space: published, rich-s, rich-m, rich-l, or a .json file.
+        output: new JSON file for the table, for ``hadaptive search --latency-table``.
+        setting: what the latency is of.
+        rounds: timed runs of each candidate.
+        networks: whole networks the sum is fitted to.
+    """
+
+    space: Positional[str] = "published"
+    output: Path | None = None
+    setting: tyro.conf.OmitArgPrefixes[Setting] = field(default_factory=Setting)
+    rounds: int = 40
+    networks: int = 12
 
 
 @dataclass(frozen=True)
@@ -150,6 +170,25 @@ def _recipe_named_in(arguments: list[str]) -> str:
     return "quick"
 
 
+def _search(arguments: list[str]) -> None:
+    from hadaptive.search import SearchConfig, resume_search, search
+
+    if arguments[:1] == ["--resume"]:
+        if len(arguments) != 2:
+            raise ValueError("--resume takes every setting from the search: give its folder and nothing else")
+        resume_search(arguments[1])
+        return
+    default = SearchConfig.from_recipe(_recipe_named_in(arguments))
+    search(tyro.cli(SearchConfig, prog="hadaptive search", args=arguments, default=default))
+
+
+def _latency(arguments: list[str]) -> None:
+    command = tyro.cli(LatencyCommand, prog="hadaptive latency", args=arguments)
+    from hadaptive.search.latency import latency_command
+
+    latency_command(command.space, command.setting, command.output, command.rounds, command.networks)
+
+
 def _evaluate(arguments: list[str]) -> None:
     command = tyro.cli(EvaluateCommand, prog="hadaptive evaluate", args=arguments)
     from hadaptive.evaluate import evaluate_run, print_evaluation
@@ -266,6 +305,8 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "train": (_train, "train a network on images, or --resume a run"),
     "evaluate": (_evaluate, "accuracy, per class, confusion matrix of a run"),
     "predict": (_predict, "classes and probabilities for image files"),
+    "search": (_search, "search a network for your images and device, or --resume a search"),
+    "latency": (_latency, "time every candidate of a search space on this device"),
     "info": (_info, "layers, parameters, MACs and products of a network"),
     "recipes": (_recipes, "the named settings that train starts from; recipes all shows them"),
     "demo": (_demo, "all of it on scikit-learn's digits, in about a minute"),
@@ -307,12 +348,12 @@ def main(argv: list[str] | None = None) -> int:
     if arguments[0] not in COMMANDS:
         print(f"hadaptive: there is no command {arguments[0]!r}\n\n{_usage()}", file=sys.stderr)
         return 2
-    from hadaptive.train.loop import TrainingInterruptedError
+    from hadaptive.train.stopping import TrainingInterruptedError
 
     try:
         COMMANDS[arguments[0]][0](arguments[1:])
     except TrainingInterruptedError as stopped:
-        print(f"stopped; go on with: hadaptive train --resume {stopped}", file=sys.stderr)
+        print(f"stopped; go on with: hadaptive {stopped.command} --resume {stopped}", file=sys.stderr)
         return 130
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -10,7 +10,7 @@ from tiny import tiny_spec
 import hadaptive
 from hadaptive import cli
 from hadaptive.data import open_splits
-from hadaptive.train import Trainer
+from hadaptive.train.stopping import StopRequest
 
 
 def train_flags(folder: Path, name: str = "run") -> list[str]:
@@ -180,7 +180,7 @@ def test_interrupted_training_says_how_to_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "_must_stop", lambda self: True)
+        patched.setattr(StopRequest, "agreed", lambda self: True)
         assert cli.main([*train_flags(tmp_path), "--quiet"]) == 130
     assert f"--resume {tmp_path / 'run'}" in one_sentence(capsys)
     assert cli.main(["train", "--resume", str(tmp_path / "run")]) == 0

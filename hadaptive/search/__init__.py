@@ -1,4 +1,25 @@
-from hadaptive.search.space import SearchSpace, Skip, published_space, rich_space
+from hadaptive.search.config import SearchConfig
+from hadaptive.search.gdas import resume_search, search
+from hadaptive.search.latency import LatencyTable, measure_networks, measure_table
+from hadaptive.search.outcome import most_confident
+from hadaptive.search.runtimes import Setting
+from hadaptive.search.space import SearchSpace, Skip, open_space, published_space, rich_space
 from hadaptive.search.supernet import Sample, Supernet
 
-__all__ = ["Sample", "SearchSpace", "Skip", "Supernet", "published_space", "rich_space"]
+__all__ = [
+    "LatencyTable",
+    "Sample",
+    "SearchConfig",
+    "SearchSpace",
+    "Setting",
+    "Skip",
+    "Supernet",
+    "measure_networks",
+    "measure_table",
+    "most_confident",
+    "open_space",
+    "published_space",
+    "resume_search",
+    "rich_space",
+    "search",
+]

@@ -1,7 +1,7 @@
 """Latency of every candidate of a space on the device at hand, and of whole networks as their sum.
 
-Each candidate is timed alone, in turns with all others, so that none finds its weights in the nearest cache. What a
-sum cannot know, such as what blocks cost less beside each other, is a line fitted to a few whole networks of the
+Each candidate is timed alone, in turns with all others, so that none finds its weights in the nearest cache. What
+a sum cannot know, such as what blocks cost less beside each other, is a line fitted to a few whole networks of the
 space, timed in turns in the same run.
 """
 
@@ -23,7 +23,7 @@ from hadaptive.models.spec import HADAPTIVE_NET_L, HADAPTIVE_NET_M, HADAPTIVE_NE
 from hadaptive.provenance import device_name, provenance
 from hadaptive.runs import write_json
 from hadaptive.search.runtimes import Setting, runner
-from hadaptive.search.space import Choice, SearchSpace, Skip
+from hadaptive.search.space import Choice, SearchSpace, Skip, open_space
 from hadaptive.search.supernet import Supernet
 
 FORMAT = "hadaptive-latency"
@@ -105,18 +105,20 @@ class LatencyTable:
             )
         return target
 
-    def check(self, space: SearchSpace, setting: Setting) -> None:
-        """Raise one clear ValueError unless this table is of that space, setting and device."""
+    def check(self, space: SearchSpace, setting: Setting, foreign: bool = False) -> None:
+        """Raise one clear ValueError unless this table is of that space, setting and (unless foreign) device."""
         if self.space != space.fingerprint or [len(t) for t in self.times] != [len(p) for p in space.positions]:
             raise ValueError(f"the latency table is of another space than {space.name}: measure this one's")
         for field in fields(Setting):
+            if foreign and field.name in ("runtime", "device", "threads", "channels_last"):
+                continue
             mine, asked = getattr(self.setting, field.name), getattr(setting, field.name)
             if mine != asked:
                 raise ValueError(
                     f"the latency table was measured with {field.name} {mine}, the search has {asked}"
                 )
         here = device_name(setting.device)
-        if self.where["device"] != here:
+        if not foreign and self.where["device"] != here:
             raise ValueError(
                 f"the latency table was measured on another device ({self.where['device']}) than this ({here}): "
                 "measure anew, or pass --foreign-table if it is that device the network is for"
@@ -285,3 +287,22 @@ def label(candidate: Any) -> str:
     end = "b" if candidate.kind == "ach" and candidate.norm == "batchnorm" else ""
     end = end or (f"-{candidate.norm}" if candidate.kind == "ach" and candidate.norm != "dysoft" else "")
     return f"{wide}/{candidate.kernel}{stride}{end}"
+
+
+def latency_command(space_name: str, setting: Setting, output: Path | None, rounds: int, networks: int) -> None:
+    """Measure, print, and save to `output`.
+
+    Raises:
+        ValueError: `output` exists, or something does not fit.
+    """
+    if output is not None and output.exists():
+        raise ValueError(f"{output} exists already and is never overwritten: choose another --output")
+    if rounds < 5 or networks < 3:
+        raise ValueError(f"medians need at least 5 rounds and the fit 3 networks, got {rounds} and {networks}")
+    space = open_space(space_name)
+    table = measure_table(space, setting, rounds=rounds, networks=networks)
+    print_table(space, table)
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        table.save(output)
+        print(f"table written to {output}")

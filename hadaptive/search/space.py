@@ -117,7 +117,7 @@ class SearchSpace:
         return math.prod(len(position) for position in self.positions)
 
     def input_shapes(self, in_chans: int, image_size: int) -> list[tuple[int, int]]:
-        """Channels and side in pixels of the map that enters each position, and then of the one that leaves the last.
+        """Channels and side in pixels of the map that enters each position, then of what leaves the last.
 
         Raises:
             ValueError: candidates of a position disagree on the size they leave, or nothing is left of the image.
@@ -132,7 +132,7 @@ class SearchSpace:
                 )
             if len(sides) > 1:
                 raise ValueError(
-                    f"at position {number} of {self.name} the map is {side} pixels wide, from which kernels 2 and 3 "
+                    f"at position {number} of {self.name} the map is {side} pixels wide, of which kernels 2 and 3 "
                     f"leave different sizes: choose an image size that halves evenly, such as "
                     f"{32 * max(1, round(image_size / 32))}"
                 )

@@ -78,6 +78,10 @@ class Supernet(nn.Module):
         own = {id(parameter) for parameter in self.alpha}
         return [parameter for parameter in self.parameters() if id(parameter) not in own]
 
+    def candidates(self) -> nn.Module:
+        """All but the architecture's parameters, as one module."""
+        return nn.ModuleList([self.positions, self.head])
+
     def sample(self, temperature: float, generator: torch.Generator | None = None) -> Sample:
         """Draw a path by Gumbel-softmax.
 

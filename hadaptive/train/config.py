@@ -187,7 +187,7 @@ class TrainConfig:
         }
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "TrainConfig":
+    def from_dict(cls: type[Config], data: dict[str, Any]) -> Config:
         """The inverse of :meth:`to_dict`.
 
         Raises:
@@ -197,7 +197,7 @@ class TrainConfig:
         if set(data) - known:
             raise ValueError(f"unknown settings {', '.join(sorted(set(data) - known))}: made by another version?")
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        for name in ("output", "data_dir"):
+        for name in ("output", "data_dir", "latency_table"):
             if values.get(name) is not None:
                 values[name] = Path(values[name])
         return cls(**values)

@@ -4,12 +4,8 @@ Nothing random depends on what happened before: images are seeded by (seed, epoc
 step, process). So a checkpoint holds no generator states, and one taken in the middle of an epoch is exact.
 """
 
-import contextlib
 import dataclasses
-import signal
-import threading
 import time
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -33,12 +29,9 @@ from hadaptive.train.finite import NonFiniteLossError, first_non_finite
 from hadaptive.train.plots import plot_curves
 from hadaptive.train.progress import Progress
 from hadaptive.train.setup import create_accelerator, create_data, create_network, preprocessing_of
+from hadaptive.train.stopping import StopRequest, TrainingInterruptedError
 
 RECORD_EVERY = 10  # steps between recorded selections; a step in ten is enough for shares and costs nothing
-
-
-class TrainingInterruptedError(Exception):
-    """Ctrl-C or a termination signal; the run can be resumed."""
 
 
 def default_output(config: TrainConfig) -> Path:
@@ -156,7 +149,7 @@ class Trainer:
         self.best_loss = float("inf")
         self.best_epoch = -1
         self.unreadable: set[str] = set()
-        self.stop_requested = False
+        self.stopping = StopRequest(accelerator)
 
     # -- state ------------------------------------------------------------------------------------------------
 
@@ -229,39 +222,12 @@ class Trainer:
         for note in self.data.notes:
             self.progress.say(note)
         try:
-            with self._signals():
+            with self.stopping.listening():
                 while self.epoch < config.epochs:
                     self._run_epoch(run)
         finally:
             self.progress.close()
         return self._finish(run)
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Turn the first Ctrl-C or SIGTERM into a request to stop after the current step."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def handler(number: int, frame: Any) -> None:
-            if self.stop_requested:
-                raise KeyboardInterrupt
-            self.stop_requested = True
-
-        previous = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, old in previous.items():
-                signal.signal(number, old)
-
-    def _must_stop(self) -> bool:
-        """Whether any process was asked to stop; all processes agree."""
-        if self.accelerator.num_processes == 1:
-            return self.stop_requested
-        if self.stop_requested:
-            self.accelerator.set_trigger()
-        return self.accelerator.check_trigger()
 
     def _run_epoch(self, run: RunFolder) -> None:
         config, started = self.config, time.monotonic()
@@ -289,7 +255,7 @@ class Trainer:
                 self.ema.update(self.network, step=self.updates)
             seen = (self.updates - self.progress.first) * config.batch_size
             self.progress.step(self.epoch, config.epochs, loss, seen)
-            stop = self._must_stop()
+            stop = self.stopping.agreed()
             due = config.checkpoint_every and self.step % config.checkpoint_every == 0
             if stop or (due and self.step < self.data.steps_per_epoch):
                 self.seconds += time.monotonic() - started
@@ -387,7 +353,7 @@ class Trainer:
             plot_curves(run)
         # Last, so that a kill before it repeats the epoch and one after it does not.
         self.checkpoint(run)
-        if self._must_stop() and self.epoch < self.config.epochs:
+        if self.stopping.agreed() and self.epoch < self.config.epochs:
             raise TrainingInterruptedError(str(run.path))
 
     def _finish(self, run: RunFolder) -> dict[str, Any]:

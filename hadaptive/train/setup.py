@@ -18,6 +18,7 @@ from hadaptive.data import (
     Preprocessing,
     create_loader,
     eval_transform,
+    hold_out,
     is_stream,
     open_splits,
     open_stream,
@@ -43,13 +44,18 @@ class DataParts:
     steps_per_epoch: int
     notes: list[str]
     names: dict[str, Any]
+    alpha: DataLoader | None = None
+    alpha_order: EpochSampler | None = None
+    alpha_steps_per_epoch: int = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the training loader follows."""
-        self.order.set_epoch(epoch)
-        # accelerate's loaders count the epochs of this process, from 0, and would set that number instead.
-        if isinstance(self.train, DataLoaderShard | DataLoaderDispatcher):
-            self.train.set_epoch(epoch)
+        """Choose the epoch whose order the training loaders follow."""
+        for order, loader in ((self.order, self.train), (self.alpha_order, self.alpha)):
+            if order is not None:
+                order.set_epoch(epoch)
+            # accelerate's loaders count the epochs of this process, from 0, and would set that number instead.
+            if isinstance(loader, DataLoaderShard | DataLoaderDispatcher):
+                loader.set_epoch(epoch)
 
 
 def create_accelerator(config: TrainConfig) -> Accelerator:
@@ -99,8 +105,12 @@ def augmentation_of(config: TrainConfig) -> Augmentation:
     )
 
 
-def create_data(config: TrainConfig, accelerator: Accelerator) -> DataParts:
+def create_data(config: TrainConfig, accelerator: Accelerator, alpha_fraction: float = 0.0) -> DataParts:
     """Open the data, hold parts out, and make the loaders.
+
+    Args:
+        alpha_fraction: share of the training images set apart for a search's architecture parameters; with it,
+            the test part is not even opened as a loader.
 
     Raises:
         ValueError: the data cannot be opened, or the batch size does not fit them or the processes.
@@ -117,6 +127,8 @@ def create_data(config: TrainConfig, accelerator: Accelerator) -> DataParts:
     if (config.mixup or config.cutmix) and micro // processes % 2:
         raise ValueError(f"mixup needs an even number of images per process and step, not {micro // processes}")
     if is_stream(config.data):
+        if alpha_fraction:
+            raise ValueError(f"{config.data} is a stream, which a search cannot divide: unpack it into a folder")
         return _create_streams(config, accelerator, preprocessing, micro)
     splits = open_splits(
         config.data,
@@ -127,15 +139,24 @@ def create_data(config: TrainConfig, accelerator: Accelerator) -> DataParts:
         split_names=(config.train_split, config.val_split, config.test_split),
         seed=config.data_seed,
     )
-    steps = len(splits.train) // config.batch_size
+    part, alpha_part = splits.train, None
+    if alpha_fraction:
+        count = round(alpha_fraction * len(part))
+        if min(count, len(part) - count) < config.batch_size:
+            raise ValueError(
+                f"{len(part)} training images cannot be divided into one part for the weights and one for the "
+                f"architecture (alpha_fraction {alpha_fraction:g}) of at least one batch of {config.batch_size} each: "
+                "gather more images or lower batch_size"
+            )
+        part, alpha_part = hold_out(part, count, config.data_seed + 3)
+    steps = len(part) // config.batch_size
     if steps == 0:
         raise ValueError(
-            f"there are only {len(splits.train)} training images, fewer than batch_size {config.batch_size}: "
-            "lower it"
+            f"there are only {len(part)} training images, fewer than batch_size {config.batch_size}: lower it"
         )
     workers = worker_count(config.workers, splits.in_memory)
     pin = accelerator.device.type == "cuda"
-    order = EpochSampler(len(splits.train), steps * config.batch_size, config.seed)
+    order = EpochSampler(len(part), steps * config.batch_size, config.seed)
 
     def dataset(part: Any, transform: Any, training: bool = False) -> ImageDataset:
         return ImageDataset(
@@ -151,18 +172,28 @@ def create_data(config: TrainConfig, accelerator: Accelerator) -> DataParts:
         loader = create_loader(dataset(part, eval_transform(preprocessing)), micro, workers=workers, pin=pin)
         return accelerator.prepare(loader)
 
-    train = dataset(splits.train, train_transform(preprocessing, augmentation_of(config)), training=True)
-    return DataParts(
-        train=accelerator.prepare(create_loader(train, micro, sampler=order, workers=workers, pin=pin)),
+    def trained(part: Any, order: EpochSampler) -> DataLoader:
+        images = dataset(part, train_transform(preprocessing, augmentation_of(config)), training=True)
+        return accelerator.prepare(create_loader(images, micro, sampler=order, workers=workers, pin=pin))
+
+    parts = DataParts(
+        train=trained(part, order),
         validation=evaluated(splits.validation),
-        test=None if splits.test is None else evaluated(splits.test),
+        test=None if splits.test is None or alpha_fraction else evaluated(splits.test),
         order=order,
         classes=splits.classes,
-        train_images=len(splits.train),
+        train_images=len(part),
         steps_per_epoch=steps,
         notes=splits.notes,
-        names={"train": splits.train, "validation": splits.validation, "test": splits.test},
+        names={"train": part, "alpha": alpha_part, "validation": splits.validation, "test": splits.test},
     )
+    if alpha_part is not None:
+        # Never more architecture steps than weight steps: they alternate.
+        parts.alpha_steps_per_epoch = min(steps, len(alpha_part) // config.batch_size)
+        alpha_images = parts.alpha_steps_per_epoch * config.batch_size
+        parts.alpha_order = EpochSampler(len(alpha_part), alpha_images, config.seed + 1)
+        parts.alpha = trained(alpha_part, parts.alpha_order)
+    return parts
 
 
 def _create_streams(

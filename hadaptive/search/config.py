@@ -1,0 +1,90 @@
+"""The settings of a search: those of a training, which it is, and its own."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from hadaptive.search.runtimes import Setting
+from hadaptive.train.config import TrainConfig
+
+# Settings of a training that mean nothing while paths change from step to step.
+FIXED = ("model", "accumulate", "mixup", "cutmix", "ema", "drop_path_rate", "select", "compile", "clip_grad")
+
+
+@dataclass(frozen=True)
+class SearchConfig(TrainConfig):
+    """Everything that decides a search; also the flags of ``hadaptive search``.
+
+    Attributes:
+        space: published, rich-s, rich-m, rich-l, or a .json file of your own.
+        latency_target: such as 5ms or 0.8xS; none searches for accuracy alone.
+        latency_table: of ``hadaptive latency``; measured at the start where it is left out.
+        latency_weight: of the expected latency's excess over the target in the loss.
+        runtime: what latency is measured with, where there is no table.
+        foreign_table: accept a table measured on another device.
+        alpha_fraction: share of the training images that the architecture parameters learn from.
+        alpha_lr: of the architecture parameters; default lets them move by 10 in all, and by the paper's
+            3e-4 a step at least.
+        alpha_weight_decay: of the architecture parameters.
+        alpha_clip: largest norm of their gradient.
+        tau_start: temperature of the Gumbel softmax at the start.
+        tau_end: and at the end.
+        weights_first: share of the search that trains weights only, on paths drawn evenly.
+    """
+
+    space: str = "published"
+    latency_target: str | None = None
+    latency_table: Path | None = None
+    latency_weight: float = 1.0
+    runtime: Literal["pytorch", "onnxruntime"] = "pytorch"
+    foreign_table: bool = False
+    alpha_fraction: float = 0.5
+    alpha_lr: float | None = None
+    alpha_weight_decay: float = 1e-3
+    alpha_clip: float = 1.0
+    tau_start: float = 4.0
+    tau_end: float = 0.1
+    weights_first: float = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        defaults = {field.name: field.default for field in fields(TrainConfig)}
+        for name in FIXED:
+            if getattr(self, name) != defaults[name] and name not in _set_by_recipe(self.recipe):
+                raise ValueError(f"{name} has no meaning in a search: give it to the training of what is found")
+        if not 0 < self.alpha_fraction < 1:
+            raise ValueError(f"alpha_fraction must lie between 0 and 1, got {self.alpha_fraction}")
+        if not 0 <= self.weights_first < 1:
+            raise ValueError(f"weights_first must be at least 0 and below 1, got {self.weights_first}")
+        for name in ("tau_start", "tau_end", "alpha_clip"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("latency_weight", "alpha_weight_decay"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.alpha_lr is not None and not 0 < self.alpha_lr < float("inf"):
+            raise ValueError(f"alpha_lr must be positive, got {self.alpha_lr}")
+        if self.mixed_precision == "fp16":
+            raise ValueError("a search has no loss scaling: use --mixed-precision bf16 or no")
+
+    def setting(self, num_classes: int, device: str) -> Setting:
+        """What the latency of the found network is of: one image of the search's size, on its device."""
+        return Setting(
+            runtime=self.runtime,
+            device="cpu" if self.runtime == "onnxruntime" else device,
+            image_size=self.image_size,
+            in_chans=self.in_chans,
+            num_classes=num_classes,
+            channels_last=self.channels_last,
+        )
+
+    def training(self, **changes: Any) -> TrainConfig:
+        """The settings to train the found network with: the same recipe, data and budget."""
+        values = {field.name: getattr(self, field.name) for field in fields(TrainConfig)}
+        return TrainConfig(**{**values, "stem_strides": None, **changes})
+
+
+def _set_by_recipe(recipe: str) -> set[str]:
+    from hadaptive.train.config import RECIPES
+
+    return set(RECIPES[recipe].settings) if recipe in RECIPES else set()

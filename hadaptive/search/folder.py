@@ -1,0 +1,47 @@
+"""The folder a search leaves behind, and the only code that knows its layout.
+
+config.json, space.json    all that is needed to run it again
+latency.json               the table the search used, if it had a target
+found.json                 the network found: a NetSpec for `hadaptive train --model`
+confidence.csv             a row per epoch, position and candidate
+metrics.csv                a row per epoch
+checkpoint.pt              all state needed to go on exactly; removed when the search is done
+confidence.png, curves.png, network.png, summary.json
+"""
+
+from pathlib import Path
+
+from hadaptive.runs import RunFolder, read_csv, write_atomically, write_csv
+
+
+class SearchFolder(RunFolder):
+    """One search on disk."""
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(path)
+        self.space = self.path / "space.json"
+        self.latency = self.path / "latency.json"
+        self.found = self.path / "found.json"
+        self.confidence = self.path / "confidence.csv"
+        self.heat_map = self.path / "confidence.png"
+        self.strip = self.path / "network.png"
+
+    @classmethod
+    def open(cls, path: str | Path) -> "SearchFolder":
+        """Open an existing search.
+
+        Raises:
+            ValueError: `path` is not a search's folder.
+        """
+        run = cls(path)
+        if not (run.config.is_file() and run.space.is_file()):
+            raise ValueError(f"{path} is not the folder of a search: it has no config.json and space.json")
+        return run
+
+    def truncate_rows(self, epoch: int) -> None:
+        """Drop the rows of epochs from `epoch` on, which a resumed search will write again."""
+        for path in (self.metrics, self.confidence):
+            rows = read_csv(path)
+            kept = [row for row in rows if int(row["epoch"]) < epoch]
+            if len(kept) < len(rows):
+                write_atomically(path, lambda p, kept=kept, rows=rows: write_csv(p, kept, list(rows[0])))

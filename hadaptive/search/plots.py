@@ -1,0 +1,93 @@
+"""Pictures of a search: confidence per position, its curves, and the network found as a strip of blocks."""
+
+from matplotlib.figure import Figure
+
+from hadaptive.models import NetSpec
+from hadaptive.runs import read_csv, write_atomically
+from hadaptive.search.folder import SearchFolder
+from hadaptive.search.latency import label
+
+COLOURS = {"ach": "tab:orange", "ghost": "tab:blue", "conv": "tab:gray"}
+
+
+def _save(figure: Figure, path) -> None:
+    write_atomically(path, lambda p: figure.savefig(p, dpi=110, format="png"))
+
+
+def plot_confidence(run: SearchFolder) -> None:
+    """Draw softmax(alpha) of the last epoch: a row per candidate, a column per position."""
+    rows = read_csv(run.confidence)
+    if not rows:
+        return
+    last = [row for row in rows if row["epoch"] == rows[-1]["epoch"]]
+    names = list(dict.fromkeys(row["candidate"] for row in last))
+    positions = sorted({int(row["position"]) for row in last})
+    grid = [[float("nan")] * len(positions) for _ in names]
+    for row in last:
+        grid[names.index(row["candidate"])][positions.index(int(row["position"]))] = float(row["confidence"])
+    figure = Figure(figsize=(1.5 + 0.55 * len(positions), 1.5 + 0.25 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(grid, aspect="auto", vmin=0, vmax=1, cmap="viridis")
+    axes.set_xticks(range(len(positions)), [str(p) for p in positions])
+    axes.set_yticks(range(len(names)), names, fontsize=7)
+    axes.set(title=f"confidence after epoch {int(rows[-1]['epoch']) + 1}", xlabel="position")
+    figure.colorbar(image, ax=axes, label="softmax(alpha)")
+    _save(figure, run.heat_map)
+
+
+def plot_search(run: SearchFolder) -> None:
+    """Draw losses, temperature, entropy, expected latency, and the most confident candidates over the epochs."""
+    rows, confidence = read_csv(run.metrics), read_csv(run.confidence)
+    if not rows:
+        return
+    epochs = [int(row["epoch"]) + 1 for row in rows]
+    figure = Figure(figsize=(12, 6.4), layout="constrained")
+    axes = figure.subplots(2, 3)
+    for key, name in (("weight_loss", "weights' part"), ("alpha_loss", "architecture's part")):
+        points = [(e, float(row[key])) for e, row in zip(epochs, rows, strict=True) if row[key]]
+        axes[0, 0].plot([e for e, _ in points], [y for _, y in points], label=name)
+    axes[0, 0].legend()
+    for panel, key, title in (
+        (axes[0, 1], "tau", "temperature tau"),
+        (axes[0, 2], "entropy", "relative entropy"),
+        (axes[1, 0], "expected_ms", "expected latency, ms"),
+        (axes[1, 1], "val_accuracy", "validation accuracy of the most confident path"),
+    ):
+        points = [(e, float(row[key])) for e, row in zip(epochs, rows, strict=True) if row[key]]
+        panel.plot([e for e, _ in points], [y for _, y in points])
+        panel.set_title(title)
+    axes[0, 0].set_title("cross-entropy, nats")
+    for position in sorted({int(row["position"]) for row in confidence}):
+        own = [row for row in confidence if int(row["position"]) == position]
+        largest: dict[int, float] = {}
+        for row in own:
+            epoch = int(row["epoch"]) + 1
+            largest[epoch] = max(largest.get(epoch, 0.0), float(row["confidence"]))
+        axes[1, 2].plot(list(largest), list(largest.values()), label=str(position))
+    axes[1, 2].set_title("largest confidence per position")
+    axes[1, 2].legend(fontsize="xx-small", ncols=3)
+    for panel in axes.flat:
+        panel.set_xlabel("epoch")
+        panel.grid(alpha=0.3)
+    _save(figure, run.curves)
+
+
+def draw_network(spec: NetSpec, path) -> None:
+    """Draw a network as a strip of blocks: height is width in channels, colour the kind, a gap a halved map."""
+    layers = [("conv", conv.channels, conv.stride, label(conv)) for conv in spec.convs]
+    layers += [(b.kind, b.channels, b.stride, label(b)) for stage in spec.stages for b in stage]
+    figure = Figure(figsize=(2 + 0.55 * len(layers), 3), layout="constrained")
+    axes = figure.subplots()
+    x = 0.0
+    for kind, channels, stride, text in layers:
+        x += 0.45 if stride > 1 else 0.0
+        axes.bar(x, channels, width=0.85, color=COLOURS[kind])
+        axes.text(x, channels, f"{channels}", ha="center", va="bottom", fontsize=7)
+        axes.text(x, -4, text, ha="right", va="top", rotation=45, fontsize=7)
+        x += 1.0
+    for kind, colour in COLOURS.items():
+        axes.bar(0, 0, color=colour, label={"ach": "ACH", "ghost": "Ghost", "conv": "convolution"}[kind])
+    axes.set(ylabel="channels out", title=spec.name)
+    axes.set_xticks([])
+    axes.legend(fontsize=7, loc="upper left")
+    _save(figure, path)

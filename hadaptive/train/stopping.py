@@ -1,0 +1,52 @@
+"""Ctrl-C and SIGTERM as a request to stop after the current step."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from accelerate import Accelerator
+
+
+class TrainingInterruptedError(Exception):
+    """Ctrl-C or a termination signal; the run can be resumed. `command` is the one that resumes it."""
+
+    def __init__(self, path: str, command: str = "train") -> None:
+        super().__init__(path)
+        self.command = command
+
+
+class StopRequest:
+    """Whether this run was asked to stop; a second signal interrupts at once."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self.requested = False
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take the signals inside the block (in the main thread; elsewhere nothing happens)."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def handler(number: int, frame: Any) -> None:
+            if self.requested:
+                raise KeyboardInterrupt
+            self.requested = True
+
+        previous = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, old in previous.items():
+                signal.signal(number, old)
+
+    def agreed(self) -> bool:
+        """Whether any process was asked to stop; all processes agree."""
+        if self.accelerator.num_processes == 1:
+            return self.requested
+        if self.requested:
+            self.accelerator.set_trigger()
+        return self.accelerator.check_trigger()
