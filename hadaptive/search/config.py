@@ -19,7 +19,7 @@ class SearchConfig(TrainConfig):
         space: published, rich-s, rich-m, rich-l, or a .json file of your own.
         latency_target: such as 5ms or 0.8xS; none searches for accuracy alone.
         latency_table: of ``hadaptive latency``; measured at the start where it is left out.
-        latency_weight: of the expected latency's excess over the target in the loss.
+        latency_weight: of the expected latency's relative distance from the target in the loss.
         runtime: what latency is measured with, where there is no table.
         foreign_table: accept a table measured on another device.
         alpha_fraction: share of the training images that the architecture parameters learn from.

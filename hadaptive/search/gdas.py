@@ -1,9 +1,10 @@
 """The search: weights and architecture learn in turns, each from its own part of the training images.
 
-Source: GDAS (arXiv 1910.04465) as in arXiv 2505.22226, section 4; the expected latency enters the loss as a sum, as
-in ProxylessNAS (arXiv 1812.00332, equations 2 and 3), here only where it exceeds the target. Deviations from the
-published search: the test part is never read; running statistics come from weight steps alone; architecture steps
-are in training mode; the architecture's optimiser is saved with the rest.
+Source: GDAS (arXiv 1910.04465) as in arXiv 2505.22226, section 4. The expected latency is a sum, as in ProxylessNAS
+(arXiv 1812.00332, equation 2); what is added to the loss is its distance from the target, |E/T - 1|, as in TuNAS
+(arXiv 2008.11507, equation 2): a bound from above alone leaves young weights to vote for skipping everything.
+Deviations from the published search: the test part is never read; running statistics come from weight steps
+alone; architecture steps are in training mode; the architecture's optimiser is saved with the rest.
 
 As in training, everything random is a function of (seed, epoch, step), so a resumed search is exact.
 """
@@ -334,7 +335,7 @@ class Searcher:
             value = self._finite(loss)
             if self.table is not None and self.target is not None:
                 expected = self.table.expected([torch.softmax(a.float(), 0) for a in self.alpha])
-                loss = loss + self.config.latency_weight * torch.relu(expected / self.target - 1)
+                loss = loss + self.config.latency_weight * (expected / self.target - 1).abs()
             gradients = torch.autograd.grad(loss, self.alpha)
         finally:
             for weight in weights:

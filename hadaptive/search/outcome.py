@@ -1,4 +1,4 @@
-"""From trained architecture parameters to a network: the most confident one within the target, and whether to trust it."""
+"""From architecture parameters to a network: the most confident one within the target, and whether to trust it."""
 
 import math
 
@@ -72,7 +72,7 @@ def warnings_of(space: SearchSpace, choice: Choice, confidence: list[Tensor]) ->
     entropy = relative_entropy(confidence)
     if entropy > 0.9:
         said.append(
-            f"the search never decided (relative entropy {entropy:.2f}): what it found is close to a random choice; "
-            "search longer or raise --alpha-lr"
+            f"the search never decided (relative entropy {entropy:.2f}): what it found is close to a random "
+            "choice; search longer or raise --alpha-lr"
         )
     return said

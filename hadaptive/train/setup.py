@@ -145,8 +145,8 @@ def create_data(config: TrainConfig, accelerator: Accelerator, alpha_fraction: f
         if min(count, len(part) - count) < config.batch_size:
             raise ValueError(
                 f"{len(part)} training images cannot be divided into one part for the weights and one for the "
-                f"architecture (alpha_fraction {alpha_fraction:g}) of at least one batch of {config.batch_size} each: "
-                "gather more images or lower batch_size"
+                f"architecture (alpha_fraction {alpha_fraction:g}) of at least one batch of {config.batch_size} "
+                "each: gather more images or lower batch_size"
             )
         part, alpha_part = hold_out(part, count, config.data_seed + 3)
     steps = len(part) // config.batch_size
