@@ -1,0 +1,282 @@
+"""The search: exact resume, honest parts, statistics left alone, planted answers, clear sentences."""
+
+import copy
+import itertools
+import json
+
+import pytest
+import torch
+
+from hadaptive.models.spec import ConvSpec, NetSpec, ach, ghost
+from hadaptive.runs import read_csv
+from hadaptive.search import (
+    LatencyTable,
+    SearchConfig,
+    SearchSpace,
+    Setting,
+    Skip,
+    Supernet,
+    most_confident,
+    open_space,
+    published_space,
+    resume_search,
+    rich_space,
+    search,
+)
+from hadaptive.search.gdas import Searcher, frozen_statistics
+from hadaptive.search.outcome import warnings_of
+from hadaptive.train import TrainConfig, TrainingInterruptedError, train
+from hadaptive.train.setup import create_accelerator, create_data
+from hadaptive.train.stopping import StopRequest
+
+
+@pytest.fixture
+def space(tmp_path) -> SearchSpace:
+    stage = ((ghost(2, 3, 12), ach(4, 3, 12)), (ghost(2, 3, 12), ach(5, 3, 12), Skip()))
+    space = SearchSpace("tiny", (ConvSpec(8, 2, 2), ConvSpec(8, 3, 2)), (), (stage,), 16, 16)
+    space.save(tmp_path / "tiny.json")
+    return space
+
+
+def table_for(space: SearchSpace, times, **changes) -> LatencyTable:
+    values = {"rest": 1.0, "slope": 1.0, "offset": 0.0, "references": {"S": 10.0}, "where": {"device": "none"}}
+    values |= {"networks": {"number": 3, "median_error": 0.0}, "setting": Setting()} | changes
+    return LatencyTable(space=space.fingerprint, times=times, **values)
+
+
+def config_of(tmp_path, **changes) -> SearchConfig:
+    changes = {"space": str(tmp_path / "tiny.json"), "epochs": 2, "image_size": 16, "train_size": 512} | changes
+    return SearchConfig.from_recipe("quick", **changes)
+
+
+# ---------------------------------------------------------------- the loop
+
+
+def test_resumed_search_ends_with_the_same_architecture(tmp_path, space, monkeypatch) -> None:
+    config = config_of(tmp_path, epochs=3)
+    search(config_of(tmp_path, epochs=3, output=tmp_path / "whole"), quiet=True)
+    calls = itertools.count(1)
+    with monkeypatch.context() as patched:
+        patched.setattr(StopRequest, "agreed", lambda self: next(calls) == 6)  # in the middle of epoch 2
+        with pytest.raises(TrainingInterruptedError):
+            search(config_of(tmp_path, epochs=3, output=tmp_path / "cut"), quiet=True)
+    resume_search(tmp_path / "cut", quiet=True)
+    assert config.epochs == 3
+    whole, cut = (read_csv(tmp_path / name / "confidence.csv") for name in ("whole", "cut"))
+    assert whole == cut
+    strip = [
+        {k: v for k, v in row.items() if k != "seconds"} for row in read_csv(tmp_path / "whole" / "metrics.csv")
+    ]
+    again = [
+        {k: v for k, v in row.items() if k != "seconds"} for row in read_csv(tmp_path / "cut" / "metrics.csv")
+    ]
+    assert strip == again
+    for name in ("found.json", "network.png", "confidence.png", "curves.png", "summary.json"):
+        assert (tmp_path / "cut" / name).is_file()
+    assert not (tmp_path / "cut" / "checkpoint.pt").exists()
+    assert (tmp_path / "whole" / "found.json").read_bytes() == (tmp_path / "cut" / "found.json").read_bytes()
+
+
+def test_what_is_found_can_be_trained(tmp_path, space) -> None:
+    summary = search(config_of(tmp_path, output=tmp_path / "search"), quiet=True)
+    found = NetSpec.load(tmp_path / "search" / "found.json")
+    assert space.find(found) is not None
+    assert summary["choice"] == list(space.find(found))
+    config = TrainConfig(
+        model=str(tmp_path / "search" / "found.json"), epochs=1, train_size=128, output=tmp_path / "run"
+    )
+    assert train(config, quiet=True)["model"].endswith("found.json")
+    with pytest.raises(ValueError, match="never overwritten"):
+        search(config_of(tmp_path, output=tmp_path / "search"), quiet=True)
+
+
+def test_parts_share_no_image_and_the_test_part_stays_closed(tmp_path, space) -> None:
+    config = config_of(tmp_path)
+    data = create_data(config, create_accelerator(config), 0.5)
+    assert data.test is None
+
+    def images(part) -> set[bytes]:
+        return {part.read(i)[0].tobytes() for i in range(len(part))}
+
+    weights, alpha, test = (images(data.names[name]) for name in ("train", "alpha", "test"))
+    validation = images(data.names["validation"])
+    for one, other in itertools.combinations((weights, alpha, test, validation), 2):
+        assert len(one & other) <= 2  # the scans themselves hold a few equal ones
+
+
+def test_architecture_steps_change_no_weight_and_no_statistic(tmp_path, space) -> None:
+    config = config_of(tmp_path, weights_first=0.0)
+    searcher = Searcher(config, space, create_accelerator(config), quiet=True)
+    before = copy.deepcopy(searcher.supernet.state_dict())
+    images, targets, _ = next(iter(searcher.data.alpha))
+    searcher._alpha_step(images, targets)
+    after = searcher.supernet.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {f"alpha.{i}" for i in range(len(space.positions))}
+    before = copy.deepcopy(after)
+    searcher._weight_step(images, targets)
+    after = searcher.supernet.state_dict()
+    assert all(torch.equal(before[f"alpha.{i}"], after[f"alpha.{i}"]) for i in range(len(space.positions)))
+    assert any("running_mean" in name and not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_frozen_statistics_normalise_with_the_batch() -> None:
+    norm, x = torch.nn.BatchNorm2d(3), torch.randn(4, 3, 5, 5) + 2
+    expected = copy.deepcopy(norm)(x)
+    with frozen_statistics(norm):
+        torch.testing.assert_close(norm(x), expected)
+    assert norm.running_mean.abs().max() == 0
+    assert int(norm.num_batches_tracked) == 0
+    norm(x)
+    assert norm.running_mean.abs().max() > 0
+    assert int(norm.num_batches_tracked) == 1
+
+
+def test_temperature_falls_by_a_cosine(tmp_path, space) -> None:
+    config = config_of(tmp_path, weights_first=0.0)
+    searcher = Searcher(config, space, create_accelerator(config), quiet=True)
+    assert searcher.tau() == pytest.approx(4.0)
+    total = config.epochs * searcher.data.steps_per_epoch
+    searcher.epoch, searcher.step = 0, total - 1
+    assert searcher.tau() == pytest.approx(0.1)
+    searcher.step = (total - 1) // 2
+    halfway = (searcher.step) / (total - 1)
+    assert searcher.tau() == pytest.approx(
+        0.1 + 3.9 * (1 + torch.cos(torch.tensor(torch.pi * halfway)).item()) / 2
+    )
+
+
+# ---------------------------------------------------------------- from alpha to a network
+
+
+def test_most_confident_within_a_target_is_the_best_of_all(space) -> None:
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(20):
+        times = tuple(tuple(torch.rand(len(p), generator=generator).tolist()) for p in space.positions)
+        table = table_for(space, times)
+        confidence = [torch.rand(len(p), generator=generator).softmax(0) for p in space.positions]
+        low, high = table.range()
+        target = low + 0.4 * (high - low)
+
+        def score(choice, confidence=confidence) -> float:
+            return sum(float(p[c].log()) for p, c in zip(confidence, choice, strict=True))
+
+        every = itertools.product(*(range(len(p)) for p in space.positions))
+        best = max((c for c in every if table.predict(c) <= target), key=score)
+        found = most_confident(confidence, table, target)
+        assert table.predict(found) <= target + 1e-6
+        assert score(found) == pytest.approx(score(best), abs=1e-6)
+
+
+def test_collapse_is_said() -> None:
+    space = published_space()
+    skips = tuple(p.index(Skip()) if Skip() in p else 0 for p in space.positions)
+    even = [torch.full((len(p),), 1 / len(p)) for p in space.positions]
+    said = warnings_of(space, skips, even)
+    assert len(said) == 2
+    assert "10 of 10" in said[0]
+    sure = [torch.nn.functional.one_hot(torch.tensor(0), len(p)).float() for p in space.positions]
+    assert warnings_of(space, (0,) * len(space.positions), sure) == []
+
+
+# ---------------------------------------------------------------- latency
+
+
+def test_expected_latency_is_linear_and_agrees_with_predictions(space) -> None:
+    times = tuple(tuple(float(i + j) for j in range(len(p))) for i, p in enumerate(space.positions))
+    table = table_for(space, times, slope=1.5, offset=0.25)
+    choice = (1, 0, 2)
+    one_hot = [
+        torch.nn.functional.one_hot(torch.tensor(c), len(p)).float() for c, p in zip(choice, space.positions)
+    ]
+    assert float(table.expected(one_hot)) == pytest.approx(table.predict(choice))
+    even = [torch.full((len(p),), 1 / len(p), requires_grad=True) for p in space.positions]
+    table.expected(even).backward()
+    assert even[2].grad.tolist() == [1.5 * t for t in times[2]]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("fast", "written like"),
+        ("-5ms", "written like"),
+        ("0.8xT", "no network 'T'"),
+        ("1ms", "no network of this space reaches"),
+        ("0ms", "written like"),
+    ],
+)
+def test_bad_targets(space, text, sentence) -> None:
+    table = table_for(space, tuple(tuple(1.0 for _ in p) for p in space.positions))
+    with pytest.raises(ValueError, match=sentence):
+        table.target(text)
+    assert table.target("0.8xS") == 8.0
+    assert table.target("5 ms") == 5.0
+    assert table.target("0.005s") == 5.0
+
+
+def test_foreign_tables_are_refused(space, tmp_path) -> None:
+    table = table_for(space, tuple(tuple(1.0 for _ in p) for p in space.positions))
+    table.save(tmp_path / "table.json")
+    table = LatencyTable.load(tmp_path / "table.json")
+    with pytest.raises(ValueError, match="another space"):
+        table.check(published_space(), Setting())
+    with pytest.raises(ValueError, match="image_size 224, the search has 64"):
+        table.check(space, Setting(image_size=64))
+    with pytest.raises(ValueError, match="another device"):
+        table.check(space, Setting())
+    table.check(space, Setting(), foreign=True)
+    (tmp_path / "table.json").write_text(json.dumps({"format": "other"}))
+    with pytest.raises(ValueError, match="holds no latency table"):
+        LatencyTable.load(tmp_path / "table.json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"train_size": 90}, "cannot be divided"),
+        ({"image_size": 1}, "too small"),
+        ({"space": "nowhere"}, "no search space"),
+        ({"alpha_fraction": 1.5}, "alpha_fraction"),
+        ({"ema": 0.9}, "no meaning in a search"),
+        ({"mixed_precision": "fp16"}, "bf16"),
+        ({"latency_target": "0.0001ms"}, "no network of this space reaches"),
+    ],
+)
+def test_bad_input_is_told_before_any_folder_is_made(tmp_path, space, changes, sentence) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        search(config_of(tmp_path, output=tmp_path / "search", **changes), quiet=True)
+    assert not (tmp_path / "search").exists()
+
+
+# ---------------------------------------------------------------- the space on images
+
+
+def test_subnet_is_the_path(space) -> None:
+    supernet = Supernet(space, 3).eval()
+    x = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(supernet.subnet((1, 1, 2))(x), supernet(x, (1, 1, 2)))
+
+
+@pytest.mark.parametrize("size", [32, 64, 224])
+def test_input_shapes_are_those_of_the_maps(size) -> None:
+    space = rich_space("s")
+    supernet, x = Supernet(space, 3).eval(), torch.zeros(1, 3, size, size)
+    for shape, candidates in zip(space.input_shapes(3, size), supernet.positions, strict=False):
+        assert tuple(x.shape[1:]) == (shape[0], shape[1], shape[1])
+        x = candidates[0](x)
+    assert (x.shape[1], x.shape[2]) == space.input_shapes(3, size)[-1]
+
+
+def test_odd_maps_and_unknown_spaces_are_refused() -> None:
+    with pytest.raises(ValueError, match="choose an image size that halves evenly, such as 64"):
+        published_space().input_shapes(3, 50)
+    with pytest.raises(ValueError, match="there is no search space"):
+        open_space("poor")
+
+
+def test_stem_strides_of_a_space_are_those_of_its_networks() -> None:
+    space = published_space()
+    changed = space.with_stem_strides(1, 1)
+    assert changed.build((0,) * 16).convs == space.build((0,) * 16).with_stem_strides(1, 1).convs
+    assert len(changed.stem) == 1  # kernels 2 and 3 became one
+    assert changed.fingerprint != space.fingerprint
