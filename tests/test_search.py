@@ -150,8 +150,8 @@ def test_temperature_falls_by_a_cosine(tmp_path, space) -> None:
 
 
 def test_most_confident_within_a_target_is_the_best_of_all(space) -> None:
-    generator = torch.Generator().manual_seed(3)
-    for _ in range(20):
+    generator, checked = torch.Generator().manual_seed(3), 0
+    for _ in range(40):
         times = tuple(tuple(torch.rand(len(p), generator=generator).tolist()) for p in space.positions)
         table = table_for(space, times)
         confidence = [torch.rand(len(p), generator=generator).softmax(0) for p in space.positions]
@@ -162,10 +162,15 @@ def test_most_confident_within_a_target_is_the_best_of_all(space) -> None:
             return sum(float(p[c].log()) for p, c in zip(confidence, choice, strict=True))
 
         every = itertools.product(*(range(len(p)) for p in space.positions))
-        best = max((c for c in every if table.predict(c) <= target), key=score)
+        band = [c for c in every if 0.9 * target <= table.predict(c) <= target]
+        if not band:
+            continue
+        best = max(band, key=score)
         found = most_confident(confidence, table, target)
-        assert table.predict(found) <= target + 1e-6
+        assert 0.9 * target - 1e-2 <= table.predict(found) <= target + 1e-6
         assert score(found) == pytest.approx(score(best), abs=1e-6)
+        checked += 1
+    assert checked > 10
 
 
 def test_collapse_is_said() -> None:
@@ -187,7 +192,8 @@ def test_expected_latency_is_linear_and_agrees_with_predictions(space) -> None:
     table = table_for(space, times, slope=1.5, offset=0.25)
     choice = (1, 0, 2)
     one_hot = [
-        torch.nn.functional.one_hot(torch.tensor(c), len(p)).float() for c, p in zip(choice, space.positions)
+        torch.nn.functional.one_hot(torch.tensor(c), len(p)).float()
+        for c, p in zip(choice, space.positions, strict=True)
     ]
     assert float(table.expected(one_hot)) == pytest.approx(table.predict(choice))
     even = [torch.full((len(p),), 1 / len(p), requires_grad=True) for p in space.positions]

@@ -9,14 +9,17 @@ from hadaptive.search.latency import LatencyTable
 from hadaptive.search.space import SKIP, Choice, SearchSpace
 
 STEPS = 2000  # of latency, when the best network within a target is looked for
+SPEND = 0.9  # of the target that the network found takes at least
 
 
 def most_confident(
     confidence: list[Tensor], table: LatencyTable | None = None, target: float | None = None
 ) -> Choice:
-    """The choice of largest probability among those predicted to be no slower than `target`.
+    """The choice of largest probability among those predicted to take the target's time, or a little less.
 
-    A multiple-choice knapsack, solved by dynamic programming over rounded-up latencies.
+    A multiple-choice knapsack, solved by dynamic programming over rounded-up latencies. Probabilities that are
+    still spread have a faster most probable network than their mean: so it must use 0.9 of the target, where any
+    network does.
 
     Args:
         confidence: softmax(alpha) of each position, (candidates,).
@@ -27,30 +30,34 @@ def most_confident(
     """
     if table is None or target is None:
         return tuple(int(p.argmax()) for p in confidence)
-    # Of the target, what the positions may spend beyond the fastest candidates.
-    floor = [min(times) for times in table.times]
-    budget = (target - table.offset) / table.slope - table.rest - sum(floor)
+    fastest = [min(times) for times in table.times]
+    floor = table.rest + sum(fastest)
+    budget = (target - table.offset) / table.slope - floor  # what positions may spend beyond their fastest
     if budget < -1e-9:
         raise ValueError(f"no network of this space is within {target:.3g} ms")
     unit = max(budget, 1e-9) / STEPS
-    best = torch.zeros(STEPS + 1, dtype=torch.float64)
+    costs = [
+        [math.ceil((ms - least) / unit - 1e-6) for ms in times]
+        for times, least in zip(table.times, fastest, strict=True)
+    ]
+    best = torch.full((STEPS + 1,), -math.inf, dtype=torch.float64)  # by what was spent
+    best[0] = 0.0
     taken: list[Tensor] = []
-    for p, times, fastest in zip(confidence, table.times, floor, strict=True):
-        scores = []
-        for logp, ms in zip(p.double().clamp(min=1e-300).log().tolist(), times, strict=True):
-            cost = math.ceil((ms - fastest) / unit - 1e-6)
-            shifted = torch.full_like(best, -math.inf)
+    for p, own in zip(confidence, costs, strict=True):
+        scores = torch.full((len(own), STEPS + 1), -math.inf, dtype=torch.float64)
+        for i, (logp, cost) in enumerate(zip(p.double().clamp(min=1e-300).log().tolist(), own, strict=True)):
             if cost <= STEPS:
-                shifted[cost:] = best[: STEPS + 1 - cost] + logp
-            scores.append(shifted)
-        stacked = torch.stack(scores)
-        best = stacked.max(0).values
-        taken.append(stacked.argmax(0))
-    place, choice = STEPS, []
-    for row, times, fastest in zip(reversed(taken), reversed(table.times), reversed(floor), strict=True):
-        chosen = int(row[place])
-        choice.append(chosen)
-        place -= math.ceil((times[chosen] - fastest) / unit - 1e-6)
+                scores[i, cost:] = best[: STEPS + 1 - cost] + logp
+        best, chosen = scores.max(0)
+        taken.append(chosen)
+    least_spent = ((SPEND * target - table.offset) / table.slope - floor) / unit
+    start = min(STEPS, max(0, math.ceil(least_spent)))
+    if not bool(torch.isfinite(best[start:]).any()):
+        start = 0
+    place, choice = start + int(best[start:].argmax()), []
+    for chosen, own in zip(reversed(taken), reversed(costs), strict=True):
+        choice.append(int(chosen[place]))
+        place -= own[choice[-1]]
     return tuple(reversed(choice))
 
 
