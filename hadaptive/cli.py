@@ -287,11 +287,18 @@ def _bench_networks(arguments: list[str]) -> None:
     bench_networks(tyro.cli(NetworksConfig, prog="hadaptive bench networks", args=arguments))
 
 
+def _bench_search(arguments: list[str]) -> None:
+    from hadaptive.bench.search import SearchBenchConfig, bench_search
+
+    bench_search(tyro.cli(SearchBenchConfig, prog="hadaptive bench search", args=arguments))
+
+
 BENCHMARKS: dict[str, Callable[[list[str]], None]] = {
     "accuracy": _bench_accuracy,
     "networks": _bench_networks,
     "ops": _bench_ops,
     "report": _bench_report,
+    "search": _bench_search,
 }
 
 
@@ -311,7 +318,10 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "recipes": (_recipes, "the named settings that train starts from; recipes all shows them"),
     "demo": (_demo, "all of it on scikit-learn's digits, in about a minute"),
     "doctor": (_doctor, "what this machine offers, which kernels are used and why, and whether they are right"),
-    "bench": (_bench, "bench ops, networks, accuracy; bench report writes the README's tables from their rows"),
+    "bench": (
+        _bench,
+        "bench ops, networks, accuracy, search; bench report writes the README's tables from their rows",
+    ),
 }
 
 

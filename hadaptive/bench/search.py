@@ -1,0 +1,176 @@
+"""What a search costs beside a training, and what a latency table is worth. Rows for each."""
+
+import multiprocessing
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hadaptive.bench.timing import interleaved, quartiles
+from hadaptive.console import console
+from hadaptive.models import HadaptiveNet
+from hadaptive.models.spec import HADAPTIVE_NET_S
+from hadaptive.provenance import provenance
+from hadaptive.runs import append_csv
+from hadaptive.search.latency import measure_networks, measure_table
+from hadaptive.search.runtimes import Setting
+from hadaptive.search.space import open_space
+from hadaptive.search.supernet import Supernet
+
+VARIANTS = ("S", "supernet, S's path", "supernet, random paths", "supernet, random paths, architecture step")
+
+
+@dataclass(frozen=True)
+class SearchBenchConfig:
+    """Time a supernet's steps against a training step of S, and check a latency table on new networks.
+
+    Attributes:
+        space: whose supernet is timed.
+        table_space: whose latency table is checked.
+        results: folder of the CSV files.
+        image_size: height and width.
+        batch: images in a step.
+        rounds: timed steps of each kind.
+        networks: random networks, none of which the table was fitted to.
+        device: cpu or cuda.
+    """
+
+    space: str = "published"
+    table_space: str = "rich-s"
+    results: Path = Path("benchmarks/results")
+    image_size: int = 224
+    batch: int = 16
+    rounds: int = 24
+    networks: int = 30
+    device: str = "cpu"
+
+
+def _step(variant: str, config: SearchBenchConfig) -> Callable[[], None]:
+    torch.manual_seed(0)
+    space = open_space(config.space)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(config.batch, 3, config.image_size, config.image_size, device=config.device)
+    x = x.contiguous(memory_format=torch.channels_last)
+    y = torch.randint(0, 100, (config.batch,), device=config.device)
+    if variant == "S":
+        model: nn.Module = HadaptiveNet(HADAPTIVE_NET_S, num_classes=100)
+        parameters = list(model.parameters())
+    else:
+        model = Supernet(space, 100)
+        parameters = model.weights()
+    model.to(config.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    model.train()
+    optimizer = torch.optim.AdamW(parameters, 1e-3, fused=True)
+    own = space.find(HADAPTIVE_NET_S)
+
+    def run() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        if not isinstance(model, Supernet):
+            F.cross_entropy(model(x), y).backward()
+        elif variant.endswith("architecture step"):
+            for parameter in parameters:
+                parameter.requires_grad_(False)
+            loss = F.cross_entropy(model(x, model.sample(1.0, generator)), y)
+            torch.autograd.grad(loss, list(model.alpha))
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+            return
+        else:
+            path = own if variant.endswith("S's path") else model.sample(1.0, generator).choice
+            assert path is not None
+            F.cross_entropy(model(x, path), y).backward()
+        optimizer.step()
+
+    return run
+
+
+def _peak_memory(variant: str, config: SearchBenchConfig, answer: Any) -> None:
+    if config.device.startswith("cuda"):
+        run = _step(variant, config)
+        torch.cuda.reset_peak_memory_stats()
+        for _ in range(8):
+            run()
+        answer.put(torch.cuda.max_memory_allocated() / 2**20)
+        return
+    before = _status("VmRSS")
+    run = _step(variant, config)
+    for _ in range(8):
+        run()
+    answer.put(_status("VmHWM") - before)
+
+
+def _status(key: str) -> float:
+    """A figure of this process in MiB, as Linux has it."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key):
+            return int(line.split()[1]) / 1024
+    return float("nan")
+
+
+def bench_search(config: SearchBenchConfig) -> None:
+    """Time, check, print and append the rows.
+
+    Raises:
+        ValueError: a space is unknown or does not fit the images.
+    """
+    open_space(config.table_space).input_shapes(3, config.image_size)
+    variants = [v for v in VARIANTS if "S's path" not in v or open_space(config.space).find(HADAPTIVE_NET_S)]
+    times = interleaved({v: _step(v, config) for v in variants}, 4, config.rounds, config.device)
+    context, rows = multiprocessing.get_context("spawn"), []
+    for variant in variants:
+        answer = context.Queue()
+        child = context.Process(target=_peak_memory, args=(variant, config, answer))
+        child.start()
+        memory = answer.get(timeout=600)
+        child.join()
+        rows.append(
+            {
+                "what": variant,
+                "space": config.space,
+                "image_size": config.image_size,
+                "batch": config.batch,
+                **quartiles(times[variant]),
+                "peak_mib": round(memory, 1),
+                **provenance(config.device),
+            }
+        )
+    config.results.mkdir(parents=True, exist_ok=True)
+    append_csv(config.results / "search-price.csv", rows)
+    for row in rows:
+        console().print(
+            f"{row['what']}: {row['median_ms']:.1f} ms ({row['median_ms'] / rows[0]['median_ms']:.2f} of S), "
+            f"{row['peak_mib']:.0f} MiB ({row['peak_mib'] / rows[0]['peak_mib']:.2f})"
+        )
+    _check_table(config)
+
+
+def _check_table(config: SearchBenchConfig) -> None:
+    from scipy.stats import spearmanr
+
+    space = open_space(config.table_space)
+    setting = Setting(device=config.device, image_size=config.image_size)
+    table = measure_table(space, setting)
+    generator = torch.Generator().manual_seed(1)
+    choices = [space.random(generator) for _ in range(config.networks)]
+    measured = measure_networks({str(i): space.build(c) for i, c in enumerate(choices)}, setting)
+    rows = [
+        {
+            "space": space.name,
+            "network": "-".join(map(str, choice)),
+            "image_size": config.image_size,
+            "batch": 1,
+            "predicted_ms": round(table.predict(choice), 4),
+            "measured_ms": measured[str(i)],
+            **provenance(config.device),
+        }
+        for i, choice in enumerate(choices)
+    ]
+    append_csv(config.results / "latency-check.csv", rows)
+    error = statistics.median(abs(r["predicted_ms"] / r["measured_ms"] - 1) for r in rows)
+    rank = spearmanr([r["predicted_ms"] for r in rows], [r["measured_ms"] for r in rows]).statistic  # pyright: ignore
+    console().print(f"latency of {len(rows)} networks: Spearman {rank:.3f}, median error {error:.1%}")
