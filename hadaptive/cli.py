@@ -41,13 +41,15 @@ class LatencyCommand:
         setting: what the latency is of.
         rounds: timed runs of each candidate.
         networks: whole networks the sum is fitted to.
+        stem_strides: strides of the first convolutions, as the search will have them.
     """
 
     space: Positional[str] = "published"
     output: Path | None = None
     setting: tyro.conf.OmitArgPrefixes[Setting] = field(default_factory=Setting)
-    rounds: int = 40
-    networks: int = 12
+    rounds: int = 60
+    networks: int = 24
+    stem_strides: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -171,22 +173,28 @@ def _recipe_named_in(arguments: list[str]) -> str:
 
 
 def _search(arguments: list[str]) -> None:
-    from hadaptive.search import SearchConfig, resume_search, search
+    from hadaptive.search import StudyConfig, resume, search, study
 
     if arguments[:1] == ["--resume"]:
         if len(arguments) != 2:
             raise ValueError("--resume takes every setting from the search: give its folder and nothing else")
-        resume_search(arguments[1])
+        resume(arguments[1])
         return
-    default = SearchConfig.from_recipe(_recipe_named_in(arguments))
-    search(tyro.cli(SearchConfig, prog="hadaptive search", args=arguments, default=default))
+    default = StudyConfig.from_recipe(_recipe_named_in(arguments))
+    config = tyro.cli(StudyConfig, prog="hadaptive search", args=arguments, default=default)
+    if config.is_single:
+        search(config.single())
+    else:
+        study(config)
 
 
 def _latency(arguments: list[str]) -> None:
     command = tyro.cli(LatencyCommand, prog="hadaptive latency", args=arguments)
     from hadaptive.search.latency import latency_command
 
-    latency_command(command.space, command.setting, command.output, command.rounds, command.networks)
+    latency_command(
+        command.space, command.setting, command.output, command.rounds, command.networks, command.stem_strides
+    )
 
 
 def _evaluate(arguments: list[str]) -> None:

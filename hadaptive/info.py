@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hadaptive import ops
 from hadaptive.console import console
 from hadaptive.models import create_model, spec_of
-from hadaptive.nn import AdaptiveBottleneck, AdaptiveCrossHadamard, GhostExpansion
+from hadaptive.nn import AdaptiveBottleneck, AdaptiveCrossHadamard, GhostExpansion, InvertedExpansion
 from hadaptive.runs import RunFolder, first_line
 
 
@@ -95,6 +95,8 @@ def _describe(module: nn.Module) -> str:
             return f"ACH k={expansion.k}, {type(expansion.norm).__name__}, depthwise {kernel}x{kernel}"
         if isinstance(module.expansion, GhostExpansion):
             return f"Ghost to {module.expansion.out_channels}, depthwise {kernel}x{kernel}"
+        if isinstance(module.expansion, InvertedExpansion):
+            return f"Conv1x1 to {module.expansion.out_channels}, depthwise {kernel}x{kernel}"
     if isinstance(module, nn.Conv2d):
         return f"Conv {module.kernel_size[0]}x{module.kernel_size[1]}"
     if isinstance(module, nn.Sequential) and len(module):

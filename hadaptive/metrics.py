@@ -1,6 +1,8 @@
 """How good a network is on labelled images: accuracy with its interval, per class, and the confusion matrix."""
 
 import math
+import statistics
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +20,37 @@ def wilson_interval(correct: int, total: int, z: float = 1.959964) -> tuple[floa
     centre = (p + z * z / (2 * total)) / scale
     half = z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total)) / scale
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def mean_interval(values: Iterable[float]) -> tuple[float, float]:
+    """Mean and half-width of its 95% Student interval; the half-width is NaN for fewer than two values."""
+    from scipy.stats import t
+
+    numbers = list(values)
+    mean = sum(numbers) / len(numbers)
+    if len(numbers) < 2:
+        return mean, float("nan")
+    variance = sum((x - mean) ** 2 for x in numbers) / (len(numbers) - 1)
+    return mean, float(t.ppf(0.975, len(numbers) - 1)) * math.sqrt(variance / len(numbers))
+
+
+def welch_difference(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
+    """mean(a) - mean(b) and the half-width of its 95% interval (Welch, 1947).
+
+    A group of one value is given the other's variance; the half-width is NaN where both have one.
+    """
+    from scipy.stats import t
+
+    difference = statistics.fmean(a) - statistics.fmean(b)
+    if len(a) < 2 and len(b) < 2:
+        return difference, float("nan")
+    variances = [statistics.variance(group) if len(group) > 1 else None for group in (a, b)]
+    va, vb = (v if v is not None else next(w for w in variances if w is not None) for v in variances)
+    ea, eb = va / len(a), vb / len(b)
+    if ea + eb == 0:
+        return difference, 0.0
+    freedom = (ea + eb) ** 2 / (ea**2 / max(1, len(a) - 1) + eb**2 / max(1, len(b) - 1))
+    return difference, float(t.ppf(0.975, freedom)) * math.sqrt(ea + eb)
 
 
 @dataclass

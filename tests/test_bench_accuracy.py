@@ -3,11 +3,10 @@
 from pathlib import Path
 
 import pytest
-from scipy import stats
 from tiny import tiny_config, tiny_spec
 
 from hadaptive.bench import accuracy
-from hadaptive.bench.accuracy import AccuracyConfig, bench_accuracy, mean_interval, print_accuracy
+from hadaptive.bench.accuracy import AccuracyConfig, bench_accuracy, print_accuracy
 from hadaptive.runs import read_csv
 from hadaptive.train import RECIPES, Trainer, TrainingInterruptedError
 from hadaptive.train.config import Recipe
@@ -47,17 +46,8 @@ def test_a_row_per_run_and_none_twice(
     assert len({row["test_images"] for row in rows}) == 1
     assert all(0 <= float(row["test_accuracy"]) <= 1 and row["commit"] and row["torch"] for row in rows)
 
-    monkeypatch.setattr(accuracy, "_train_once", None)  # nothing is left to train
+    monkeypatch.setattr(accuracy, "train_or_resume", None)  # nothing is left to train
     assert bench_accuracy(config) == rows
     capsys.readouterr()
     print_accuracy(rows)
     assert "mobilenetv3_small_050" in capsys.readouterr().out
-
-
-def test_mean_interval() -> None:
-    values = [84.1, 85.9, 85.2]
-    mean, half = mean_interval(values)
-    low, high = stats.t.interval(0.95, 2, loc=mean, scale=stats.sem(values))
-    assert mean == pytest.approx(sum(values) / 3)
-    assert (mean - half, mean + half) == pytest.approx((low, high))
-    assert mean_interval([1.0])[1] != mean_interval([1.0])[1]  # NaN

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import LAYOUTS, arranged, problem
+from processes import run_python
 from tolerances import TOLERANCES, dtype_id
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -351,3 +352,31 @@ def test_without_numba_the_reference_is_used(monkeypatch: pytest.MonkeyPatch) ->
     assert ops.expand(*arguments).equal(reference.expand(*arguments))
     with pytest.raises(ValueError, match="Numba is not installed"):
         ops.expand(*arguments, backend="fused")
+
+
+GRADIENTS = """
+import hashlib
+import torch
+from processes import run_python
+from problems import arranged, problem
+from hadaptive import ops
+
+torch.manual_seed(0)
+for layout in ("contiguous", "channels_last"):
+    x, index, gate, alpha, weight, bias = problem((6, 12, 9, 9), 7, torch.float32, layout)
+    inputs = [t.requires_grad_() for t in (x, gate, alpha, weight, bias)]
+    y = ops.expand(inputs[0], index, *inputs[1:])
+    y.backward(arranged(torch.randn(y.shape), layout))
+    for t in (y, *(t.grad for t in inputs)):
+        print(hashlib.md5(t.detach().contiguous().numpy().tobytes()).hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_kernels_from_the_cache_compute_what_fresh_ones_do(tmp_path) -> None:
+    # To the last bit: otherwise a resumed run differs from a whole one.
+    fresh, cached = (run_python(GRADIENTS, NUMBA_CACHE_DIR=str(tmp_path)) for _ in range(2))
+    assert fresh.returncode == cached.returncode == 0, fresh.stderr + cached.stderr
+    assert list(tmp_path.rglob("*.nbc"))
+    assert len(fresh.stdout.split()) == 12
+    assert fresh.stdout == cached.stdout

@@ -3,9 +3,11 @@
 import copy
 import itertools
 import json
+import signal
 
 import pytest
 import torch
+from processes import launch, run_python
 
 from hadaptive.models.spec import ConvSpec, NetSpec, ach, ghost
 from hadaptive.runs import read_csv
@@ -23,7 +25,7 @@ from hadaptive.search import (
     rich_space,
     search,
 )
-from hadaptive.search.gdas import Searcher, frozen_statistics
+from hadaptive.search.loop import Searcher, frozen_statistics
 from hadaptive.search.outcome import warnings_of
 from hadaptive.train import TrainConfig, TrainingInterruptedError, train
 from hadaptive.train.setup import create_accelerator, create_data
@@ -286,3 +288,59 @@ def test_stem_strides_of_a_space_are_those_of_its_networks() -> None:
     assert changed.build((0,) * 16).convs == space.build((0,) * 16).with_stem_strides(1, 1).convs
     assert len(changed.stem) == 1  # kernels 2 and 3 became one
     assert changed.fingerprint != space.fingerprint
+
+
+# ---------------------------------------------------------------- killed, and in several processes
+
+DYING = """
+import os, signal
+from pathlib import Path
+from hadaptive.search import SearchConfig, search
+from hadaptive.search.loop import Searcher
+
+step, count = Searcher._alpha_step, [0]
+
+def dying(self, *args):
+    count[0] += 1
+    if count[0] == int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, *args)
+
+Searcher._alpha_step = dying
+config = SearchConfig.from_recipe(
+    "quick", space=sys.argv[1], output=Path(sys.argv[2]),
+    epochs=3, image_size=16, train_size=512, checkpoint_every=2,
+)
+search(config, quiet=True)
+"""
+
+
+@pytest.mark.parametrize("at", [3, 7], ids=["first-epochs", "later"])
+def test_kill_9_then_resume_gives_the_uninterrupted_architecture(tmp_path, space, at) -> None:
+    # 4 steps an epoch, the architecture's from the third step on.
+    search(config_of(tmp_path, epochs=3, checkpoint_every=2, output=tmp_path / "whole"), quiet=True)
+    done = run_python(DYING, str(tmp_path / "tiny.json"), str(tmp_path / "cut"), str(at))
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not (tmp_path / "cut" / "summary.json").exists()
+    resume_search(tmp_path / "cut", quiet=True)
+    whole, cut = (read_csv(tmp_path / name / "confidence.csv") for name in ("whole", "cut"))
+    assert whole == cut  # alpha itself, to the last digit
+    assert (tmp_path / "whole" / "found.json").read_bytes() == (tmp_path / "cut" / "found.json").read_bytes()
+
+
+@pytest.mark.slow
+def test_two_processes_search_together(tmp_path, space) -> None:
+    """Each step leaves most candidates of the supernet without a gradient, which must not stop the others."""
+    flags = ["search", "--space", str(tmp_path / "tiny.json"), "--epochs", "2", "--image-size", "16"]
+    flags += ["--train-size", "512", "--cpu", "--output", str(tmp_path / "both")]
+    done = launch(2, flags)
+    assert done.returncode == 0, done.stderr[-2000:]
+    summary = json.loads((tmp_path / "both" / "summary.json").read_text())
+    assert summary["processes"] == 2
+    assert space.find(NetSpec.load(tmp_path / "both" / "found.json")) is not None
+    assert len({row["epoch"] for row in read_csv(tmp_path / "both" / "metrics.csv")}) == 2
+    again = launch(2, flags)
+    assert again.returncode != 0
+    assert "never overwritten" in again.stderr
+    study = launch(2, [*flags[:-1], str(tmp_path / "study"), "--seeds", "2"])
+    assert "run in one process" in study.stderr

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from hadaptive.models.spec import ConvSpec, ach, ghost
 from hadaptive.search import SearchConfig, SearchSpace, Setting
 from hadaptive.search.folder import SearchFolder
-from hadaptive.search.gdas import Searcher
 from hadaptive.search.latency import LatencyTable
+from hadaptive.search.loop import Searcher
 from hadaptive.train.setup import create_accelerator
 
 SEEDS = range(5)

@@ -4,12 +4,11 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from processes import launch, run_python
 from safetensors.torch import load_file
 from tiny import tiny_config, tiny_spec
 from torch import nn
@@ -18,8 +17,6 @@ from hadaptive.runs import RunFolder, read_csv
 from hadaptive.train import NonFiniteLossError, TrainConfig, Trainer, TrainingInterruptedError, resume, train
 from hadaptive.train.finite import first_non_finite
 from hadaptive.train.setup import create_accelerator
-
-TESTS = Path(__file__).parent
 
 
 def assert_same_weights(a: Path, b: Path, which: str = "last") -> None:
@@ -111,20 +108,19 @@ def test_mistakes_leave_no_folder_behind(tmp_path: Path) -> None:
 def run_and_die(folder: Path, name: str, signal_name: str, at: int, **changes: object) -> int:
     """Train in a process of its own that sends itself a signal in step `at`; return its exit status."""
     script = (
-        "import os, signal, sys; sys.path.insert(0, sys.argv[1])\n"
+        "import os, signal\n"
         "from pathlib import Path\n"
         "from tiny import tiny_config\n"
         "from hadaptive.train import Trainer, train\n"
         "step, count = Trainer._micro_step, [0]\n"
         "def dying(self, *args):\n"
         "    count[0] += 1\n"
-        "    if count[0] == int(sys.argv[5]): os.kill(os.getpid(), getattr(signal, sys.argv[4]))\n"
+        "    if count[0] == int(sys.argv[4]): os.kill(os.getpid(), getattr(signal, sys.argv[3]))\n"
         "    return step(self, *args)\n"
         "Trainer._micro_step = dying\n"
-        "train(tiny_config(Path(sys.argv[2]), sys.argv[3], **eval(sys.argv[6])), quiet=True)\n"
+        "train(tiny_config(Path(sys.argv[1]), sys.argv[2], **eval(sys.argv[5])), quiet=True)\n"
     )
-    arguments = [str(TESTS), str(folder), name, signal_name, str(at), repr(changes)]
-    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
+    done = run_python(script, str(folder), name, signal_name, str(at), repr(changes))
     assert done.returncode < 0, done.stderr
     return done.returncode
 
@@ -301,15 +297,6 @@ def test_unknown_recipe_and_setting() -> None:
         TrainConfig.from_recipe("nope")
     with pytest.raises(ValueError, match="no setting learning_rate"):
         TrainConfig.from_recipe("quick", learning_rate=1)
-
-
-def launch(processes: int, arguments: list[str]) -> subprocess.CompletedProcess:
-    """`hadaptive` under torchrun on the CPU (gloo)."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*command, "-m", "hadaptive", *arguments], env=environment, capture_output=True, text=True, check=False
-    )
 
 
 def flags(config: TrainConfig) -> list[str]:

@@ -1,15 +1,14 @@
 """Several networks, several seeds, one recipe: the accuracy comparison. A row per run, written as it lands."""
 
-import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import hadaptive.bench.textbook  # noqa: F401  (registers the published S)
 from hadaptive.console import console
-from hadaptive.runs import RunFolder, append_csv, read_csv
-from hadaptive.train import TrainConfig, resume, train
+from hadaptive.metrics import mean_interval
+from hadaptive.runs import append_csv, read_csv
+from hadaptive.train import TrainConfig, train_or_resume
 
 RIVALS = (
     "hadaptive_net_s",
@@ -55,18 +54,13 @@ def bench_accuracy(config: AccuracyConfig) -> list[dict[str, Any]]:
             if (model, str(seed)) in done:
                 continue
             print(f"== {model}, seed {seed}", flush=True)
-            summary = _train_once(config, model, seed)
+            output = config.runs / f"{config.recipe}-{Path(model).stem}-seed{seed}"
+            summary = train_or_resume(
+                TrainConfig.from_recipe(config.recipe, model=model, seed=seed, output=output)
+            )
             results.parent.mkdir(parents=True, exist_ok=True)
             append_csv(results, [_row(summary)])
     return [row for row in read_csv(results) if row["model"] in config.models]
-
-
-def _train_once(config: AccuracyConfig, model: str, seed: int) -> dict[str, Any]:
-    output = config.runs / f"{config.recipe}-{Path(model).stem}-seed{seed}"
-    if output.is_dir():
-        run = RunFolder.open(output)
-        return run.read_json(run.summary) if run.summary.is_file() else resume(output)
-    return train(TrainConfig.from_recipe(config.recipe, model=model, seed=seed, output=output))
 
 
 def _row(summary: dict[str, Any]) -> dict[str, Any]:
@@ -83,18 +77,6 @@ def _row(summary: dict[str, Any]) -> dict[str, Any]:
         "validation_accuracy": summary["validation_accuracy"],
         **{key: summary[key] for key in where},
     }
-
-
-def mean_interval(values: Iterable[float]) -> tuple[float, float]:
-    """Mean and half-width of its 95% Student interval; the half-width is NaN for fewer than two values."""
-    from scipy.stats import t
-
-    numbers = list(values)
-    mean = sum(numbers) / len(numbers)
-    if len(numbers) < 2:
-        return mean, float("nan")
-    variance = sum((x - mean) ** 2 for x in numbers) / (len(numbers) - 1)
-    return mean, float(t.ppf(0.975, len(numbers) - 1)) * math.sqrt(variance / len(numbers))
 
 
 def print_accuracy(rows: list[dict[str, Any]]) -> None:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from hadaptive.bench.accuracy import mean_interval
+from hadaptive.metrics import mean_interval
 from hadaptive.runs import read_csv, write_atomically
 
 BLOCK = re.compile(r"<!-- table (?P<kind>\S+) (?P<source>\S+) -->\n.*?<!-- end of table -->", re.DOTALL)

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,8 @@ class SearchBenchConfig:
         batch: images in a step.
         rounds: timed steps of each kind.
         networks: random networks, none of which the table was fitted to.
+        network_rounds: timed runs of each of them.
+        parts: what to measure.
         device: cpu or cuda.
     """
 
@@ -47,6 +49,8 @@ class SearchBenchConfig:
     batch: int = 16
     rounds: int = 24
     networks: int = 30
+    network_rounds: int = 150
+    parts: tuple[Literal["price", "table"], ...] = ("price", "table")
     device: str = "cpu"
 
 
@@ -119,6 +123,14 @@ def bench_search(config: SearchBenchConfig) -> None:
         ValueError: a space is unknown or does not fit the images.
     """
     open_space(config.table_space).input_shapes(3, config.image_size)
+    config.results.mkdir(parents=True, exist_ok=True)
+    if "price" in config.parts:
+        _price(config)
+    if "table" in config.parts:
+        _check_table(config)
+
+
+def _price(config: SearchBenchConfig) -> None:
     variants = [v for v in VARIANTS if "S's path" not in v or open_space(config.space).find(HADAPTIVE_NET_S)]
     times = interleaved({v: _step(v, config) for v in variants}, 4, config.rounds, config.device)
     context, rows = multiprocessing.get_context("spawn"), []
@@ -139,14 +151,12 @@ def bench_search(config: SearchBenchConfig) -> None:
                 **provenance(config.device),
             }
         )
-    config.results.mkdir(parents=True, exist_ok=True)
     append_csv(config.results / "search-price.csv", rows)
     for row in rows:
         console().print(
             f"{row['what']}: {row['median_ms']:.1f} ms ({row['median_ms'] / rows[0]['median_ms']:.2f} of S), "
             f"{row['peak_mib']:.0f} MiB ({row['peak_mib'] / rows[0]['peak_mib']:.2f})"
         )
-    _check_table(config)
 
 
 def _check_table(config: SearchBenchConfig) -> None:
@@ -157,7 +167,8 @@ def _check_table(config: SearchBenchConfig) -> None:
     table = measure_table(space, setting)
     generator = torch.Generator().manual_seed(1)
     choices = [space.random(generator) for _ in range(config.networks)]
-    measured = measure_networks({str(i): space.build(c) for i, c in enumerate(choices)}, setting)
+    specs = {str(i): space.build(c) for i, c in enumerate(choices)}
+    measured = measure_networks(specs, setting, config.network_rounds)
     rows = [
         {
             "space": space.name,

@@ -19,7 +19,7 @@ from timm.models import (
 from torch import Tensor, nn
 
 from hadaptive.models.spec import HADAPTIVE_NET_L, HADAPTIVE_NET_M, HADAPTIVE_NET_S, BlockSpec, ConvSpec, NetSpec
-from hadaptive.nn import AdaptiveBottleneck, AdaptiveCrossHadamard, GhostExpansion
+from hadaptive.nn import AdaptiveBottleneck, AdaptiveCrossHadamard, GhostExpansion, InvertedExpansion
 
 
 def conv_norm_act(in_channels: int, spec: ConvSpec) -> nn.Sequential:
@@ -34,12 +34,13 @@ def conv_norm_act(in_channels: int, spec: ConvSpec) -> nn.Sequential:
 
 def build_block(in_channels: int, block: BlockSpec, spec: NetSpec, drop_path: float) -> AdaptiveBottleneck:
     """The bottleneck that `block` describes."""
-    expansion: AdaptiveCrossHadamard | GhostExpansion
+    expansion: AdaptiveCrossHadamard | GhostExpansion | InvertedExpansion
     if block.k is not None:
         expansion = AdaptiveCrossHadamard(in_channels, block.k, block.norm, spec.order, spec.surrogate)
     else:
         assert block.ratio is not None
-        expansion = GhostExpansion(in_channels, block.ratio)
+        kind = GhostExpansion if block.kind == "ghost" else InvertedExpansion
+        expansion = kind(in_channels, block.ratio)
     return AdaptiveBottleneck(
         expansion, in_channels, expansion.out_channels, block.channels, block.kernel, block.stride, drop_path
     )

@@ -20,7 +20,7 @@ from hadaptive.nn.selection import ORDERS, SURROGATES, check_choice
 
 FORMAT = "hadaptive-net"
 VERSION = 1
-KINDS = ("ghost", "ach")
+KINDS = ("ghost", "ach", "inverted")
 
 
 def _check_positive(**values: int | None) -> None:
@@ -86,11 +86,11 @@ class BlockSpec:
     """An adaptive bottleneck.
 
     Attributes:
-        kind: "ghost" (uses `ratio`) or "ach" (uses `k` and `norm`).
+        kind: "ghost" or "inverted" (both use `ratio`), or "ach" (uses `k` and `norm`).
         channels: channels out.
         kernel: of the depthwise convolution.
         stride: of the depthwise convolution.
-        ratio: Ghost's expansion ratio.
+        ratio: expansion ratio of Ghost or of the inverted bottleneck.
         k: channels ACH selects.
         norm: of ACH's products, a name in ``hadaptive.nn.NORMS``.
     """
@@ -107,10 +107,12 @@ class BlockSpec:
         check_choice("kind", self.kind, KINDS)
         _check_positive(channels=self.channels, kernel=self.kernel, stride=self.stride)
         check_choice("norm", self.norm, tuple(NORMS))
-        if self.kind == "ghost" and (not _is_positive_number(self.ratio) or self.k is not None):
-            raise ValueError(f"a ghost block needs a positive ratio and no k, got {self.ratio!r} and {self.k!r}")
-        if self.kind == "ghost" and self.norm != "dysoft":
-            raise ValueError(f"norm is for ach blocks; a ghost block cannot have {self.norm!r}")
+        if self.kind != "ach" and (not _is_positive_number(self.ratio) or self.k is not None):
+            raise ValueError(
+                f"a block of kind {self.kind} needs a positive ratio and no k, got {self.ratio!r} and {self.k!r}"
+            )
+        if self.kind != "ach" and self.norm != "dysoft":
+            raise ValueError(f"norm is for ach blocks; one of kind {self.kind} cannot have {self.norm!r}")
         if self.kind == "ach":
             _check_positive(k=self.k)
             if self.k is None or self.k < 2 or self.ratio is not None:
@@ -156,7 +158,7 @@ class NetSpec:
             if block.k is not None and block.k > channels:
                 raise ValueError(f"an ach block selects k = {block.k} of only {channels} channels")
             if block.ratio is not None and block.ratio * channels < 1:
-                raise ValueError(f"a ghost block's ratio {block.ratio} leaves no channel of {channels}")
+                raise ValueError(f"a {block.kind} block's ratio {block.ratio} leaves no channel of {channels}")
             channels = block.channels
 
     @property
@@ -251,6 +253,11 @@ class NetSpec:
 def ghost(ratio: float, kernel: int, channels: int, stride: int = 1) -> BlockSpec:
     """method.md's ``G<ratio>/<kernel>/<stride>-><channels>``."""
     return BlockSpec("ghost", channels, kernel, stride, ratio=float(ratio))
+
+
+def inverted(ratio: float, kernel: int, channels: int, stride: int = 1) -> BlockSpec:
+    """An inverted bottleneck, as in MobileNetV2."""
+    return BlockSpec("inverted", channels, kernel, stride, ratio=float(ratio))
 
 
 def ach(k: int, kernel: int, channels: int, stride: int = 1, norm: str = "dysoft") -> BlockSpec:

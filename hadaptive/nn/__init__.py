@@ -8,6 +8,7 @@ from hadaptive.nn.ach import (
 )
 from hadaptive.nn.bottleneck import AdaptiveBottleneck
 from hadaptive.nn.ghost import GhostExpansion
+from hadaptive.nn.inverted import InvertedExpansion
 from hadaptive.nn.normalisation import (
     NORMS,
     BatchNorm,
@@ -41,6 +42,7 @@ __all__ = [
     "DySoft",
     "DyT",
     "GhostExpansion",
+    "InvertedExpansion",
     "RMSNorm",
     "SelectionRecorder",
     "SelectionReport",

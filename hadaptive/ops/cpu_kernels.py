@@ -18,12 +18,12 @@ import numpy as np
 from llvmlite import ir
 from numba.core import types
 
-from hadaptive.ops.cpu_vectors import LANES, LINE, intrinsic, pair_bwd, pair_fwd, transpose
+from hadaptive.ops.cpu_vectors import LANES, LINE, add_product, fold, intrinsic, pair_bwd, pair_fwd, transpose
 
-# Sums may be reordered and fused; NaN and infinity keep their meaning. Factors may not be reordered:
-# (w * u) / (1 + |u|) overflows where w * (u / (1 + |u|)) does not. A flag holds for one function only.
-_SUMS = {"reassoc", "contract", "nsz"}
-_TERMS = {"contract"}
+# A product and a sum may become one instruction. Nothing may be reordered: (w * u) / (1 + |u|) overflows where
+# w * (u / (1 + |u|)) does not, and a kernel that was just compiled would add up in another order than the same one
+# from the cache, so that a resumed run differed from a whole one in the last digit.
+_FLAGS = {"contract"}
 _ZERO = np.float32(0)
 
 
@@ -48,17 +48,13 @@ class Task(ctypes.Structure):
 _TASK = types.CPointer(numba.from_dtype(np.dtype(Task)))
 
 
-def _compiled(flags: set[str]) -> Callable[[Callable], Any]:
+def _compiled(function: Callable) -> Any:
     """A decorator: compile on the first call, cached on disk where there is a place for it."""
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": flags}
-
-    def decorate(function: Callable) -> Any:
-        try:
-            return numba.njit(cache=True, **options)(function)
-        except RuntimeError:  # no folder that can be written
-            return numba.njit(**options)(function)
-
-    return decorate
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": _FLAGS}
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # no folder that can be written
+        return numba.njit(**options)(function)
 
 
 @intrinsic
@@ -87,7 +83,7 @@ _floats = _pointer_to(types.float32)
 _ints = _pointer_to(types.int64)
 
 
-@_compiled(_TERMS)
+@_compiled
 def _out_of_range(index, channels):
     bad = False
     for s in range(len(index)):
@@ -95,7 +91,7 @@ def _out_of_range(index, channels):
     return bad
 
 
-@_compiled(_TERMS)
+@_compiled
 def _operands(task):
     """index and gate (batch, k), alpha, weight and bias (pairs,)."""
     shape, pairs = (task.batch, task.k), task.k * (task.k - 1) // 2
@@ -108,7 +104,7 @@ def _operands(task):
     )
 
 
-@_compiled(_TERMS)
+@_compiled
 def _gathered_rows(x, index, gate, z):
     """Selected and gated channels of one sample: x (C, N) to the first N columns of z (k, _)."""
     for s in range(len(index)):
@@ -117,7 +113,7 @@ def _gathered_rows(x, index, gate, z):
             out[n] = scale * row[n]
 
 
-@_compiled(_TERMS)
+@_compiled
 def _gathered_cols(x, index, gate, start, live, per_sample, z):
     """The same for rows start to start + live of x (B * N, C), into the columns of z (k, LANES); zeros fill it."""
     for lane in range(LANES):
@@ -127,7 +123,7 @@ def _gathered_cols(x, index, gate, start, live, per_sample, z):
             z[s, lane] = gate[b, s] * x[row, index[b, s]] if lane < live else _ZERO
 
 
-@_compiled(_TERMS)
+@_compiled
 def _pairs(k):
     """The pairs (i, j), i < j < k, in order: two arrays of k(k-1)/2."""
     first = np.empty(k * (k - 1) // 2, np.int64)
@@ -140,12 +136,12 @@ def _pairs(k):
     return first, second
 
 
-@_compiled(_TERMS)
+@_compiled
 def _keep(*arrays):
     """Numba frees an array after the last line that names it, and an address does not name it."""
 
 
-@_compiled(_TERMS)
+@_compiled
 def expand_rows_fwd_kernel(task, chunk):
     """A chunk of a sample's channels, positions contiguous: x (B, C, N), y (B, C + P, N)."""
     index, gate, alpha, weight, bias = _operands(task)
@@ -176,7 +172,7 @@ def expand_rows_fwd_kernel(task, chunk):
     _keep(z, last)
 
 
-@_compiled(_TERMS)
+@_compiled
 def expand_cols_fwd_kernel(task, chunk):
     """A chunk of the positions of all samples, channels contiguous: x (B, N, C), y (B, N, C + P)."""
     index, gate, alpha, weight, bias = _operands(task)
@@ -211,13 +207,28 @@ def expand_cols_fwd_kernel(task, chunk):
     _keep(z, d)
 
 
-@_compiled(_SUMS)
+@_compiled
 def _add_up(lanes, total):
+    """The sum of each row of lanes (_, LANES), in a fixed order."""
     for p in range(len(total)):
-        total[p] = lanes[p].sum()
+        fold(lanes[p].ctypes.data, total[p:].ctypes.data)
 
 
-@_compiled(_TERMS)
+@_compiled
+def _dot(a, b, lanes):
+    """The sum of a * b over the length of b, in a fixed order."""
+    lanes[:] = _ZERO
+    whole = len(b) // LANES
+    a_at, b_at, lanes_at = a.ctypes.data, b.ctypes.data, lanes.ctypes.data
+    for n in range(0, whole * LINE, LINE):
+        add_product(a_at + n, b_at + n, lanes_at)
+    for n in range(whole * LANES, len(b)):
+        lanes[n - whole * LANES] += a[n] * b[n]
+    fold(lanes_at, lanes_at)
+    return lanes[0]
+
+
+@_compiled
 def _gradients(task, chunk):
     """grad_gate (batch, k), and this chunk's own sums: alpha (1,), weight and bias (pairs,)."""
     pairs = task.k * (task.k - 1) // 2
@@ -229,7 +240,7 @@ def _gradients(task, chunk):
     )
 
 
-@_compiled(_SUMS)
+@_compiled
 def expand_rows_bwd_kernel(task, chunk):
     """Gradients of a chunk of samples, positions contiguous."""
     index, gate, alpha, weight, _ = _operands(task)
@@ -241,7 +252,7 @@ def expand_rows_bwd_kernel(task, chunk):
     whole, rest = positions // LANES, positions % LANES
     z = np.zeros((k, (whole + 1) * LANES), np.float32)
     gz = np.empty_like(z)
-    last = np.zeros(LANES, np.float32)
+    last, of_gate = np.zeros(LANES, np.float32), np.empty(LANES, np.float32)
     lanes = np.zeros((2 * pairs + 1, LANES), np.float32)
     z_at, gz_at, step = z.ctypes.data, gz.ctypes.data, (whole + 1) * LINE
     of_alpha = lanes[2 * pairs].ctypes.data
@@ -287,18 +298,16 @@ def expand_rows_bwd_kernel(task, chunk):
                 )
         for s in range(k):
             scale, row, out, of_row = gate[b, s], x[index[b, s]], grad_x[index[b, s]], gz[s]
-            for_gate = _ZERO
             for n in range(positions):
-                for_gate += of_row[n] * row[n]
                 out[n] += scale * of_row[n]
-            grad_gate[b, s] = for_gate
+            grad_gate[b, s] = _dot(of_row, row, of_gate)
     _add_up(lanes[:pairs], sum_weight)
     _add_up(lanes[pairs : 2 * pairs], sum_bias)
     _add_up(lanes[2 * pairs :], sum_alpha)
     _keep(z, gz, last)
 
 
-@_compiled(_TERMS)
+@_compiled
 def expand_cols_bwd_kernel(task, chunk):
     """The same with the channels contiguous."""
     index, gate, alpha, weight, _ = _operands(task)
@@ -362,7 +371,7 @@ def expand_cols_bwd_kernel(task, chunk):
     _keep(z, gz, g)
 
 
-@_compiled(_TERMS)
+@_compiled
 def _next_chunk(pointer):
     """The number of a chunk that no thread has taken yet, or -1."""
     task = numba.carray(pointer, 1)[0]

@@ -121,6 +121,31 @@ def pair_bwd(typing, zi, zj, grad, gzi, gzj, of_alpha, of_weight, of_bias, alpha
 
 
 @intrinsic
+def add_product(typing, a, b, total):
+    """Adds a * b to total, sixteen positions."""
+
+    def emit(v: _Vectors, a: Any, b: Any, total: Any) -> None:
+        v.add_to(total, v.mul(v.load(a), v.load(b)))
+
+    return _step(3, 0, emit)
+
+
+@intrinsic
+def fold(typing, lanes, total):
+    """The sum of sixteen lanes, halves upon halves, to the one float at `total`."""
+
+    def emit(v: _Vectors, lanes: Any, total: Any) -> None:
+        value = v.load(lanes)
+        for size in (8, 4, 2, 1):
+            turned = ir.Constant(_INDICES, [(lane + size) % LANES for lane in range(LANES)])
+            value = v.add(value, v.builder.shuffle_vector(value, value, turned))
+        first = v.builder.extract_element(value, ir.Constant(_INT, 0))
+        v.builder.store(first, v.builder.inttoptr(total, _FLOAT.as_pointer()), align=4)
+
+    return _step(2, 0, emit)
+
+
+@intrinsic
 def transpose(typing, source, source_step, target, target_step):
     """Sixteen rows of sixteen, `step` bytes apart, with rows and columns swapped."""
 

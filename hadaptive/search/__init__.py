@@ -1,9 +1,10 @@
-from hadaptive.search.config import SearchConfig
-from hadaptive.search.gdas import resume_search, search
+from hadaptive.search.config import SearchConfig, StudyConfig
 from hadaptive.search.latency import LatencyTable, measure_networks, measure_table
-from hadaptive.search.outcome import most_confident
+from hadaptive.search.launch import resume_search, search
+from hadaptive.search.outcome import most_confident, random_within
 from hadaptive.search.runtimes import Setting
 from hadaptive.search.space import SearchSpace, Skip, open_space, published_space, rich_space
+from hadaptive.search.study import resume, study
 from hadaptive.search.supernet import Sample, Supernet
 
 __all__ = [
@@ -13,13 +14,17 @@ __all__ = [
     "SearchSpace",
     "Setting",
     "Skip",
+    "StudyConfig",
     "Supernet",
     "measure_networks",
     "measure_table",
     "most_confident",
     "open_space",
     "published_space",
+    "random_within",
+    "resume",
     "resume_search",
     "rich_space",
     "search",
+    "study",
 ]

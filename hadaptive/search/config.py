@@ -13,7 +13,7 @@ FIXED = ("model", "accumulate", "mixup", "cutmix", "ema", "drop_path_rate", "sel
 
 @dataclass(frozen=True)
 class SearchConfig(TrainConfig):
-    """Everything that decides a search; also the flags of ``hadaptive search``.
+    """Everything that decides one search.
 
     Attributes:
         space: published, rich-s, rich-m, rich-l, or a .json file of your own.
@@ -22,6 +22,9 @@ class SearchConfig(TrainConfig):
         latency_weight: of the expected latency's relative distance from the target in the loss.
         runtime: what latency is measured with, where there is no table.
         foreign_table: accept a table measured on another device.
+        estimator: how the architecture learns: rloo compares several paths on one batch, gdas passes the gradient
+            of one straight through, as in the paper.
+        paths: that rloo compares in each step.
         alpha_fraction: share of the training images that the architecture parameters learn from.
         alpha_lr: of the architecture parameters; default lets them move by 10 in all, and by the paper's
             3e-4 a step at least.
@@ -38,6 +41,8 @@ class SearchConfig(TrainConfig):
     latency_weight: float = 1.0
     runtime: Literal["pytorch", "onnxruntime"] = "pytorch"
     foreign_table: bool = False
+    estimator: Literal["rloo", "gdas"] = "rloo"
+    paths: int = 4
     alpha_fraction: float = 0.5
     alpha_lr: float | None = None
     alpha_weight_decay: float = 1e-3
@@ -52,6 +57,8 @@ class SearchConfig(TrainConfig):
         for name in FIXED:
             if getattr(self, name) != defaults[name] and name not in _set_by_recipe(self.recipe):
                 raise ValueError(f"{name} has no meaning in a search: give it to the training of what is found")
+        if self.paths < 2:
+            raise ValueError(f"paths are compared with each other: at least 2, got {self.paths}")
         if not 0 < self.alpha_fraction < 1:
             raise ValueError(f"alpha_fraction must lie between 0 and 1, got {self.alpha_fraction}")
         if not 0 <= self.weights_first < 1:
@@ -82,6 +89,39 @@ class SearchConfig(TrainConfig):
         """The settings to train the found network with: the same recipe, data and budget."""
         values = {field.name: getattr(self, field.name) for field in fields(TrainConfig)}
         return TrainConfig(**{**values, "stem_strides": None, **changes})
+
+
+@dataclass(frozen=True)
+class StudyConfig(SearchConfig):
+    """Everything that decides a search, its repetitions and its comparison; the flags of ``hadaptive search``.
+
+    Attributes:
+        seeds: search so many times, and report how far the seeds agree.
+        baseline: "random 10" trains what was found beside ten random networks of the same latency, and the
+            published network the target names, all under the same recipe.
+        retrain_seeds: trainings of each network found and of the published one; random ones are trained once.
+    """
+
+    seeds: int = 1
+    baseline: tuple[Literal["random"], int] | None = None
+    retrain_seeds: int = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("seeds", "retrain_seeds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.baseline is not None and self.baseline[1] < 2:
+            raise ValueError(f"a baseline needs at least 2 random networks, got {self.baseline[1]}")
+
+    @property
+    def is_single(self) -> bool:
+        """Whether this is one search and nothing else."""
+        return self.seeds == 1 and self.baseline is None
+
+    def single(self) -> SearchConfig:
+        """The settings of one search."""
+        return SearchConfig(**{field.name: getattr(self, field.name) for field in fields(SearchConfig)})
 
 
 def _set_by_recipe(recipe: str) -> set[str]:

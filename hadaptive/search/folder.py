@@ -26,6 +26,12 @@ class SearchFolder(RunFolder):
         self.heat_map = self.path / "confidence.png"
         self.strip = self.path / "network.png"
 
+    @staticmethod
+    def check_new(path: str | Path) -> None:
+        """Raise the sentence of :meth:`create` early where something is there already."""
+        if Path(path).exists():
+            RunFolder.create(path)
+
     @classmethod
     def open(cls, path: str | Path) -> "SearchFolder":
         """Open an existing search.

@@ -23,12 +23,19 @@ from hadaptive.models.spec import HADAPTIVE_NET_L, HADAPTIVE_NET_M, HADAPTIVE_NE
 from hadaptive.provenance import device_name, provenance
 from hadaptive.runs import write_json
 from hadaptive.search.runtimes import Setting, runner
-from hadaptive.search.space import Choice, SearchSpace, Skip, open_space
+from hadaptive.search.space import Choice, SearchSpace, Skip, label, open_space
 from hadaptive.search.supernet import Supernet
 
 FORMAT = "hadaptive-latency"
 VERSION = 1
 REFERENCES = {"S": HADAPTIVE_NET_S, "M": HADAPTIVE_NET_M, "L": HADAPTIVE_NET_L}
+
+
+def references(stem_strides: tuple[int, ...] | None = None) -> dict[str, NetSpec]:
+    """The published networks by their letter, with other strides in their first convolutions."""
+    if not stem_strides:
+        return dict(REFERENCES)
+    return {name: spec.with_stem_strides(*stem_strides) for name, spec in REFERENCES.items()}
 
 
 @dataclass(frozen=True)
@@ -84,9 +91,7 @@ class LatencyTable:
         Raises:
             ValueError: it is written otherwise, or no network of the space is that fast.
         """
-        found = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)\s*(ms|s|us|x\s*([A-Za-z]+))", text.strip())
-        if not found or float(found[1]) <= 0:
-            raise ValueError(f"a latency target is written like 5ms or 0.8xS, got {text!r}")
+        found = self.check_target(text)
         if found[3]:
             name = found[3].upper()
             if name not in self.references:
@@ -104,6 +109,24 @@ class LatencyTable:
                 f"the slowest at {high:.3g} ms"
             )
         return target
+
+    @staticmethod
+    def check_target(text: str) -> re.Match[str]:
+        """The parts of a target's text: a number, a unit, and a network's name where the unit is one.
+
+        Raises:
+            ValueError: it is not written like 5ms or 0.8xS.
+        """
+        found = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)\s*(ms|s|us|x\s*([A-Za-z]+))", text.strip())
+        if not found or float(found[1]) <= 0:
+            raise ValueError(f"a latency target is written like 5ms or 0.8xS, got {text!r}")
+        return found
+
+    @classmethod
+    def reference_of(cls, text: str | None) -> str:
+        """The letter of the network that a target is relative to; S where it is to none."""
+        found = None if text is None else cls.check_target(text)
+        return found[3].upper() if found and found[3] else "S"
 
     def check(self, space: SearchSpace, setting: Setting, foreign: bool = False) -> None:
         """Raise one clear ValueError unless this table is of that space, setting and (unless foreign) device."""
@@ -147,13 +170,20 @@ class LatencyTable:
 
 
 def measure_table(
-    space: SearchSpace, setting: Setting, *, rounds: int = 40, networks: int = 12, quiet: bool = False
+    space: SearchSpace,
+    setting: Setting,
+    *,
+    known: dict[str, NetSpec] = REFERENCES,
+    rounds: int = 60,
+    networks: int = 24,
+    quiet: bool = False,
 ) -> LatencyTable:
     """Time every candidate of `space` at the size of its input there, and fit the sum to whole networks.
 
     Args:
-        rounds: timed runs of each candidate; the median counts.
-        networks: whole networks drawn at random (a fixed seed) for the fit; also S, M and L where they fit.
+        known: networks that targets may be relative to; those that the images are too small for are left out.
+        rounds: timed runs of each candidate, and a third of those of each whole network; the median counts.
+        networks: whole networks drawn at random (a fixed seed) for the fit.
 
     Raises:
         ValueError: the setting cannot be measured here, or the images do not fit the space.
@@ -171,13 +201,13 @@ def measure_table(
         generator = torch.Generator().manual_seed(2024)
         choices = [space.random(generator) for _ in range(networks)]
         whole = {str(i): _network_run(space.build(choice), setting) for i, choice in enumerate(choices)}
-        whole |= {name: run for name, spec in REFERENCES.items() if (run := _reference_run(spec, setting))}
+        whole |= {name: run for name, spec in known.items() if (run := _reference_run(spec, setting))}
         if not quiet:
             print(f"timing {len(whole)} whole networks", flush=True)
-        measured = {n: quartiles(t)["median_ms"] for n, t in _timed(whole, rounds, setting).items()}
+        measured = {n: quartiles(t)["median_ms"] for n, t in _timed(whole, 3 * rounds, setting).items()}
     sums = [sum(t[c] for t, c in zip(times, choice, strict=True)) + medians[head] for choice in choices]
     slope, offset, error = _fit(sums, [measured[str(i)] for i in range(networks)])
-    references = {name: measured[name] for name in REFERENCES if name in measured}
+    references = {name: measured[name] for name in known if name in measured}
     return LatencyTable(
         space.fingerprint,
         setting,
@@ -191,7 +221,7 @@ def measure_table(
     )
 
 
-def measure_networks(specs: dict[str, NetSpec], setting: Setting, rounds: int = 40) -> dict[str, float]:
+def measure_networks(specs: dict[str, NetSpec], setting: Setting, rounds: int = 120) -> dict[str, float]:
     """Median latency of whole networks, timed in turns, ms."""
     setting.check()
     with threads(setting.threads or None):
@@ -276,20 +306,14 @@ def print_table(space: SearchSpace, table: LatencyTable) -> None:
         print(f"{name}: {ms:.2f} ms")
 
 
-def label(candidate: Any) -> str:
-    """A candidate in the notation of the paper's tables: A16/5b is ACH of k 16, kernel 5, with BatchNorm."""
-    if isinstance(candidate, Skip):
-        return "skip"
-    stride = f"/{candidate.stride}" if candidate.stride > 1 else ""
-    if not hasattr(candidate, "kind"):
-        return f"C{candidate.kernel}{stride}→{candidate.channels}"
-    wide = f"A{candidate.k}" if candidate.kind == "ach" else f"G{candidate.ratio:g}"
-    end = "b" if candidate.kind == "ach" and candidate.norm == "batchnorm" else ""
-    end = end or (f"-{candidate.norm}" if candidate.kind == "ach" and candidate.norm != "dysoft" else "")
-    return f"{wide}/{candidate.kernel}{stride}{end}"
-
-
-def latency_command(space_name: str, setting: Setting, output: Path | None, rounds: int, networks: int) -> None:
+def latency_command(
+    space_name: str,
+    setting: Setting,
+    output: Path | None,
+    rounds: int,
+    networks: int,
+    stem_strides: tuple[int, ...] | None = None,
+) -> None:
     """Measure, print, and save to `output`.
 
     Raises:
@@ -300,7 +324,10 @@ def latency_command(space_name: str, setting: Setting, output: Path | None, roun
     if rounds < 5 or networks < 3:
         raise ValueError(f"medians need at least 5 rounds and the fit 3 networks, got {rounds} and {networks}")
     space = open_space(space_name)
-    table = measure_table(space, setting, rounds=rounds, networks=networks)
+    if stem_strides:
+        space = space.with_stem_strides(*stem_strides)
+    known = references(stem_strides)
+    table = measure_table(space, setting, known=known, rounds=rounds, networks=networks)
     print_table(space, table)
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """From architecture parameters to a network: the most confident one within the target, and whether to trust it."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -10,6 +11,60 @@ from hadaptive.search.space import SKIP, Choice, SearchSpace
 
 STEPS = 2000  # of latency, when the best network within a target is looked for
 SPEND = 0.9  # of the target that the network found takes at least
+
+
+class _Knapsack:
+    """What each position may spend of a target, in whole steps beyond its fastest candidate.
+
+    Latencies are rounded up, so what fits here fits the target.
+    """
+
+    def __init__(self, table: LatencyTable, target: float) -> None:
+        fastest = [min(times) for times in table.times]
+        floor = table.rest + sum(fastest)
+        budget = (target - table.offset) / table.slope - floor
+        if budget < -1e-9:
+            raise ValueError(f"no network of this space is within {target:.3g} ms")
+        unit = max(budget, 1e-9) / STEPS
+        self.costs = [
+            [math.ceil((ms - least) / unit - 1e-6) for ms in times]
+            for times, least in zip(table.times, fastest, strict=True)
+        ]
+        least_spent = ((SPEND * target - table.offset) / table.slope - floor) / unit
+        self.start = min(STEPS, max(0, math.ceil(least_spent)))
+
+    def tables(self, scores: list[list[float]], join: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """Before and after each position the joined score of all ways to have spent exactly so much: (STEPS + 1,).
+
+        Scores add along a way; `join` takes (ways, STEPS + 1) to (STEPS + 1,).
+        """
+        spent = torch.full((STEPS + 1,), -math.inf, dtype=torch.float64)
+        spent[0] = 0.0
+        tables = [spent]
+        for own, costs in zip(scores, self.costs, strict=True):
+            tables.append(join(torch.stack(self.ways(tables[-1], own, costs))))
+        return tables
+
+    def ways(self, before: Tensor, scores: list[float], costs: list[int]) -> list[Tensor]:
+        """For each candidate of a position, the score of taking it and having spent exactly so much after it."""
+        ways = []
+        for score, cost in zip(scores, costs, strict=True):
+            way = torch.full_like(before, -math.inf)
+            if cost <= STEPS:
+                way[cost:] = before[: STEPS + 1 - cost] + score
+            ways.append(way)
+        return ways
+
+    def trace(self, tables: list[Tensor], scores: list[list[float]], pick: Callable[[Tensor], int]) -> Choice:
+        """One way through the tables, from its end: `pick` takes an index of a vector of scores."""
+        end = tables[-1][self.start :]
+        offset = self.start if bool(torch.isfinite(end).any()) else 0
+        place, choice = offset + pick(tables[-1][offset:]), []
+        for before, own, costs in zip(reversed(tables[:-1]), reversed(scores), reversed(self.costs), strict=True):
+            ways = torch.stack([way[place] for way in self.ways(before, own, costs)])
+            choice.append(pick(ways))
+            place -= costs[choice[-1]]
+        return tuple(reversed(choice))
 
 
 def most_confident(
@@ -30,35 +85,28 @@ def most_confident(
     """
     if table is None or target is None:
         return tuple(int(p.argmax()) for p in confidence)
-    fastest = [min(times) for times in table.times]
-    floor = table.rest + sum(fastest)
-    budget = (target - table.offset) / table.slope - floor  # what positions may spend beyond their fastest
-    if budget < -1e-9:
-        raise ValueError(f"no network of this space is within {target:.3g} ms")
-    unit = max(budget, 1e-9) / STEPS
-    costs = [
-        [math.ceil((ms - least) / unit - 1e-6) for ms in times]
-        for times, least in zip(table.times, fastest, strict=True)
-    ]
-    best = torch.full((STEPS + 1,), -math.inf, dtype=torch.float64)  # by what was spent
-    best[0] = 0.0
-    taken: list[Tensor] = []
-    for p, own in zip(confidence, costs, strict=True):
-        scores = torch.full((len(own), STEPS + 1), -math.inf, dtype=torch.float64)
-        for i, (logp, cost) in enumerate(zip(p.double().clamp(min=1e-300).log().tolist(), own, strict=True)):
-            if cost <= STEPS:
-                scores[i, cost:] = best[: STEPS + 1 - cost] + logp
-        best, chosen = scores.max(0)
-        taken.append(chosen)
-    least_spent = ((SPEND * target - table.offset) / table.slope - floor) / unit
-    start = min(STEPS, max(0, math.ceil(least_spent)))
-    if not bool(torch.isfinite(best[start:]).any()):
-        start = 0
-    place, choice = start + int(best[start:].argmax()), []
-    for chosen, own in zip(reversed(taken), reversed(costs), strict=True):
-        choice.append(int(chosen[place]))
-        place -= own[choice[-1]]
-    return tuple(reversed(choice))
+    knapsack = _Knapsack(table, target)
+    scores = [p.double().clamp(min=1e-300).log().tolist() for p in confidence]
+    tables = knapsack.tables(scores, lambda ways: ways.max(0).values)
+    return knapsack.trace(tables, scores, lambda values: int(values.argmax()))
+
+
+def random_within(space: SearchSpace, table: LatencyTable, target: float, generator: torch.Generator) -> Choice:
+    """A choice drawn evenly from all those predicted to take 0.9 of the target's time to all of it.
+
+    The same band that :func:`most_confident` chooses from, and so what a search must beat.
+
+    Raises:
+        ValueError: no network is within the target.
+    """
+    knapsack = _Knapsack(table, target)
+    scores = [[0.0] * len(position) for position in space.positions]
+    tables = knapsack.tables(scores, lambda ways: ways.logsumexp(0))
+
+    def draw(values: Tensor) -> int:
+        return int(torch.multinomial(torch.softmax(values, 0), 1, generator=generator))
+
+    return knapsack.trace(tables, scores, draw)
 
 
 def relative_entropy(confidence: list[Tensor]) -> float:

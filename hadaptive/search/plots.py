@@ -1,38 +1,52 @@
 """Pictures of a search: confidence per position, its curves, and the network found as a strip of blocks."""
 
+import statistics
+from pathlib import Path
+
 from matplotlib.figure import Figure
 
 from hadaptive.models import NetSpec
 from hadaptive.runs import read_csv, write_atomically
 from hadaptive.search.folder import SearchFolder
-from hadaptive.search.latency import label
+from hadaptive.search.space import label
 
-COLOURS = {"ach": "tab:orange", "ghost": "tab:blue", "conv": "tab:gray"}
+KINDS = {
+    "ach": ("ACH", "tab:orange"),
+    "ghost": ("Ghost", "tab:blue"),
+    "inverted": ("inverted bottleneck", "tab:green"),
+    "conv": ("convolution", "tab:gray"),
+}
 
 
-def _save(figure: Figure, path) -> None:
+def _save(figure: Figure, path: Path) -> None:
     write_atomically(path, lambda p: figure.savefig(p, dpi=110, format="png"))
 
 
 def plot_confidence(run: SearchFolder) -> None:
-    """Draw softmax(alpha) of the last epoch: a row per candidate, a column per position."""
+    """Draw softmax(alpha) of the last epoch."""
     rows = read_csv(run.confidence)
-    if not rows:
-        return
-    last = [row for row in rows if row["epoch"] == rows[-1]["epoch"]]
+    if rows:
+        last = [row for row in rows if row["epoch"] == rows[-1]["epoch"]]
+        draw_confidence(last, run.heat_map, f"confidence after epoch {int(rows[-1]['epoch']) + 1}")
+
+
+def draw_confidence(last: list[dict[str, str]], path: Path, title: str) -> None:
+    """Draw the confidence in `last`: a row per candidate, a column per position; the mean where rows repeat."""
     names = list(dict.fromkeys(row["candidate"] for row in last))
     positions = sorted({int(row["position"]) for row in last})
-    grid = [[float("nan")] * len(positions) for _ in names]
+    cells: dict[tuple[str, int], list[float]] = {}
     for row in last:
-        grid[names.index(row["candidate"])][positions.index(int(row["position"]))] = float(row["confidence"])
+        cells.setdefault((row["candidate"], int(row["position"])), []).append(float(row["confidence"]))
+    empty = [float("nan")]
+    grid = [[statistics.fmean(cells.get((name, place), empty)) for place in positions] for name in names]
     figure = Figure(figsize=(1.5 + 0.55 * len(positions), 1.5 + 0.25 * len(names)), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(grid, aspect="auto", vmin=0, vmax=1, cmap="viridis")
     axes.set_xticks(range(len(positions)), [str(p) for p in positions])
     axes.set_yticks(range(len(names)), names, fontsize=7)
-    axes.set(title=f"confidence after epoch {int(rows[-1]['epoch']) + 1}", xlabel="position")
+    axes.set(title=title, xlabel="position")
     figure.colorbar(image, ax=axes, label="softmax(alpha)")
-    _save(figure, run.heat_map)
+    _save(figure, path)
 
 
 def plot_search(run: SearchFolder) -> None:
@@ -72,7 +86,7 @@ def plot_search(run: SearchFolder) -> None:
     _save(figure, run.curves)
 
 
-def draw_network(spec: NetSpec, path) -> None:
+def draw_network(spec: NetSpec, path: Path) -> None:
     """Draw a network as a strip of blocks: height is width in channels, colour the kind, a gap a halved map."""
     layers = [("conv", conv.channels, conv.stride, label(conv)) for conv in spec.convs]
     layers += [(b.kind, b.channels, b.stride, label(b)) for stage in spec.stages for b in stage]
@@ -81,13 +95,36 @@ def draw_network(spec: NetSpec, path) -> None:
     x = 0.0
     for kind, channels, stride, text in layers:
         x += 0.45 if stride > 1 else 0.0
-        axes.bar(x, channels, width=0.85, color=COLOURS[kind])
+        axes.bar(x, channels, width=0.85, color=KINDS[kind][1])
         axes.text(x, channels, f"{channels}", ha="center", va="bottom", fontsize=7)
         axes.text(x, -4, text, ha="right", va="top", rotation=45, fontsize=7)
         x += 1.0
-    for kind, colour in COLOURS.items():
-        axes.bar(0, 0, color=colour, label={"ach": "ACH", "ghost": "Ghost", "conv": "convolution"}[kind])
+    for name, colour in KINDS.values():
+        axes.bar(0, 0, color=colour, label=name)
     axes.set(ylabel="channels out", title=spec.name)
     axes.set_xticks([])
     axes.legend(fontsize=7, loc="upper left")
+    _save(figure, path)
+
+
+def plot_comparison(rows: list[dict[str, str]], target: float | None, path: Path) -> None:
+    """Draw accuracy over measured latency: a point per network, the range over its seeds, a colour per group."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for number, group in enumerate(dict.fromkeys(row["group"] for row in rows)):
+        own = [row for row in rows if row["group"] == group]
+        points: dict[str, list[tuple[float, float]]] = {}
+        for row in own:
+            points.setdefault(row["network"], []).append((float(row["measured_ms"]), 100 * float(row["accuracy"])))
+        x = [values[0][0] for values in points.values()]
+        y = [statistics.fmean(a for _, a in values) for values in points.values()]
+        low = [mean - min(a for _, a in values) for mean, values in zip(y, points.values(), strict=True)]
+        high = [max(a for _, a in values) - mean for mean, values in zip(y, points.values(), strict=True)]
+        axes.errorbar(x, y, yerr=(low, high), fmt="osd^v"[number % 5], capsize=2, label=group)
+    if target is not None:
+        axes.axvline(target, color="gray", linestyle="--", linewidth=1, label="target")
+    axes.set(xlabel="measured latency, ms", ylabel=f"{rows[0]['part']} accuracy, %")
+    axes.set(title=f"{rows[0]['data']}, recipe {rows[0]['recipe']}")
+    axes.grid(alpha=0.3)
+    axes.legend()
     _save(figure, path)

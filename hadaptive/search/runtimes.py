@@ -1,9 +1,10 @@
 """What runs a network when its latency is measured: PyTorch on any device, or ONNX Runtime on the CPU."""
 
-import io
+import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -78,15 +79,21 @@ def runner(module: nn.Module, x: Tensor, setting: Setting) -> Callable[[], Any]:
 def _onnx_runner(module: nn.Module, x: Tensor, setting: Setting) -> Callable[[], Any]:
     import onnxruntime
 
-    file = io.BytesIO()
-    with ops.backend("reference"), warnings.catch_warnings(), torch.no_grad():
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ops.backend("reference"),
+        warnings.catch_warnings(),
+        torch.no_grad(),
+    ):
         warnings.simplefilter("ignore")  # the exporter deprecates itself
-        torch.onnx.export(module, (x,), file, input_names=["x"], output_names=["y"], dynamo=False)
+        path = Path(folder) / "module.onnx"
+        torch.onnx.export(module, (x,), path, input_names=["x"], output_names=["y"], dynamo=False)
+        graph = path.read_bytes()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = setting.threads
     # Idle threads that spin would slow down whatever is timed in turn with this.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     feed = {"x": x.numpy()}
     return lambda: session.run(None, feed)

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from hadaptive.models.spec import BlockSpec, ConvSpec, NetSpec, ach, as_fields, as_list, contents, ghost
+from hadaptive.models.spec import BlockSpec, ConvSpec, NetSpec, ach, as_fields, as_list, contents, ghost, inverted
 
 FORMAT = "hadaptive-space"
 VERSION = 1
@@ -308,6 +308,22 @@ class SearchSpace:
             raise ValueError(f"{path}: {error}") from None
 
 
+def label(candidate: Candidate) -> str:
+    """A candidate in the notation of the paper's tables: A16/5b is ACH of k 16, kernel 5, with BatchNorm.
+
+    G is Ghost and I the inverted bottleneck, with their ratios; C a plain convolution.
+    """
+    if isinstance(candidate, Skip):
+        return "skip"
+    stride = f"/{candidate.stride}" if candidate.stride > 1 else ""
+    if isinstance(candidate, ConvSpec):
+        return f"C{candidate.kernel}{stride}→{candidate.channels}"
+    wide = f"A{candidate.k}" if candidate.kind == "ach" else f"{candidate.kind[0].upper()}{candidate.ratio:g}"
+    end = "b" if candidate.kind == "ach" and candidate.norm == "batchnorm" else ""
+    end = end or (f"-{candidate.norm}" if candidate.kind == "ach" and candidate.norm != "dysoft" else "")
+    return f"{wide}/{candidate.kernel}{stride}{end}"
+
+
 def _align(blocks: tuple[BlockSpec, ...], positions: tuple[tuple[BlockSpec | Skip, ...], ...]) -> Choice | None:
     """Candidates that leave exactly these blocks when skips are dropped; the earliest fit."""
     if len(blocks) > len(positions):
@@ -327,7 +343,7 @@ def _align(blocks: tuple[BlockSpec, ...], positions: tuple[tuple[BlockSpec | Ski
 
 
 def _downs(ratios: tuple[int, ...], ks: tuple[int, ...], channels: int) -> tuple[BlockSpec, ...]:
-    """Candidates that halve the map: kernels 2 and 3."""
+    """Ghost and ACH candidates that halve the map: kernels 2 and 3."""
     ghosts = tuple(ghost(ratio, kernel, channels, 2) for ratio in ratios for kernel in (2, 3))
     return ghosts + tuple(ach(k, kernel, channels, 2) for k in ks for kernel in (2, 3))
 
@@ -377,8 +393,9 @@ _SKELETONS = {
 def rich_space(skeleton: str) -> SearchSpace:
     """Our space over the widths of one published network, which is a point of it.
 
-    Every stride-1 position holds Ghost with ratio 2, 4 or 6, ACH with k of 8 to 36 and DySoft or BatchNorm, each
-    with a depthwise kernel of 3, 5 or 7, and skip; a stage has room for a block or two more than the network has.
+    Every stride-1 position holds Ghost and the inverted bottleneck with ratio 2, 4 or 6, ACH with k of 8 to 36 and
+    DySoft or BatchNorm, each with a depthwise kernel of 3, 5 or 7, and skip; those that halve the map have kernels
+    2 and 3. A stage has room for a block or two more than the network has.
 
     Args:
         skeleton: "s", "m" or "l".
@@ -391,11 +408,17 @@ def rich_space(skeleton: str) -> SearchSpace:
     stem, wide, narrow, widths = _SKELETONS[skeleton]
     stages, channels = [], narrow
     for width, count in widths:
-        same: list[BlockSpec | Skip] = [ghost(r, kernel, width) for r in RICH_RATIOS for kernel in RICH_KERNELS]
+        same: list[BlockSpec | Skip] = [
+            kind(ratio, kernel, width)
+            for kind in (ghost, inverted)
+            for ratio in RICH_RATIOS
+            for kernel in RICH_KERNELS
+        ]
         same += [
             ach(k, kernel, width, norm=norm) for k in RICH_K for kernel in RICH_KERNELS for norm in RICH_NORMS
         ]
         down = _downs(RICH_RATIOS, tuple(k for k in RICH_K if k <= channels), width)
+        down += tuple(inverted(ratio, kernel, width, 2) for ratio in RICH_RATIOS for kernel in (2, 3))
         stages.append((down, *[(*same, SKIP)] * (count - 1)))
         channels = width
     return SearchSpace(

@@ -1,6 +1,6 @@
 from hadaptive.train.config import RECIPES, Recipe, TrainConfig
 from hadaptive.train.finite import NonFiniteLossError
-from hadaptive.train.loop import Trainer, TrainingInterruptedError, resume, train
+from hadaptive.train.loop import Trainer, TrainingInterruptedError, resume, train, train_or_resume
 
 __all__ = [
     "RECIPES",
@@ -11,4 +11,5 @@ __all__ = [
     "TrainingInterruptedError",
     "resume",
     "train",
+    "train_or_resume",
 ]

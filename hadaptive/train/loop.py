@@ -27,6 +27,7 @@ from hadaptive.runs import RunFolder, card_for, first_line, write_json
 from hadaptive.train.config import TrainConfig
 from hadaptive.train.finite import NonFiniteLossError, first_non_finite
 from hadaptive.train.plots import plot_curves
+from hadaptive.train.processes import on_main
 from hadaptive.train.progress import Progress
 from hadaptive.train.setup import create_accelerator, create_data, create_network, preprocessing_of
 from hadaptive.train.stopping import StopRequest, TrainingInterruptedError
@@ -58,22 +59,14 @@ def train(config: TrainConfig, *, quiet: bool = False) -> dict[str, Any]:
     output = config.output or default_output(config)
     # Every mistake in the settings shows here, before there is a folder.
     trainer = Trainer(config, accelerator, quiet=quiet)
-    failure: list[str] = [""]
-    if accelerator.is_main_process:
-        try:
-            run = RunFolder.create(output)
-            write_json(run.config, dataclasses.replace(config, output=output).to_dict())
-            write_json(run.card, trainer.card.to_dict())
-        except ValueError as error:
-            failure[0] = str(error)
-    if accelerator.num_processes > 1:
-        from accelerate.utils import broadcast_object_list
 
-        shared = broadcast_object_list([failure[0], str(output)])
-        failure[0], output = shared[0], Path(shared[1])
-    if failure[0]:
-        raise ValueError(failure[0])
-    return trainer.fit(RunFolder(output))
+    def create() -> Path:
+        run = RunFolder.create(output)
+        write_json(run.config, dataclasses.replace(config, output=output).to_dict())
+        write_json(run.card, trainer.card.to_dict())
+        return output
+
+    return trainer.fit(RunFolder(on_main(accelerator, create)))
 
 
 def resume(path: str | Path, *, quiet: bool = False) -> dict[str, Any]:
@@ -90,6 +83,20 @@ def resume(path: str | Path, *, quiet: bool = False) -> dict[str, Any]:
     if run.checkpoint.is_file():
         trainer.load(run)
     return trainer.fit(run)
+
+
+def train_or_resume(config: TrainConfig, *, quiet: bool = False) -> dict[str, Any]:
+    """The summary of the run in ``config.output``: read if it is finished, resumed if begun, else trained.
+
+    Raises:
+        ValueError: as :func:`train` and :func:`resume`; the folder holds a run of other settings.
+    """
+    if config.output is None or not config.output.is_dir():
+        return train(config, quiet=quiet)
+    run = RunFolder.open(config.output)
+    if run.read_json(run.config) != config.to_dict():
+        raise ValueError(f"{config.output} is a run with other settings: move it away")
+    return run.read_json(run.summary) if run.summary.is_file() else resume(config.output, quiet=quiet)
 
 
 class Trainer:

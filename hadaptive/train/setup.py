@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.data_loader import DataLoaderDispatcher, DataLoaderShard
 from accelerate.state import AcceleratorState
-from accelerate.utils import DataLoaderConfiguration
+from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -58,8 +58,11 @@ class DataParts:
                 loader.set_epoch(epoch)
 
 
-def create_accelerator(config: TrainConfig) -> Accelerator:
+def create_accelerator(config: TrainConfig, *, unused_parameters: bool = False) -> Accelerator:
     """Devices, processes and precision, as accelerate finds them.
+
+    Args:
+        unused_parameters: a step may leave some parameters without a gradient, as a supernet's does.
 
     Raises:
         ValueError: the precision is not to be had on this device.
@@ -73,6 +76,7 @@ def create_accelerator(config: TrainConfig) -> Accelerator:
             gradient_accumulation_steps=config.accumulate,
             dynamo_backend="inductor" if config.compile else None,
             dataloader_config=DataLoaderConfiguration(split_batches=True),
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused_parameters)],
         )
     except ValueError as error:
         raise ValueError(f"mixed_precision {config.mixed_precision!r} does not work here: {error}") from None

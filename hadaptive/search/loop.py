@@ -1,10 +1,11 @@
 """The search: weights and architecture learn in turns, each from its own part of the training images.
 
-Source: GDAS (arXiv 1910.04465) as in arXiv 2505.22226, section 4. The expected latency is a sum as in ProxylessNAS
-(arXiv 1812.00332, equation 2); what is added to the loss is its distance from the target, |E/T - 1|, as in TuNAS
-(arXiv 2008.11507, equation 2): a bound from above alone leaves young weights to vote for skipping everything.
-Deviations from the published search: the test part is never read; running statistics come from weight steps
-alone; architecture steps are in training mode; the architecture's optimiser is saved with the rest.
+Source: arXiv 2505.22226, section 4; how the architecture learns is in :mod:`hadaptive.search.estimators`. The
+expected latency is a sum as in ProxylessNAS (arXiv 1812.00332, equation 2); what is added to the loss is its distance
+from the target, |E/T - 1|, as in TuNAS (arXiv 2008.11507, equation 2): a bound from above alone leaves young weights
+to vote for skipping everything.
+Deviations from the published search: the test part is never read; running statistics come from weight steps alone;
+architecture steps are in training mode; the architecture's optimiser is saved with the rest.
 
 As in training, everything random is a function of (seed, epoch, step), so a resumed search is exact.
 """
@@ -14,14 +15,11 @@ import copy
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import replace
-from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from accelerate.utils import set_seed
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
@@ -33,81 +31,25 @@ from hadaptive.nn import update_temperatures
 from hadaptive.provenance import provenance
 from hadaptive.runs import first_line, write_json
 from hadaptive.search.config import SearchConfig
+from hadaptive.search.estimators import gdas, rloo
 from hadaptive.search.folder import SearchFolder
-from hadaptive.search.latency import REFERENCES, LatencyTable, label, measure_networks, measure_table
+from hadaptive.search.latency import LatencyTable, measure_networks, references
 from hadaptive.search.outcome import most_confident, relative_entropy, warnings_of
 from hadaptive.search.plots import draw_network, plot_confidence, plot_search
-from hadaptive.search.space import SearchSpace, open_space
+from hadaptive.search.space import SearchSpace, label
 from hadaptive.search.supernet import Supernet
 from hadaptive.train.finite import NonFiniteLossError
 from hadaptive.train.progress import Progress
-from hadaptive.train.setup import create_accelerator, create_data
+from hadaptive.train.setup import create_data
 from hadaptive.train.stopping import StopRequest, TrainingInterruptedError
 
 CALIBRATION_BATCHES = 20  # for the running statistics of a path that is evaluated
-
-
-def search(config: SearchConfig, *, quiet: bool = False) -> dict[str, Any]:
-    """Search a network and leave a folder with it.
-
-    Returns:
-        The summary that is also in the folder, with its path under "run".
-
-    Raises:
-        ValueError: a setting, the data, the space or the latency table do not fit; the folder exists.
-        TrainingInterruptedError: stopped by a signal, after a checkpoint was written.
-    """
-    accelerator = create_accelerator(config)
-    name = Path(config.space).stem
-    output = (
-        config.output or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-search-{name}-{Path(config.data).name}"
-    )
-    if output.exists():
-        SearchFolder.create(output)  # says so, before anything long
-    space = open_space(config.space)
-    if config.stem_strides:
-        space = space.with_stem_strides(*config.stem_strides)
-    searcher = Searcher(config, space, accelerator, quiet=quiet)
-    table = None
-    if config.latency_target is not None:
-        setting = config.setting(searcher.num_classes, accelerator.device.type)
-        if config.latency_table is not None:
-            table = LatencyTable.load(config.latency_table)
-            table.check(space, setting, foreign=config.foreign_table)
-        else:
-            table = measure_table(space, setting, quiet=quiet)
-        table.target(config.latency_target)
-    run = SearchFolder(SearchFolder.create(output).path)
-    space.save(run.space)
-    if table is not None:
-        table.save(run.latency)
-    write_json(run.config, replace(config, output=output).to_dict())
-    searcher.use(table)
-    return searcher.fit(run)
-
-
-def resume_search(path: str | Path, *, quiet: bool = False) -> dict[str, Any]:
-    """Continue an interrupted search exactly where its last checkpoint left it.
-
-    Raises:
-        ValueError: `path` is no search, is finished, or is damaged.
-    """
-    run = SearchFolder.open(path)
-    if run.summary.is_file():
-        raise ValueError(f"{path} is finished: there is nothing to resume")
-    config = SearchConfig.from_dict(run.read_json(run.config))
-    searcher = Searcher(config, SearchSpace.load(run.space), create_accelerator(config), quiet=quiet)
-    searcher.use(LatencyTable.load(run.latency) if run.latency.is_file() else None)
-    if run.checkpoint.is_file():
-        searcher.load(run)
-    return searcher.fit(run)
 
 
 @contextlib.contextmanager
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
     """Let BatchNorm normalise with its batch, as in training, and leave its running statistics alone."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    flags = [norm.track_running_stats for norm in norms]
     counts = [norm.num_batches_tracked for norm in norms]
     moments = [norm.momentum for norm in norms]
     for norm in norms:
@@ -115,8 +57,8 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for norm, flag, count, momentum in zip(norms, flags, counts, moments, strict=True):
-            norm.track_running_stats, norm.num_batches_tracked, norm.momentum = flag, count, momentum
+        for norm, count, momentum in zip(norms, counts, moments, strict=True):
+            norm.num_batches_tracked, norm.momentum = count, momentum
 
 
 class Searcher:
@@ -127,7 +69,6 @@ class Searcher:
     ) -> None:
         self.config, self.space, self.accelerator = config, space, accelerator
         self.show = accelerator.is_main_process and not quiet
-        space.input_shapes(config.in_chans, config.image_size)
         self.data = create_data(config, accelerator, config.alpha_fraction)
         self.num_classes = len(self.data.classes)
         torch.manual_seed(config.seed)
@@ -156,8 +97,6 @@ class Searcher:
             ) from None
         assert scheduler is not None
         self.scheduler = scheduler
-        # Paths differ from step to step, so most parameters of a step are unused.
-        accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
         self.model, self.optimizer = accelerator.prepare(self.supernet, optimizer)
         alpha_steps = config.epochs * self.data.alpha_steps_per_epoch * (1 - config.weights_first)
         lr = config.alpha_lr or max(3e-4, 10.0 / max(1.0, alpha_steps))
@@ -286,14 +225,9 @@ class Searcher:
         images, targets = images.to(self.accelerator.device), targets.to(self.accelerator.device)
         return (images.to(memory_format=torch.channels_last) if self.config.channels_last else images), targets
 
-    def _path(self, kind: int) -> Any:
-        """A path for this step, the same on every process: kind 2 for weights, 3 for the architecture."""
-        seed = derive_seed(self.config.seed, kind, self.epoch, self.step)
-        generator = torch.Generator().manual_seed(seed)
-        first = self.config.weights_first * self.config.epochs * self.data.steps_per_epoch
-        if self.updates < first:
-            return self.space.random(generator)
-        return self.supernet.sample(self.tau(), generator)
+    def _generator(self, kind: int) -> torch.Generator:
+        """Of this step's paths, the same on every process: kind 2 for weights, 3 for the architecture."""
+        return torch.Generator().manual_seed(derive_seed(self.config.seed, kind, self.epoch, self.step))
 
     def _seed_noise(self, kind: int) -> None:
         process = self.accelerator.process_index
@@ -309,8 +243,10 @@ class Searcher:
 
     def _weight_step(self, images: Tensor, targets: Tensor) -> float:
         self._seed_noise(4)
-        path = self._path(2)
-        choice = path if isinstance(path, tuple) else path.choice
+        generator = self._generator(2)
+        first = self.config.weights_first * self.config.epochs * self.data.steps_per_epoch
+        even = self.updates < first
+        choice = self.space.random(generator) if even else self.supernet.sample(self.tau(), generator).choice
         with self.accelerator.autocast():
             logits = self.model(images, choice)
         loss = self.criterion(logits.float(), targets)
@@ -323,16 +259,22 @@ class Searcher:
 
     def _alpha_step(self, images: Tensor, targets: Tensor) -> float:
         self._seed_noise(5)
-        sample = self._path(3)
+        generator = self._generator(3)
+
+        def of_logits(logits: Tensor) -> Tensor:
+            return self.criterion(logits.float(), targets)
+
         weights = self.supernet.weights()
         for weight in weights:
             weight.requires_grad_(False)
         try:
             # Past DistributedDataParallel, which would wait for the weights' gradients.
             with frozen_statistics(self.supernet), self.accelerator.autocast():
-                logits = self.supernet(images, sample)
-            loss = self.criterion(logits.float(), targets)
-            value = self._finite(loss)
+                if self.config.estimator == "gdas":
+                    loss, entropy = gdas(self.supernet, images, of_logits, self.tau(), generator)
+                else:
+                    loss, entropy = rloo(self.supernet, images, of_logits, self.config.paths, generator)
+            value = self._finite(entropy)
             if self.table is not None and self.target is not None:
                 expected = self.table.expected([torch.softmax(a.float(), 0) for a in self.alpha])
                 loss = loss + self.config.latency_weight * (expected / self.target - 1).abs()
@@ -436,6 +378,8 @@ class Searcher:
             "target_ms": self.target,
             "predicted_ms": None if self.table is None else self.table.predict(choice),
             "measured_ms": measured,
+            "num_classes": self.num_classes,
+            "device_type": self.accelerator.device.type,
             "warnings": warnings_of(self.space, choice, confidence),
             "search_seconds": round(self.seconds, 1),
             "processes": self.accelerator.num_processes,
@@ -447,35 +391,12 @@ class Searcher:
             write_json(run.summary, summary)
             run.checkpoint.unlink(missing_ok=True)
         self.accelerator.wait_for_everyone()
-        if self.show:
-            print_search(run, self.space, summary)
         return summary
 
     def _measure(self, found: NetSpec) -> dict[str, float] | None:
         """Latency of the network found and of the published ones, in turns, ms; None where no table says how."""
         if self.table is None or not self.accelerator.is_main_process:
             return None
-        known = {name: REFERENCES[name] for name in self.table.references}
+        specs = references(self.config.stem_strides)
+        known = {name: specs[name] for name in self.table.references if name in specs}
         return measure_networks({"found": found, **known}, self.table.setting)
-
-
-def print_search(run: SearchFolder, space: SearchSpace, summary: dict[str, Any]) -> None:
-    """Print what was found, position by position, its latency, and any warning."""
-    from rich.table import Table
-
-    from hadaptive.console import console
-
-    table = Table("position", "found")
-    table.add_column("confidence", justify="right")
-    chosen = zip(space.positions, summary["choice"], summary["confidence"], strict=True)
-    for number, (position, choice, confidence) in enumerate(chosen, start=1):
-        if len(position) > 1:
-            table.add_row(str(number), label(position[choice]), f"{confidence:.2f}")
-    console().print(table)
-    if summary["predicted_ms"] is not None:
-        measured = ", ".join(f"{name} {ms:.2f} ms" for name, ms in (summary["measured_ms"] or {}).items())
-        print(f"latency: target {summary['target_ms']:.2f} ms, predicted {summary['predicted_ms']:.2f} ms; "
-              f"measured: {measured}")  # fmt: skip
-    for warning in summary["warnings"]:
-        print(f"warning: {warning}")
-    print(f"train it: hadaptive train --model {run.found} --recipe {summary['recipe']}")

@@ -1,0 +1,35 @@
+"""Inverted-bottleneck expansion: every new channel by a 1x1 convolution, the rival that ACH is to replace.
+
+Source: arXiv 1801.04381 (MobileNetV2), with Hardswish as in arXiv 1905.02244 (MobileNetV3).
+"""
+
+from torch import Tensor, nn
+
+
+class InvertedExpansion(nn.Module):
+    """Expand C channels to int(C * ratio) by Conv1x1 + BN + Hardswish.
+
+    Args:
+        channels: C, channels in.
+        ratio: how many times as many come out.
+
+    Shape:
+        (B, C, H, W) -> (B, int(C * ratio), H, W).
+
+    Raises:
+        ValueError: the ratio gives no channel at all.
+    """
+
+    def __init__(self, channels: int, ratio: float) -> None:
+        super().__init__()
+        self.out_channels = int(channels * ratio)
+        if self.out_channels < 1:
+            raise ValueError(f"ratio {ratio} leaves no channel of {channels}")
+        self.convolution = nn.Sequential(
+            nn.Conv2d(channels, self.out_channels, 1, bias=False),
+            nn.BatchNorm2d(self.out_channels),
+            nn.Hardswish(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.convolution(x)

@@ -1,0 +1,351 @@
+"""Is a search worth its price? Several seeds, their agreement, and what they find against random networks.
+
+The folder of a study:
+
+config.json, space.json, latency.json   all that is needed to run it again
+searches/seed0/ ...                     one search each
+agreement.csv, kinds.csv                per position: how far the seeds agree, and what kinds of block they prefer
+confidence.png                          the mean confidence over the seeds
+networks.json                           the networks compared: found, random, published; with their latency
+runs/                                   the training of each
+comparison.csv, comparison.png          a row per training; accuracy over latency
+summary.json
+"""
+
+import itertools
+import json
+import statistics
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hadaptive.console import console
+from hadaptive.metrics import mean_interval, welch_difference
+from hadaptive.models import NetSpec
+from hadaptive.provenance import provenance
+from hadaptive.runs import append_csv, read_csv, write_atomically, write_csv, write_json
+from hadaptive.search.config import StudyConfig
+from hadaptive.search.folder import SearchFolder
+from hadaptive.search.latency import LatencyTable, measure_networks, references
+from hadaptive.search.launch import configured_space, configured_table, default_output, resume_search, search
+from hadaptive.search.outcome import random_within
+from hadaptive.search.plots import draw_confidence, plot_comparison
+from hadaptive.search.space import SKIP, ConvSpec, SearchSpace
+from hadaptive.train import TrainingInterruptedError, train_or_resume
+from hadaptive.train.setup import create_accelerator, create_data
+
+
+class StudyFolder(SearchFolder):
+    """One study on disk."""
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(path)
+        self.agreement = self.path / "agreement.csv"
+        self.kinds = self.path / "kinds.csv"
+        self.networks = self.path / "networks.json"
+        self.comparison = self.path / "comparison.csv"
+        self.plane = self.path / "comparison.png"
+
+    def search(self, seed: int) -> SearchFolder:
+        """The folder of one search."""
+        return SearchFolder(self.path / "searches" / f"seed{seed}")
+
+
+def study(config: StudyConfig, *, quiet: bool = False) -> dict[str, Any]:
+    """Search with several seeds, and train what they find beside random networks of the space.
+
+    Returns:
+        The summary that is also in the folder, with its path under "run".
+
+    Raises:
+        ValueError: as :func:`hadaptive.search.search`; or this is one process of several.
+        TrainingInterruptedError: stopped by a signal; it can be resumed.
+    """
+    accelerator = create_accelerator(config)
+    if accelerator.num_processes > 1:
+        raise ValueError("--seeds and --baseline run in one process: under torchrun start each search by itself")
+    output = config.output or default_output(config)
+    StudyFolder.check_new(output)
+    space = configured_space(config)
+    classes = len(create_data(config, accelerator, config.alpha_fraction).classes)
+    table = configured_table(config, space, classes, accelerator, quiet)
+    folder = StudyFolder(StudyFolder.create(output).path)
+    space.save(folder.space)
+    if table is not None:
+        table.save(folder.latency)
+    write_json(folder.config, replace(config, output=output).to_dict())
+    return resume_study(output, quiet=quiet)
+
+
+def resume_study(path: str | Path, *, quiet: bool = False) -> dict[str, Any]:
+    """Go on with a study where it stopped: what is finished is not done again.
+
+    Raises:
+        ValueError: `path` is no study, is finished, or is damaged.
+    """
+    folder = StudyFolder.open(path)
+    assert isinstance(folder, StudyFolder)
+    if folder.summary.is_file():
+        raise ValueError(f"{path} is finished: there is nothing to resume")
+    config = StudyConfig.from_dict(folder.read_json(folder.config))
+    space = SearchSpace.load(folder.space)
+    table = LatencyTable.load(folder.latency) if folder.latency.is_file() else None
+    try:
+        summaries = [_search_once(folder, config, table, seed, quiet) for seed in _seeds(config, config.seeds)]
+        agreement = _agree(folder, space, config, summaries)
+        summary: dict[str, Any] = {"run": str(folder.path), "space": space.name, "agreement": agreement}
+        summary["warnings"] = [f"seed {s['seed']}: {warning}" for s in summaries for warning in s["warnings"]]
+        if config.baseline is not None:
+            _compare(folder, config, space, table, summaries, quiet)
+            summary |= comparison_of(read_csv(folder.comparison))
+            target = None if table is None else table.target(str(config.latency_target))
+            plot_comparison(read_csv(folder.comparison), target, folder.plane)
+    except TrainingInterruptedError:
+        raise TrainingInterruptedError(str(path), "search") from None
+    write_json(folder.summary, {**summary, **provenance(summaries[0]["device_type"])})
+    if not quiet:
+        print_study(folder, summary)
+    return summary
+
+
+def resume(path: str | Path, *, quiet: bool = False) -> dict[str, Any]:
+    """Go on with a search or a study, whichever left this folder.
+
+    Raises:
+        ValueError: as :func:`resume_study` and :func:`hadaptive.search.resume_search`.
+    """
+    folder = SearchFolder.open(path)
+    kind = resume_study if "seeds" in folder.read_json(folder.config) else resume_search
+    return kind(path, quiet=quiet)
+
+
+def _seeds(config: StudyConfig, number: int) -> range:
+    return range(config.seed, config.seed + number)
+
+
+def _search_once(
+    folder: StudyFolder, config: StudyConfig, table: LatencyTable | None, seed: int, quiet: bool
+) -> dict[str, Any]:
+    run = folder.search(seed)
+    if run.summary.is_file():
+        return run.read_json(run.summary)
+    if not quiet:
+        print(f"== search, seed {seed}", flush=True)
+    if run.config.is_file():
+        return resume_search(run.path, quiet=quiet)
+    changes = {"seed": seed, "output": run.path, "latency_table": folder.latency if table else None}
+    return search(replace(config.single(), **changes), quiet=quiet)
+
+
+# -- agreement ------------------------------------------------------------------------------------------------
+
+
+def _agree(
+    folder: StudyFolder, space: SearchSpace, config: StudyConfig, summaries: list[dict[str, Any]]
+) -> dict[str, float] | None:
+    """Write what the seeds agree on; the share of agreeing pairs over all positions, and what chance gives."""
+    last = {s["seed"]: _last_confidence(folder.search(s["seed"])) for s in summaries}
+    shapes = space.input_shapes(config.in_chans, config.image_size)[1:]
+    rows, kinds = [], []
+    for number, position in enumerate(space.positions, start=1):
+        channels, side = shapes[number - 1]
+        if len(position) == 1:
+            continue
+        chosen = [s["choice"][number - 1] for s in summaries]
+        pairs = list(itertools.combinations(chosen, 2))
+        same = sum(a == b for a, b in pairs) / len(pairs) if pairs else ""
+        place = {"position": number, "channels": channels, "side": side, "candidates": len(position)}
+        rows.append({**place, "agreement": same, "chance": 1 / len(position)})
+        for seed, confidence in last.items():
+            shares: dict[str, float] = {}
+            for candidate, p in zip(position, confidence[number], strict=True):
+                shares[_kind(candidate)] = shares.get(_kind(candidate), 0.0) + p
+            numbers = {kind: sum(_kind(c) == kind for c in position) / len(position) for kind in shares}
+            kinds += [
+                {**place, "seed": seed, "kind": kind, "confidence": share, "chance": numbers[kind]}
+                for kind, share in shares.items()
+            ]
+    where = provenance(summaries[0]["device_type"])
+    for path, table in ((folder.agreement, rows), (folder.kinds, kinds)):
+        table = [{"space": space.name, **row, **where} for row in table]
+        write_atomically(path, lambda p, table=table: write_csv(p, table, list(table[0])))
+    average = [row for seed in last for row in _last_rows(folder.search(seed))]
+    draw_confidence(average, folder.heat_map, f"mean confidence of {len(last)} searches")
+    if len(summaries) < 2:
+        return None
+    return {
+        "share": statistics.fmean(float(row["agreement"]) for row in rows),
+        "chance": statistics.fmean(float(row["chance"]) for row in rows),
+    }
+
+
+def _kind(candidate: Any) -> str:
+    if candidate == SKIP:
+        return "skip"
+    return f"kernel {candidate.kernel}" if isinstance(candidate, ConvSpec) else candidate.kind
+
+
+def _last_rows(run: SearchFolder) -> list[dict[str, str]]:
+    rows = read_csv(run.confidence)
+    return [row for row in rows if row["epoch"] == rows[-1]["epoch"]]
+
+
+def _last_confidence(run: SearchFolder) -> dict[int, list[float]]:
+    found: dict[int, list[float]] = {}
+    for row in _last_rows(run):
+        found.setdefault(int(row["position"]), []).append(float(row["confidence"]))
+    return found
+
+
+# -- against random networks ----------------------------------------------------------------------------------
+
+
+def _compare(
+    folder: StudyFolder,
+    config: StudyConfig,
+    space: SearchSpace,
+    table: LatencyTable | None,
+    summaries: list[dict[str, Any]],
+    quiet: bool,
+) -> None:
+    """Train every network that has not been; a row each in the folder's comparison."""
+    if not folder.networks.is_file():
+        write_json(folder.networks, _networks(folder, config, space, table, summaries))
+    networks = json.loads(folder.networks.read_text())
+    jobs = [
+        (seed, name)
+        for name, network in networks.items()
+        for seed in (
+            [config.seed + int(name.split("-")[1]) % config.retrain_seeds]
+            if network["group"] == "random"
+            else _seeds(config, config.retrain_seeds)
+        )
+    ]
+    for seed, name in sorted(jobs, key=lambda job: job[0]):
+        done = {(row["network"], row["seed"]) for row in read_csv(folder.comparison)}
+        if (name, str(seed)) in done:
+            continue
+        if not quiet:
+            print(f"== training {name}, seed {seed} ({len(done) + 1} of {len(jobs)})", flush=True)
+        spec = folder.path / "networks" / f"{name}.json"
+        spec.parent.mkdir(exist_ok=True)
+        NetSpec.from_dict(networks[name]["spec"]).save(spec)
+        summary = train_or_resume(
+            config.training(model=str(spec), seed=seed, output=folder.path / "runs" / f"{name}-seed{seed}"),
+            quiet=quiet,
+        )
+        test = summary["test"]
+        keys = ("group", "predicted_ms", "measured_ms")
+        row = {"network": name, "seed": seed, **{key: networks[name][key] for key in keys}}
+        row |= {key: summary[key] for key in ("recipe", "data", "parameters", "train_images", "epochs")}
+        row |= {"part": "test" if test else "validation", "validation_accuracy": summary["validation_accuracy"]}
+        row["accuracy"] = test["accuracy"] if test else summary["validation_accuracy"]
+        row |= {"train_seconds": summary["train_seconds"], **provenance(summaries[0]["device_type"])}
+        append_csv(folder.comparison, [row])
+
+
+def _networks(
+    folder: StudyFolder,
+    config: StudyConfig,
+    space: SearchSpace,
+    table: LatencyTable | None,
+    summaries: list[dict[str, Any]],
+) -> dict[str, dict[str, Any]]:
+    """The networks to compare: found, random, and the published one of the target; timed in turns."""
+    assert config.baseline is not None
+    specs: dict[str, NetSpec] = {}
+    choices: dict[str, tuple[int, ...] | None] = {}
+    for summary in summaries:
+        choices[f"found-seed{summary['seed']}"] = tuple(summary["choice"])
+    setting = config.setting(summaries[0]["num_classes"], summaries[0]["device_type"])
+    target = None if table is None else table.target(str(config.latency_target))
+    generator = torch.Generator().manual_seed(config.seed)
+    draw: Callable[[], tuple[int, ...]] = lambda: space.random(generator)  # noqa: E731
+    if table is not None and target is not None:
+        setting = table.setting
+        draw = lambda: random_within(space, table, target, generator)  # noqa: E731
+    for i in range(config.baseline[1]):
+        choices[f"random-{i}"] = draw()
+    for name, choice in choices.items():
+        assert choice is not None
+        specs[name] = space.build(choice, name=name)
+    letter = LatencyTable.reference_of(config.latency_target)
+    if table is None or letter in table.references:
+        specs[f"published-{letter}"] = references(config.stem_strides)[letter]
+        choices[f"published-{letter}"] = None
+    measured = measure_networks(specs, setting)
+    return {
+        name: {
+            "group": name.split("-")[0],
+            "choice": choices[name],
+            "predicted_ms": round(table.predict(choice), 4) if table and (choice := choices[name]) else "",
+            "measured_ms": measured[name],
+            "spec": spec.to_dict(),
+        }
+        for name, spec in specs.items()
+    }
+
+
+def comparison_of(rows: list[dict[str, str]]) -> dict[str, Any]:
+    """Means with 95% intervals of each group of networks, and whether the search beat the others.
+
+    Where a group has several networks the values are the networks' means over their seeds, else the seeds'.
+    """
+    groups: dict[str, list[float]] = {}
+    for group in dict.fromkeys(row["group"] for row in rows):
+        own = [row for row in rows if row["group"] == group]
+        by_name: dict[str, list[float]] = {}
+        for row in own:
+            by_name.setdefault(row["network"], []).append(100 * float(row["accuracy"]))
+        means = [statistics.fmean(values) for values in by_name.values()]
+        groups[group] = means if len(means) > 1 else next(iter(by_name.values()))
+    result: dict[str, Any] = {
+        "groups": {
+            group: dict(zip(("mean", "half_width"), mean_interval(values), strict=True), values=values)
+            for group, values in groups.items()
+        }
+    }
+    for other in groups:
+        if other != "found":
+            difference, half = welch_difference(groups["found"], groups[other])
+            verdict = "better" if difference > half else "worse" if difference < -half else "no different"
+            result[f"found_against_{other}"] = {"difference": difference, "half_width": half, "verdict": verdict}
+    return result
+
+
+def print_study(folder: StudyFolder, summary: dict[str, Any]) -> None:
+    """Print agreement, the groups' accuracy and latency, and the verdict."""
+    from rich.table import Table
+
+    agreement = summary["agreement"]
+    if agreement is not None:
+        print(
+            f"two seeds choose the same candidate at {agreement['share']:.0%} of the positions "
+            f"(chance: {agreement['chance']:.0%}); see {folder.agreement}"
+        )
+    for warning in summary["warnings"]:
+        print(f"warning: {warning}")
+    if "groups" in summary:
+        rows = read_csv(folder.comparison)
+        table = Table("networks")
+        for column in ("accuracy, %", "latency, ms"):
+            table.add_column(column, justify="right")
+        for group, values in summary["groups"].items():
+            ms = [float(row["measured_ms"]) for row in rows if row["group"] == group]
+            table.add_row(
+                group, f"{values['mean']:.2f} ± {values['half_width']:.2f}", f"{min(ms):.2f} to {max(ms):.2f}"
+            )
+        console().print(table)
+        for group in summary["groups"]:
+            if group != "found":
+                against = summary[f"found_against_{group}"]
+                print(
+                    f"found against {group}: {against['difference']:+.2f} ± {against['half_width']:.2f} points: "
+                    f"{against['verdict']}"
+                )
+        if summary["found_against_random"]["verdict"] != "better":
+            print("the search does not beat random networks of the same latency: do not trust what it found")
+    print(f"study: {folder.path}")
