@@ -1,9 +1,9 @@
 """The search: weights and architecture learn in turns, each from its own part of the training images.
 
 Source: arXiv 2505.22226, section 4; how the architecture learns is in :mod:`hadaptive.search.estimators`. The
-expected latency is a sum as in ProxylessNAS (arXiv 1812.00332, equation 2); what is added to the loss is its distance
-from the target, |E/T - 1|, as in TuNAS (arXiv 2008.11507, equation 2): a bound from above alone leaves young weights
-to vote for skipping everything.
+expected latency is a sum as in ProxylessNAS (arXiv 1812.00332, equation 2); what is added to the loss is its
+distance from the target, |E/T - 1|, as in TuNAS (arXiv 2008.11507, equation 2): a bound from above alone leaves
+young weights to vote for skipping everything.
 Deviations from the published search: the test part is never read; running statistics come from weight steps alone;
 architecture steps are in training mode; the architecture's optimiser is saved with the rest.
 
