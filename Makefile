@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test test-fast lint format bench-accuracy bench-ops bench-gpu clean
+.PHONY: help install demo test test-fast lint format bench-accuracy bench-ops bench-search bench-gpu clean
 
 help:
 	@echo "make demo            train, evaluate and predict on real digits (about a minute after set-up)"
@@ -14,6 +14,7 @@ help:
 	@echo "make format          rewrite the code in the house's format"
 	@echo "make bench-accuracy  five networks, three seeds, one recipe (over an hour on two cores)"
 	@echo "make bench-ops       the operators and whole networks against their rivals on this CPU"
+	@echo "make bench-search    what a search costs, what it finds, and random networks beside it (about an hour)"
 	@echo "make bench-gpu       check, then time, the GPU kernels: RESULTS=folder, PYTHON=one that has torch and triton"
 
 $(STAMP): pyproject.toml
@@ -47,6 +48,15 @@ bench-accuracy: $(STAMP)
 bench-ops: $(STAMP)
 	$(BIN)/hadaptive bench ops --sweep
 	$(BIN)/hadaptive bench networks
+
+STUDY := runs/bench-search
+bench-search: $(STAMP)
+	$(BIN)/hadaptive bench search
+	test -d $(STUDY) && $(BIN)/hadaptive search --resume $(STUDY) || $(BIN)/hadaptive search \
+		--recipe fmnist-small --latency-target 0.8xS --seeds 3 --baseline random 10 --output $(STUDY)
+	mkdir -p benchmarks/results/search
+	cp $(STUDY)/*.csv $(STUDY)/*.png $(STUDY)/networks.json $(STUDY)/summary.json benchmarks/results/search/
+	cp $(STUDY)/searches/seed0/network.png benchmarks/results/search/network-seed0.png
 
 # From the source tree, without an installation: GPU machines often have no network.
 RESULTS ?= benchmarks/results

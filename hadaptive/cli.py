@@ -53,6 +53,19 @@ class LatencyCommand:
 
 
 @dataclass(frozen=True)
+class SpacesCommand:
+    """List the search spaces that ship, or show one position by position.
+
+    Attributes:
+        space: published, rich-s, rich-m, rich-l, or a .json file; left out, all are listed.
+        save: write it to this new .json file, to change it by hand.
+    """
+
+    space: Positional[str | None] = None
+    save: Path | None = None
+
+
+@dataclass(frozen=True)
 class EvaluateCommand:
     """Evaluate a run: accuracy with its interval, per class, and the confusion matrix as a picture.
 
@@ -197,6 +210,13 @@ def _latency(arguments: list[str]) -> None:
     )
 
 
+def _spaces(arguments: list[str]) -> None:
+    command = tyro.cli(SpacesCommand, prog="hadaptive spaces", args=arguments)
+    from hadaptive.search.spaces import spaces_command
+
+    spaces_command(command.space, command.save)
+
+
 def _evaluate(arguments: list[str]) -> None:
     command = tyro.cli(EvaluateCommand, prog="hadaptive evaluate", args=arguments)
     from hadaptive.evaluate import evaluate_run, print_evaluation
@@ -322,6 +342,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "predict": (_predict, "classes and probabilities for image files"),
     "search": (_search, "search a network for your images and device, or --resume a search"),
     "latency": (_latency, "time every candidate of a search space on this device"),
+    "spaces": (_spaces, "the search spaces that ship; spaces published --save mine.json starts your own"),
     "info": (_info, "layers, parameters, MACs and products of a network"),
     "recipes": (_recipes, "the named settings that train starts from; recipes all shows them"),
     "demo": (_demo, "all of it on scikit-learn's digits, in about a minute"),

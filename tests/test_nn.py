@@ -16,6 +16,7 @@ from hadaptive.nn import (
     CrossHadamardExpansion,
     CrossHadamardMlp,
     GhostExpansion,
+    InvertedExpansion,
     expansions,
     gumbel_noise,
     k_for_width,
@@ -424,15 +425,38 @@ def test_ghost_rejects_a_ratio_that_leaves_nothing(ratio: float) -> None:
         GhostExpansion(5, ratio)
 
 
+# Inverted bottleneck
+
+
+@pytest.mark.parametrize(("channels", "ratio", "wide"), [(32, 4.0, 128), (5, 1.0, 5), (3, 1.5, 4), (10, 0.25, 2)])
+def test_inverted_expansion_is_one_convolution(channels: int, ratio: float, wide: int) -> None:
+    expansion = randomise(InvertedExpansion(channels, ratio)).eval()
+    assert expansion.out_channels == wide
+    x = torch.randn(2, channels, 3, 5)
+    convolution, norm, _ = expansion.convolution
+    assert convolution.bias is None
+    mixed = torch.einsum("oi,bihw->bohw", convolution.weight[:, :, 0, 0], x)
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    y = (mixed - norm.running_mean[:, None, None]) * scale[:, None, None] + norm.bias[:, None, None]
+    torch.testing.assert_close(expansion(x), y * (y + 3).clamp(0, 6) / 6, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.1, -1.0])
+def test_inverted_expansion_rejects_a_ratio_that_leaves_nothing(ratio: float) -> None:
+    with pytest.raises(ValueError, match=f"ratio {ratio} leaves no channel of 5"):
+        InvertedExpansion(5, ratio)
+
+
 # Bottleneck
 
 
 @pytest.mark.parametrize("stride", [1, 2], ids=lambda s: f"stride{s}")
 @pytest.mark.parametrize("kernel", [2, 3, 5, 7], ids=lambda k: f"kernel{k}")
 @pytest.mark.parametrize("size", [7, 8], ids=lambda s: f"size{s}")
-@pytest.mark.parametrize("kind", ["ach", "ghost"])
+@pytest.mark.parametrize("kind", ["ach", "ghost", "inverted"])
 def test_bottleneck_sizes(kind: str, size: int, kernel: int, stride: int) -> None:
-    expansion = AdaptiveCrossHadamard(5, 3) if kind == "ach" else GhostExpansion(5, 2.0)
+    build = {"ach": lambda: AdaptiveCrossHadamard(5, 3), "ghost": lambda: GhostExpansion(5, 2.0)}
+    expansion = build.get(kind, lambda: InvertedExpansion(5, 2.0))()
     block = AdaptiveBottleneck(expansion, 5, expansion.out_channels, 9, kernel, stride)
     expected = (size + 2 * ((kernel - 1) // 2) - kernel) // stride + 1
     assert block(torch.randn(2, 5, size, size)).shape == (2, 9, expected, expected)

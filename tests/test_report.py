@@ -81,3 +81,29 @@ def test_operators_and_networks_tables(tmp_path: Path) -> None:
     text = render(document("networks", "nets.csv"), tmp_path)
     assert "| eval latency, batch 1, nchw | ours | 10.0 | 9.0 to 12.0 | 1.00 |" in text  # a later row counts
     assert "| theirs | 8.0 | 7.0 to 9.0 | 0.80 |" in text
+
+
+def test_search_tables(tmp_path: Path) -> None:
+    (tmp_path / "price.csv").write_text(
+        "what,space,median_ms,lower_quartile_ms,upper_quartile_ms,peak_mib\n"
+        "S,tiny,200,190,210,700\nrandom paths,tiny,220,200,240,770\n"
+    )
+    text = render(document("search-price", "price.csv"), tmp_path)
+    assert "| random paths (tiny) | 220 | 200 to 240 | 1.10 | 1.10 |" in text
+    (tmp_path / "check.csv").write_text("space,predicted_ms,measured_ms\ntiny,1.1,1\ntiny,2.1,2\ntiny,2.9,3\n")
+    text = render(document("search-prediction", "check.csv"), tmp_path)
+    assert "| tiny | 3 | 1.0 to 3.0 | 1.000 | 5.0% |" in text
+    (tmp_path / "comparison.csv").write_text(
+        "network,group,measured_ms,accuracy\nf0,found,3.9,0.86\nf1,found,4.1,0.86\n"
+        "r0,random,4,0.84\nr1,random,4,0.84\nS,published,5,0.85\nS,published,5,0.85\n"
+    )
+    text = render(document("search-comparison", "comparison.csv"), tmp_path)
+    assert "| found | 2 (2) | 3.90 to 4.10 | 86.00 ± 0.00 |  |" in text
+    assert "| published | 1 (2) | 5.00 | 85.00 ± 0.00 | +1.00 ± 0.00 |" in text
+    (tmp_path / "kinds.csv").write_text(
+        "position,channels,side,kind,confidence,chance\n1,8,4,kernel 2,1,1\n"
+        "2,12,4,ach,0.5,0.4\n2,12,4,ghost,0.5,0.6\n2,12,4,ach,0.7,0.4\n2,12,4,ghost,0.3,0.6\n"
+    )
+    text = render(document("search-kinds", "kinds.csv"), tmp_path)
+    assert "| 2: 12 channels, 4x4 | 0.60 (0.40) | 0.40 (0.60) |" in text
+    assert "kernel" not in text

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hadaptive.cli import main
 from hadaptive.models import HadaptiveNet
 from hadaptive.models.spec import HADAPTIVE_NET_L, HADAPTIVE_NET_M, HADAPTIVE_NET_S, ConvSpec, ach, ghost
 from hadaptive.search import SearchSpace, Skip, published_space, rich_space
@@ -132,3 +133,17 @@ def test_a_bad_file_is_one_sentence(change: dict, words: str, tmp_path: Path) ->
 def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be read"):
         SearchSpace.load(tmp_path / "none.json")
+
+
+def test_spaces_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["spaces"]) == 0
+    assert "rich-l" in capsys.readouterr().out
+    assert main(["spaces", "published"]) == 0
+    assert "G4/2/2, G4/3/2, A16/2/2, A16/3/2" in capsys.readouterr().out
+    assert main(["spaces", "published", "--save", str(tmp_path / "mine.json")]) == 0
+    assert SearchSpace.load(tmp_path / "mine.json") == published_space()
+    assert main(["spaces", "rich-s", "--save", str(tmp_path / "mine.json")]) == 1
+    assert SearchSpace.load(tmp_path / "mine.json") == published_space()
+    assert main(["spaces", "--save", str(tmp_path / "none.json")]) == 1
+    assert main(["spaces", "poor"]) == 1
+    assert not (tmp_path / "none.json").exists()

@@ -111,8 +111,9 @@ def conv_specs(draw):
 def block_specs(draw, channels):
     out, stride = draw(st.integers(2, 12)), draw(st.sampled_from([1, 2]))
     kernel = draw(st.sampled_from([1, 3, 5] if stride == 1 else [2, 3, 5]))
-    if draw(st.booleans()):
-        return BlockSpec("ghost", out, kernel, stride, ratio=draw(st.floats(0.5, 6)))
+    kind = draw(st.sampled_from(["ach", "ghost", "inverted"]))
+    if kind != "ach":
+        return BlockSpec(kind, out, kernel, stride, ratio=draw(st.floats(0.5, 6)))
     return BlockSpec(
         "ach", out, kernel, stride, k=draw(st.integers(2, channels)), norm=draw(st.sampled_from(list(NORMS)))
     )

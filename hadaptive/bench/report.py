@@ -7,6 +7,7 @@ A table stands between two comments that name its kind and the file its figures 
 """
 
 import re
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 
@@ -102,10 +103,91 @@ def networks_table(rows: Rows) -> str:
     return markdown_table(["what", "model", "ms", "quartiles", "ratio"], lines)
 
 
+def price_table(rows: Rows) -> str:
+    """Steps of a supernet against a training step of S: time and peak memory."""
+    found = _last(rows, ("space", "what"))
+    lines = []
+    for (space, what), row in found.items():
+        base = found[space, "S"]
+        memory = float(row["peak_mib"]) / float(base["peak_mib"])
+        spread = f"{float(row['lower_quartile_ms']):.0f} to {float(row['upper_quartile_ms']):.0f}"
+        name = what if what == "S" else f"{what} ({space})"
+        lines.append([name, f"{float(row['median_ms']):.0f}", spread, f"{_ratio(row, base):.2f}", f"{memory:.2f}"])
+    return markdown_table(["step", "ms", "quartiles", "time / S", "peak memory / S"], lines)
+
+
+def prediction_table(rows: Rows) -> str:
+    """How well latency tables predict whole networks they were not fitted to."""
+    from scipy.stats import spearmanr
+
+    lines = []
+    for space in dict.fromkeys(row["space"] for row in rows):
+        own = [row for row in rows if row["space"] == space]
+        predicted, measured = ([float(row[key]) for row in own] for key in ("predicted_ms", "measured_ms"))
+        errors = [abs(p / m - 1) for p, m in zip(predicted, measured, strict=True)]
+        rank = spearmanr(predicted, measured).statistic  # pyright: ignore[reportAttributeAccessIssue]
+        spread = f"{min(measured):.1f} to {max(measured):.1f}"
+        lines.append([space, str(len(own)), spread, f"{rank:.3f}", f"{statistics.median(errors):.1%}"])
+    return markdown_table(["space", "networks", "measured, ms", "Spearman", "median error"], lines)
+
+
+def comparison_table(rows: Rows) -> str:
+    """What searches found, random networks of the same latency and the published one: latency and accuracy."""
+    from hadaptive.search.study import comparison_of
+
+    result, lines = comparison_of(rows), []
+    for group, values in result["groups"].items():
+        own = [row for row in rows if row["group"] == group]
+        ms = sorted({float(row["measured_ms"]) for row in own})
+        against = result.get(f"found_against_{group}")
+        lines.append(
+            [
+                group,
+                f"{len({row['network'] for row in own})} ({len(own)})",
+                f"{ms[0]:.2f}" if len(ms) == 1 else f"{ms[0]:.2f} to {ms[-1]:.2f}",
+                f"{values['mean']:.2f} ± {values['half_width']:.2f}",
+                f"{against['difference']:+.2f} ± {against['half_width']:.2f}" if against else "",
+            ]
+        )
+    header = ["networks", "how many (trainings)", "measured, ms", "test accuracy, %", "found - these"]
+    return markdown_table(header, lines)
+
+
+def kinds_table(rows: Rows) -> str:
+    """The confidence in each kind of block at each depth, mean over the searches; beside it an even choice's."""
+    kinds = [k for k in dict.fromkeys(row["kind"] for row in rows) if not k.startswith("kernel")]
+    lines = []
+    for place in dict.fromkeys((row["position"], row["channels"], row["side"]) for row in rows):
+        own = [row for row in rows if (row["position"], row["channels"], row["side"]) == place]
+        if own[0]["kind"].startswith("kernel"):
+            continue
+        cells = []
+        for kind in kinds:
+            shares = [float(row["confidence"]) for row in own if row["kind"] == kind]
+            even = [float(row["chance"]) for row in own if row["kind"] == kind]
+            cells.append(f"{statistics.fmean(shares):.2f} ({even[0]:.2f})" if shares else "")
+        lines.append([f"{place[0]}: {place[1]} channels, {place[2]}x{place[2]}", *cells])
+    return markdown_table(["position: map that leaves it", *kinds], lines)
+
+
+def planted_table(rows: Rows) -> str:
+    """How often each estimator found the planted answer."""
+    lines = []
+    for estimator in dict.fromkeys(row["estimator"] for row in rows):
+        solved = [int(row["solved"]) for row in rows if row["estimator"] == estimator]
+        lines.append([estimator, f"{sum(solved)} of {len(solved)}"])
+    return markdown_table(["estimator", "planted answers found"], lines)
+
+
 TABLES: dict[str, Callable[[Rows], str]] = {
     "accuracy": accuracy_table,
     "networks": networks_table,
     "operators": operators_table,
+    "search-comparison": comparison_table,
+    "search-kinds": kinds_table,
+    "search-planted": planted_table,
+    "search-prediction": prediction_table,
+    "search-price": price_table,
 }
 
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from hadaptive.bench.planted import solves_planted
 from hadaptive.bench.timing import interleaved, quartiles
 from hadaptive.console import console
 from hadaptive.models import HadaptiveNet
@@ -19,7 +20,7 @@ from hadaptive.provenance import provenance
 from hadaptive.runs import append_csv
 from hadaptive.search.latency import measure_networks, measure_table
 from hadaptive.search.runtimes import Setting
-from hadaptive.search.space import open_space
+from hadaptive.search.spaces import open_space
 from hadaptive.search.supernet import Supernet
 
 VARIANTS = ("S", "supernet, S's path", "supernet, random paths", "supernet, random paths, architecture step")
@@ -38,7 +39,9 @@ class SearchBenchConfig:
         rounds: timed steps of each kind.
         networks: random networks, none of which the table was fitted to.
         network_rounds: timed runs of each of them.
-        parts: what to measure.
+        parts: what to measure: what a step costs, what a table is worth, and how often each estimator finds a
+            planted answer.
+        planted_seeds: trials of each estimator.
         device: cpu or cuda.
     """
 
@@ -50,7 +53,8 @@ class SearchBenchConfig:
     rounds: int = 24
     networks: int = 30
     network_rounds: int = 150
-    parts: tuple[Literal["price", "table"], ...] = ("price", "table")
+    parts: tuple[Literal["price", "table", "planted"], ...] = ("price", "table", "planted")
+    planted_seeds: int = 12
     device: str = "cpu"
 
 
@@ -128,6 +132,19 @@ def bench_search(config: SearchBenchConfig) -> None:
         _price(config)
     if "table" in config.parts:
         _check_table(config)
+    if "planted" in config.parts:
+        _plant(config)
+
+
+def _plant(config: SearchBenchConfig) -> None:
+    for estimator in ("rloo", "gdas"):
+        solved = 0
+        for seed in range(config.planted_seeds):
+            found = solves_planted(estimator, seed)
+            solved += found
+            row = {"estimator": estimator, "seed": seed, "solved": int(found), **provenance(config.device)}
+            append_csv(config.results / "search-planted.csv", [row])
+        console().print(f"{estimator}: {solved} of {config.planted_seeds} planted answers found")
 
 
 def _price(config: SearchBenchConfig) -> None:

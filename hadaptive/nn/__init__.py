@@ -22,6 +22,7 @@ from hadaptive.nn.normalisation import (
 from hadaptive.nn.selection import (
     ChannelScore,
     ChannelSelection,
+    FixedSelection,
     gumbel_noise,
     gumbel_top_k,
     top_k_channels,
@@ -41,6 +42,7 @@ __all__ = [
     "DySig",
     "DySoft",
     "DyT",
+    "FixedSelection",
     "GhostExpansion",
     "InvertedExpansion",
     "RMSNorm",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hadaptive import ops
 from hadaptive.nn.normalisation import create_norm
-from hadaptive.nn.selection import ChannelScore, ChannelSelection, check_k
+from hadaptive.nn.selection import ChannelScore, ChannelSelection, FixedSelection, check_k
 from hadaptive.ops import num_pairs
 
 
@@ -68,8 +68,21 @@ class CrossHadamardExpansion(nn.Module):
         z = ops.select_channels(x, index, gate)
         return torch.cat([x, self.norm(ops.cross_hadamard(z)).to(x.dtype)], dim=1)
 
+    def freeze(self, index: Tensor) -> None:
+        """Select these channels, (k,) int64, for every sample from now on; the score is gone.
+
+        Raises:
+            ValueError: they are not k different channels.
+        """
+        numbers = index.tolist()
+        if len(set(numbers)) != self.k or not all(0 <= c < self.channels for c in numbers):
+            raise ValueError(f"expected {self.k} different channels of {self.channels}, got {numbers}")
+        self.score, self.select = nn.Identity(), FixedSelection(index)
+
     def update_temperature(self) -> None:
         """Adapt the temperature to the score's accumulated gradient; nothing happens where there is none."""
+        if not isinstance(self.select, ChannelSelection):
+            return
         gradient = self.score.conv.weight.grad
         if gradient is not None:
             self.select.update_temperature(gradient)

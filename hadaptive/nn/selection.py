@@ -112,6 +112,26 @@ def gumbel_top_k(
     return index, 1 + (soft - soft.detach())
 
 
+class FixedSelection(nn.Module):
+    """The same k channels for every sample, whatever it holds.
+
+    Args:
+        index: (k,) int64.
+
+    Shape:
+        anything (B, ...) -> index (B, k) int64, None.
+    """
+
+    index: Tensor
+
+    def __init__(self, index: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("index", index.clone())
+
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor | None]:
+        return self.index.expand(x.shape[0], -1), None
+
+
 class ChannelSelection(nn.Module):
     """Select k channels per sample: Gumbel top-k while training, plain top-k in eval mode.
 

@@ -3,7 +3,8 @@ from hadaptive.search.latency import LatencyTable, measure_networks, measure_tab
 from hadaptive.search.launch import resume_search, search
 from hadaptive.search.outcome import most_confident, random_within
 from hadaptive.search.runtimes import Setting
-from hadaptive.search.space import SearchSpace, Skip, open_space, published_space, rich_space
+from hadaptive.search.space import SearchSpace, Skip
+from hadaptive.search.spaces import open_space, published_space, rich_space
 from hadaptive.search.study import resume, study
 from hadaptive.search.supernet import Sample, Supernet
 

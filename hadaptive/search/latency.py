@@ -23,7 +23,8 @@ from hadaptive.models.spec import HADAPTIVE_NET_L, HADAPTIVE_NET_M, HADAPTIVE_NE
 from hadaptive.provenance import device_name, provenance
 from hadaptive.runs import write_json
 from hadaptive.search.runtimes import Setting, runner
-from hadaptive.search.space import Choice, SearchSpace, Skip, label, open_space
+from hadaptive.search.space import Choice, SearchSpace, Skip, label
+from hadaptive.search.spaces import open_space
 from hadaptive.search.supernet import Supernet
 
 FORMAT = "hadaptive-latency"

@@ -12,7 +12,8 @@ from hadaptive.search.config import SearchConfig
 from hadaptive.search.folder import SearchFolder
 from hadaptive.search.latency import LatencyTable, measure_table, references
 from hadaptive.search.loop import Searcher
-from hadaptive.search.space import SearchSpace, label, open_space
+from hadaptive.search.space import SearchSpace, label
+from hadaptive.search.spaces import open_space
 from hadaptive.train.processes import on_main
 from hadaptive.train.setup import create_accelerator
 

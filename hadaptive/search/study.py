@@ -243,7 +243,8 @@ def _compare(
         row |= {key: summary[key] for key in ("recipe", "data", "parameters", "train_images", "epochs")}
         row |= {"part": "test" if test else "validation", "validation_accuracy": summary["validation_accuracy"]}
         row["accuracy"] = test["accuracy"] if test else summary["validation_accuracy"]
-        row |= {"train_seconds": summary["train_seconds"], **provenance(summaries[0]["device_type"])}
+        where = ("device", "cores", "threads", "python", "hadaptive", "torch", "timm", "commit")
+        row |= {key: summary[key] for key in ("train_seconds", *where)}
         append_csv(folder.comparison, [row])
 
 

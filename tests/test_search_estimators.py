@@ -1,0 +1,70 @@
+"""What the architecture learns from a batch: unbiased where it says so, and one path where it says one."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from hadaptive.models.spec import ConvSpec, ach, ghost
+from hadaptive.search import SearchSpace, Skip, Supernet
+from hadaptive.search.estimators import gdas, rloo
+
+
+@pytest.fixture
+def supernet() -> Supernet:
+    stage = ((ghost(2, 3, 8), ach(4, 3, 8)), (ghost(2, 3, 8), Skip()))
+    space = SearchSpace("tiny", (ConvSpec(8, 2, 2),), (), (stage,), 8, 8)
+    supernet = Supernet(space, num_classes=3, drop_rate=0.0).eval()  # eval: the loss of a path is one number
+    with torch.no_grad():
+        for alpha in supernet.alpha:
+            alpha.copy_(torch.linspace(0, 1, len(alpha)))
+        for parameter in supernet.weights():
+            parameter.mul_(3)  # so that paths differ
+    return supernet
+
+
+def test_rloo_is_the_gradient_of_the_expected_loss(supernet: Supernet) -> None:
+    images, targets = torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 0])
+
+    def loss(logits: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(logits, targets)
+
+    probabilities = [alpha.softmax(0) for alpha in supernet.alpha]
+    with torch.no_grad():
+        every = list(itertools.product(*(range(len(p)) for p in probabilities)))
+        losses = [loss(supernet(images, choice)) for choice in every]
+    assert max(losses) > min(losses) + 1e-2
+    expected = sum(
+        value * math.prod(p[c] for p, c in zip(probabilities, choice, strict=True))
+        for value, choice in zip(losses, every, strict=True)
+    )
+    exact = torch.cat(torch.autograd.grad(expected, list(supernet.alpha)))
+    generator = torch.Generator().manual_seed(0)
+    estimates = []
+    for _ in range(800):
+        surrogate, value = rloo(supernet, images, loss, 3, generator)
+        assert min(losses) - 1e-5 <= value <= max(losses) + 1e-5
+        estimates.append(torch.cat(torch.autograd.grad(surrogate, list(supernet.alpha))))
+    found = torch.stack(estimates)
+    error = found.std(0) / len(found) ** 0.5
+    assert bool(((found.mean(0) - exact).abs() <= 4 * error + 1e-7).all()), (found.mean(0), exact, error)
+    assert float(exact.norm()) > 4 * float(error.norm())  # else the comparison could not fail
+
+
+def test_gdas_runs_one_path_and_rloo_several(supernet: Supernet) -> None:
+    ran: list[int] = []
+    supernet.head.register_forward_hook(lambda *_: ran.append(1))
+    images, generator = torch.randn(2, 3, 8, 8), torch.Generator().manual_seed(0)
+    surrogate, _ = gdas(supernet, images, lambda logits: logits.square().mean(), 1.0, generator)
+    assert len(ran) == 1
+    gradients = torch.autograd.grad(surrogate, list(supernet.alpha), allow_unused=True)
+    assert all(g is not None for g in gradients)
+    rloo(supernet, images, lambda logits: logits.square().mean(), 5, generator)
+    assert len(ran) == 6
+
+
+def test_equal_paths_leave_the_architecture_alone(supernet: Supernet) -> None:
+    surrogate, _ = rloo(supernet, torch.randn(2, 3, 8, 8), lambda _: torch.tensor(1.0), 4, torch.Generator())
+    for gradient in torch.autograd.grad(surrogate, list(supernet.alpha)):
+        assert gradient.abs().max() == 0
