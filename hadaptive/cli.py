@@ -91,7 +91,7 @@ class PredictCommand:
     """Predict what is on images.
 
     Attributes:
-        run: run folder.
+        run: run folder, or a file of ``hadaptive export``.
         images: image files, and folders to search for images.
         top: how many classes to show.
         weights: which weights.
@@ -262,6 +262,12 @@ def _info(arguments: list[str]) -> None:
     )
 
 
+def _export(arguments: list[str]) -> None:
+    from hadaptive.export.command import ExportConfig, export_command
+
+    export_command(tyro.cli(ExportConfig, prog="hadaptive export", args=arguments))
+
+
 def _demo(arguments: list[str]) -> None:
     command = tyro.cli(DemoCommand, prog="hadaptive demo", args=arguments)
     from hadaptive.demo import run_demo
@@ -342,6 +348,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "predict": (_predict, "classes and probabilities for image files"),
     "search": (_search, "search a network for your images and device, or --resume a search"),
     "latency": (_latency, "time every candidate of a search space on this device"),
+    "export": (_export, "write a network for ONNX Runtime, OpenVINO or torch.export, with the proof beside it"),
     "spaces": (_spaces, "the search spaces that ship; spaces published --save mine.json starts your own"),
     "info": (_info, "layers, parameters, MACs and products of a network"),
     "recipes": (_recipes, "the named settings that train starts from; recipes all shows them"),

@@ -2,19 +2,19 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from hadaptive.console import console
 from hadaptive.data import Preprocessing, decode, eval_transform, to_eight_bit
 from hadaptive.data.files import is_image
 from hadaptive.pictures import contact_sheet
-from hadaptive.runs import RunFolder, first_line
+from hadaptive.runs import ModelCard, RunFolder, first_line
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def _batches(items: list[Path], size: int) -> Iterator[list[Path]]:
 
 @torch.no_grad()
 def predict_images(
-    model: nn.Module,
+    model: Callable[[Tensor], Tensor],
     images: Iterable[Path],
     classes: list[str],
     preprocessing: Preprocessing,
@@ -70,7 +70,7 @@ def predict_images(
     """Predict image by image, in order; one that cannot be read gives a Prediction with an error.
 
     Args:
-        model: in eval mode, on the CPU.
+        model: (B, C, H, W) -> logits; a network in eval mode on the CPU, or what runs an exported file.
         images: paths of image files.
         classes: names, in the order of the outputs.
         preprocessing: as the network was trained.
@@ -101,6 +101,16 @@ def predict_images(
             yield Prediction(str(path), [(classes[i], p) for i, p in pairs])
 
 
+def _open(path: Path, weights: str) -> tuple[Callable[[Tensor], Tensor], ModelCard]:
+    """The network of a run folder or of an exported file."""
+    if not path.is_file():
+        return RunFolder.open(path).load_model(weights)
+    from hadaptive.export.formats import load
+
+    run, card = load(path)
+    return lambda images: torch.from_numpy(run(images.numpy())), card
+
+
 def predict_command(
     run_path: Path,
     paths: Iterable[Path],
@@ -113,7 +123,7 @@ def predict_command(
     """Predict and print: a table, or a JSON object per line; optionally a contact sheet.
 
     Raises:
-        ValueError: no such run or images, the sheet exists, or not one image could be read.
+        ValueError: no such run, exported file or images, the sheet exists, or not one image could be read.
     """
     from rich.table import Table
 
@@ -122,7 +132,7 @@ def predict_command(
         raise ValueError(f"{sheet} exists already and is not overwritten: choose another --sheet")
     if sheet is not None and not sheet.parent.is_dir():
         raise ValueError(f"there is no folder {sheet.parent} to write {sheet.name} into")
-    model, card = RunFolder.open(run_path).load_model(weights)
+    model, card = _open(run_path, weights)
     table = Table("image", "class", "probability")
     tiles: list[tuple[Image.Image, str, bool | None]] = []
     failed = 0

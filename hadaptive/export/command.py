@@ -1,0 +1,190 @@
+"""`hadaptive export`: from a run, a spec or a name to a file that runs elsewhere, and the proof beside it."""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from torch import Tensor, nn
+from torch.utils.data import Subset
+
+from hadaptive.console import console
+from hadaptive.data import ImageDataset, create_loader, eval_transform
+from hadaptive.export.deploy import fold
+from hadaptive.export.formats import SUFFIXES, check_format, write
+from hadaptive.export.freeze import calibrate, freeze
+from hadaptive.export.passes import absorb, align, reorder
+from hadaptive.export.proof import prove
+from hadaptive.metrics import evaluate_model
+from hadaptive.models import HadaptiveNet
+from hadaptive.provenance import provenance
+from hadaptive.runs import ModelCard, RunFolder, card_for, write_json
+from hadaptive.train.config import TrainConfig
+from hadaptive.train.setup import DataParts, create_accelerator, create_data, create_network, preprocessing_of
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Write a network for another runtime, and prove that the file computes the same.
+
+    Attributes:
+        source: run folder, NetSpec file (.json), or timm name (the last two with seeded random weights).
+        output: new file; default in the run folder, or named after the model here.
+        format: onnx, openvino, torch (torch.export), or safetensors (weights and spec).
+        freeze: fix each ACH selection to the channels that calibration images choose most.
+        max_loss: validation accuracy that freezing may cost before it is refused, in points.
+        force: write a frozen network that costs more.
+        calibration: training images that selections are calibrated on.
+        align: fill expanded widths up to this multiple; 1 leaves them.
+        images: real images that the file is compared on.
+        weights: of a run: best or last.
+        image_size: of a network without a run.
+        num_classes: of a network without a run; its images' classes are not looked at.
+        data: images for a network without a run, or where a run's data lie now.
+        data_dir: where named data sets lie.
+        seed: of random weights.
+    """
+
+    source: tyro.conf.Positional[str]
+    output: Path | None = None
+    format: Literal["onnx", "openvino", "torch", "safetensors"] = "onnx"
+    freeze: bool = False
+    max_loss: float = 0.5
+    force: bool = False
+    calibration: int = 512
+    align: int = 16
+    images: int = 1000
+    weights: Literal["best", "last"] | None = None
+    image_size: int = 224
+    num_classes: int = 1000
+    data: str | None = None
+    data_dir: Path | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("calibration", "align", "images", "image_size", "num_classes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.max_loss < float("inf"):
+            raise ValueError(f"max_loss must not be negative, got {self.max_loss}")
+
+
+def export_command(config: ExportConfig) -> dict[str, Any]:
+    """Export, prove, print, and write the proof beside the file.
+
+    Raises:
+        ValueError: something is missing or exists already, freezing costs too much, or the file computes
+            something else (it is left for inspection).
+    """
+    check_format(config.format)
+    network, card, training = _open(config)
+    output = config.output or _default_output(config)
+    proof = output.with_name(f"{output.name}.proof.json")
+    if output.suffix != SUFFIXES[config.format]:
+        raise ValueError(f"a file of format {config.format} ends in {SUFFIXES[config.format]}, got {output.name}")
+    for path in (output, proof):
+        if path.exists():
+            raise ValueError(f"{path} exists already and is never overwritten: choose another --output")
+    if not output.parent.is_dir():
+        raise ValueError(f"there is no folder {output.parent} to write {output.name} into")
+    if config.freeze and not isinstance(network, HadaptiveNet):
+        raise ValueError(f"{config.source} is no Hadaptive-Net and has no selections to freeze")
+    accelerator = create_accelerator(training)
+    parts = create_data(training, accelerator)
+    about: dict[str, Any] = {"source": config.source, "format": config.format, "frozen": config.freeze}
+    if config.freeze:
+        network = _frozen(network, card, parts, config, about)
+    deployed, about["passes"] = network, []
+    if config.format != "safetensors" and isinstance(network, HadaptiveNet):
+        deployed = fold(network)
+        about["passes"] = ["fold: no BatchNorm and no dropout is left", absorb(deployed), reorder(deployed)]
+        if config.align > 1:
+            about["passes"].append(align(deployed, config.align))
+    for said in about["passes"]:
+        print(said)
+    about |= provenance("cpu")
+    write(deployed, output, config.format, card, about)
+    agreement, figures = prove(network, output, _images(parts, card, config.images))
+    write_json(proof, {**about, **figures})
+    _print(output, proof, figures)
+    if not agreement.holds:
+        raise ValueError(
+            f"{output} computes something else than the network: image {agreement.first} is the first to differ "
+            f"(relative error {agreement.relative_error:.1e}); see {proof}"
+        )
+    return {**about, **figures, "file": str(output)}
+
+
+def _default_output(config: ExportConfig) -> Path:
+    name = ("frozen" if config.freeze else "network") + SUFFIXES[config.format]
+    source = Path(config.source)
+    return source / name if source.is_dir() else Path(f"{source.stem}-{name}")
+
+
+def _open(config: ExportConfig) -> tuple[nn.Module, ModelCard, TrainConfig]:
+    """The network in eval mode, its card, and settings that open its images."""
+    changes: dict[str, Any] = {"cpu": True, "workers": 0, "compile": False, "mixed_precision": "no"}
+    changes |= {key: value for key in ("data", "data_dir") if (value := getattr(config, key)) is not None}
+    if Path(config.source).is_dir():
+        run = RunFolder.open(config.source)
+        training = TrainConfig.from_dict(run.read_json(run.config))
+        network, card = run.load_model(config.weights or training.select)
+        return network, card, dataclasses.replace(training, **changes)
+    training = TrainConfig(model=config.source, image_size=config.image_size, seed=config.seed, **changes)
+    network = create_network(training, config.num_classes).eval()
+    classes = [str(number) for number in range(config.num_classes)]
+    return network, card_for(config.source, network, classes, preprocessing_of(training)), training
+
+
+def _images(parts: DataParts, card: ModelCard, number: int, only: str | None = None) -> Iterator[Tensor]:
+    """Batches of real images as the network sees them: of validation, then of training, never of the test part."""
+    transform = eval_transform(card.preprocessing)
+    left = number
+    for name in (only,) if only else ("validation", "train"):
+        dataset = ImageDataset(parts.names[name], transform, blank=card.preprocessing.input_size)
+        # Evenly over the part, which may be sorted by class.
+        count = min(left, len(dataset))
+        chosen = torch.linspace(0, len(dataset) - 1, count).long().tolist() if count else []
+        for images, _, unreadable in create_loader(Subset(dataset, chosen), 32, workers=0) if count else ():
+            yield images[unreadable < 0]
+        left -= count
+
+
+def _frozen(
+    network: nn.Module, card: ModelCard, parts: DataParts, config: ExportConfig, about: dict[str, Any]
+) -> nn.Module:
+    """The network with fixed selections, if they cost little enough."""
+    calibration = calibrate(network, _images(parts, card, config.calibration, "train"))
+    frozen = freeze(network, calibration)
+    about["layers"] = {name: layer.summary() for name, layer in calibration.items()}
+    for name, layer in calibration.items():
+        print(
+            f"{name}: {layer.agreement:.0%} of a dynamic choice is in the fixed one, entropy {layer.entropy:.2f}"
+        )
+    if not Path(config.source).is_dir():
+        return frozen  # random weights have no accuracy
+    before, after = (
+        evaluate_model(model, parts.validation, len(card.classes)).accuracy for model in (network, frozen)
+    )
+    about |= {"accuracy_dynamic": before, "accuracy_frozen": after}
+    print(f"validation accuracy: {before:.2%} with dynamic selections, {after:.2%} with fixed ones")
+    if 100 * (before - after) > config.max_loss and not config.force:
+        raise ValueError(
+            f"fixed selections cost {100 * (before - after):.2f} points of validation accuracy, more than "
+            f"--max-loss {config.max_loss:g}: export without --freeze, or pass --force"
+        )
+    return frozen
+
+
+def _print(output: Path, proof: Path, figures: dict[str, Any]) -> None:
+    out = console()
+    out.print(
+        f"{figures['images']:,} images: the same class on {figures['top1']:.2%}, largest relative error "
+        f"{figures['relative_error']:.1e} (tolerance {figures['tolerance']:g})"
+    )
+    for threads, times in figures["latency"].items():
+        out.print(f"{threads}: {times['p50_ms']:.2f} ms, 95% within {times['p95_ms']:.2f} ms")
+    out.print(f"{output}: {figures['bytes'] / 2**20:.1f} MiB; proof in {proof}", soft_wrap=True)

@@ -1,0 +1,119 @@
+"""Fixed selections: the channels that calibration images choose most, for every image."""
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hadaptive.nn import CrossHadamardExpansion, FixedSelection, expansions
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What one ACH layer selected in eval mode.
+
+    Attributes:
+        frequency: (C,) float64, share of the images that selected each channel.
+        place: (C,) float64, mean place among the selected; NaN for channels never selected.
+        index: (k,) int64, the channels selected most, in the order a fixed selection keeps them.
+    """
+
+    frequency: Tensor
+    place: Tensor
+    index: Tensor
+
+    @property
+    def agreement(self) -> float:
+        """Share of an image's selection that the fixed one holds, on average."""
+        return float(self.frequency[self.index].mean())
+
+    @property
+    def entropy(self) -> float:
+        """Entropy of the frequencies relative to an even choice's: 1 spreads, log k / log C is fixed."""
+        p = self.frequency / self.frequency.sum()
+        return float(torch.special.entr(p).sum() / torch.log(torch.tensor(float(max(2, len(p))))))
+
+    def summary(self) -> dict[str, Any]:
+        """The figures, ready for JSON."""
+        return {"channels": self.index.tolist(), "agreement": self.agreement, "entropy": self.entropy}
+
+
+@torch.no_grad()
+def calibrate(network: nn.Module, batches: Iterable[Tensor]) -> dict[str, Calibration]:
+    """Run images (B, C, H, W) through a network in eval mode and watch every dynamic selection.
+
+    Among equals the lower channel is fixed. With ``order="rank"`` the fixed channels stand in the order of their
+    mean rank, so that weights meet the products they were trained with; else in the order of their numbers.
+
+    Returns:
+        By the qualified name of each ACH expansion.
+
+    Raises:
+        ValueError: there are no images.
+    """
+    layers = {n: m for n, m in expansions(network).items() if not isinstance(m.select, FixedSelection)}
+    counts = {n: torch.zeros(m.channels, dtype=torch.float64) for n, m in layers.items()}
+    places = {n: torch.zeros(m.channels, dtype=torch.float64) for n, m in layers.items()}
+    images = 0
+
+    def watch(name: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: tuple[Tensor, Any]) -> None:
+            index = output[0].cpu()
+            place = torch.arange(index.shape[1], dtype=torch.float64).expand(index.shape[0], -1)
+            counts[name] += torch.bincount(index.flatten(), minlength=len(counts[name]))
+            places[name].index_add_(0, index.flatten(), place.flatten())
+
+        return hook
+
+    handles = [layer.select.register_forward_hook(watch(name)) for name, layer in layers.items()]
+    was_training = network.training
+    network.eval()
+    try:
+        for batch in batches:
+            network(batch)
+            images += len(batch)
+    finally:
+        network.train(was_training)
+        for handle in handles:
+            handle.remove()
+    if not images:
+        raise ValueError("selections cannot be fixed without calibration images")
+    result = {}
+    for name, layer in layers.items():
+        place = places[name] / counts[name]
+        index = torch.sort(counts[name], descending=True, stable=True)[1][: layer.k].sort()[0]
+        if layer.select.order == "rank":  # pyright: ignore[reportAttributeAccessIssue]
+            index = index[torch.sort(place[index].nan_to_num(nan=float(layer.k)), stable=True)[1]]
+        result[name] = Calibration(counts[name] / images, place, index)
+    return result
+
+
+def freeze(network: nn.Module, calibration: dict[str, Calibration]) -> nn.Module:
+    """A copy of the network whose ACH layers select the calibrated channels, whatever the image.
+
+    Raises:
+        ValueError: the calibration is of another network.
+    """
+    frozen = copy.deepcopy(network)
+    for name, layer in expansions(frozen).items():
+        if isinstance(layer.select, FixedSelection):
+            continue
+        if name not in calibration:
+            raise ValueError(f"the calibration knows no layer {name}: it is of another network")
+        _freeze(layer, calibration[name].index)
+    return frozen
+
+
+def _freeze(layer: CrossHadamardExpansion, index: Tensor) -> None:
+    layer.freeze(index.to(next(layer.parameters()).device))
+
+
+def fix_saved_selections(network: nn.Module, state: dict[str, Tensor]) -> None:
+    """Fix the selections that a state dict holds as fixed ones, so that it can be loaded."""
+    for name, layer in expansions(network).items():
+        index = state.get(f"{name}.select.index")
+        if index is not None:
+            _freeze(layer, index)

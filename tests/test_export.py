@@ -1,0 +1,176 @@
+"""Exported files: the same classes in every runtime, ties as in PyTorch, and what a person is told."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from test_export_passes import fixed, network
+from tiny import tiny_config
+
+from hadaptive.cli import main
+from hadaptive.data import Preprocessing
+from hadaptive.export.deploy import fold
+from hadaptive.export.formats import SUFFIXES, load, write
+from hadaptive.export.passes import absorb, align, reorder
+from hadaptive.export.proof import compare
+from hadaptive.nn import expansions, top_k_channels
+from hadaptive.runs import ModelCard
+from hadaptive.train import train
+
+# Libraries' own, while they export.
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
+]
+
+
+def card_of(model, size: int = 16) -> ModelCard:
+    preprocessing = Preprocessing(image_size=size, mean=(0.5,) * 3, std=(0.5,) * 3)
+    return ModelCard("tiny", model.spec, ["a", "b", "c", "d"], preprocessing, 0.3)
+
+
+def deployed(model):
+    net = fold(model)
+    absorb(net)
+    reorder(net)
+    align(net)
+    return net
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["dynamic", "frozen"])
+@pytest.mark.parametrize("name", sorted(SUFFIXES))
+def test_every_format_computes_the_same_for_any_batch(name: str, frozen: bool, tmp_path: Path) -> None:
+    model = fixed(network()) if frozen else network()
+    path = tmp_path / f"net{SUFFIXES[name]}"
+    write(model if name == "safetensors" else deployed(model), path, name, card_of(model), {"by": "a test"})
+    run, card = load(path, threads=1)
+    assert card == card_of(model)
+    agreement = compare(model, run, [torch.randn(n, 3, 16, 16) for n in (1, 2, 7)])
+    assert agreement.images == 10
+    assert agreement.top1 == 1
+    assert agreement.holds
+
+
+def test_nothing_is_gathered_in_a_frozen_graph_and_softsign_is_one_node(tmp_path: Path) -> None:
+    for frozen in (False, True):
+        model = fixed(network()) if frozen else network()
+        write(deployed(model), tmp_path / f"{frozen}.onnx", "onnx", card_of(model), {})
+        graph = onnx.load(tmp_path / f"{frozen}.onnx")
+        kinds = [node.op_type for node in graph.graph.node]
+        assert kinds.count("Softsign") == 2
+        assert ("TopK" in kinds) is not frozen
+        assert bool({"Gather", "GatherND", "GatherElements"} & set(kinds)) is not frozen
+        assert [opset.version for opset in graph.opset_import if opset.domain in ("", "ai.onnx")] == [18]
+
+
+@pytest.mark.parametrize("name", ["onnx", "openvino", "torch"])
+def test_equal_scores_choose_the_lower_channel_everywhere(name: str, tmp_path: Path) -> None:
+    model = network(order="rank")
+    for layer in expansions(model).values():
+        torch.nn.init.zeros_(layer.score.conv.weight)  # every score is equal
+    run_path = tmp_path / f"net{SUFFIXES[name]}"
+    write(deployed(model), run_path, name, card_of(model), {})
+    assert top_k_channels(torch.zeros(1, 12), 5).tolist() == [[0, 1, 2, 3, 4]]
+    images = torch.randn(5, 3, 16, 16)
+    run, _ = load(run_path)
+    lower = network(order="rank")
+    for layer in expansions(lower).values():
+        layer.freeze(torch.arange(layer.k))
+    assert compare(lower, run, [images]).holds
+    # It could fail: with the upper channels it does.
+    for layer in expansions(lower).values():
+        layer.freeze(torch.arange(layer.channels - layer.k, layer.channels))
+    assert not compare(lower, run, [images]).holds
+
+
+def test_a_run_is_exported_proved_and_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(tiny_config(tmp_path), quiet=True)
+    run = tmp_path / "run"
+    assert main(["export", str(run), "--images", "40"]) == 0
+    proof = json.loads((run / "network.onnx.proof.json").read_text())
+    assert proof["holds"] is True
+    assert proof["images"] == 40
+    assert proof["top1"] == 1
+    assert set(proof["latency"]) == {"1 threads", "2 threads"}
+    assert main(["export", str(run), "--images", "40"]) == 1
+    assert "never overwritten" in capsys.readouterr().err
+    frozen = ["export", str(run), "--freeze", "--images", "40", "--calibration", "64"]
+    assert main([*frozen, "--force"]) == 0
+    proof = json.loads((run / "frozen.onnx.proof.json").read_text())
+    assert len(proof["layers"]) == 2
+    assert 0 <= proof["accuracy_frozen"] <= 1
+    # The file alone predicts what the run does.
+    from PIL import Image
+
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8)).save(tmp_path / "image.png")
+    capsys.readouterr()
+    answers = []
+    for source in (run, run / "network.onnx"):
+        assert main(["predict", str(source), str(tmp_path / "image.png"), "--json", "--weights", "best"]) == 0
+        answers.append(json.loads(capsys.readouterr().out)["classes"])
+    assert [name for name, _ in answers[0]] == [name for name, _ in answers[1]]
+
+
+def test_a_file_that_computes_something_else_is_kept_and_said(tmp_path: Path, monkeypatch, capsys) -> None:
+    train(tiny_config(tmp_path), quiet=True)
+    from hadaptive.export import command
+
+    def spoiled(net) -> str:
+        net.layers[0].bias.add_(0.5) if hasattr(net.layers[0], "bias") else net.layers[0][0].bias.add_(0.5)
+        return "spoiled"
+
+    monkeypatch.setattr(command, "absorb", spoiled)
+    assert main(["export", str(tmp_path / "run"), "--images", "8", "--format", "torch"]) == 1
+    assert "image 0 is the first to differ" in capsys.readouterr().err
+    assert (tmp_path / "run" / "network.pt2").is_file()
+    assert json.loads((tmp_path / "run" / "network.pt2.proof.json").read_text())["holds"] is False
+
+
+def test_bare_names_have_seeded_weights(tmp_path: Path) -> None:
+    flags = ["--image-size", "64", "--num-classes", "7", "--images", "4", "--format", "torch"]
+    assert main(["export", "hadaptive_net_s", *flags, "--output", str(tmp_path / "a.pt2")]) == 0
+    assert main(["export", "mobilenetv3_small_050", *flags, "--output", str(tmp_path / "b.pt2")]) == 0
+    run, card = load(tmp_path / "a.pt2")
+    assert run(np.zeros((2, 3, 64, 64), np.float32)).shape == (2, 7)
+    assert card.preprocessing.image_size == 64
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["nowhere"], "no model 'nowhere'"),
+        (["hadaptive_net_s", "--output", "net.txt"], "ends in .onnx"),
+        (["hadaptive_net_s", "--output", "no/such/net.onnx"], "no folder"),
+        (["mobilenetv3_small_050", "--freeze"], "no selections to freeze"),
+    ],
+)
+def test_mistakes(flags: list[str], sentence: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", *flags]) == 1
+    assert sentence in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_that_are_not_ours(tmp_path: Path) -> None:
+    for suffix in SUFFIXES.values():
+        (tmp_path / f"broken{suffix}").write_bytes(b"nothing")
+        with pytest.raises(ValueError, match="damaged or was not written by"):
+            load(tmp_path / f"broken{suffix}")
+    with pytest.raises(ValueError, match="there is no file"):
+        load(tmp_path / "none.onnx")
+    with pytest.raises(ValueError, match="must end in one of"):
+        load(tmp_path / "net.h5")
+
+
+def test_metadata_names_classes_and_preprocessing(tmp_path: Path) -> None:
+    model = network()
+    card = dataclasses.replace(card_of(model), classes=["é", "b", "c", "d"])
+    write(deployed(model), tmp_path / "net.onnx", "onnx", card, {"commit": "abc"})
+    props = {p.key: p.value for p in onnx.load(tmp_path / "net.onnx").metadata_props}
+    data = json.loads(props["hadaptive"])
+    assert data["card"]["classes"][0] == "é"
+    assert data["about"] == {"commit": "abc"}

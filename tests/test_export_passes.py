@@ -1,0 +1,197 @@
+"""What is done to a network before it is written changes no output."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hadaptive.export.deploy import DeployNet, fold
+from hadaptive.export.freeze import calibrate, freeze
+from hadaptive.export.passes import absorb, align, reorder
+from hadaptive.models import ConvSpec, HadaptiveNet, NetSpec
+from hadaptive.models.spec import ach, ghost, inverted
+from hadaptive.nn import NORMS, expansions, top_k_channels
+
+
+def network(k: int = 5, norm: str = "dysoft", order: str = "rank", alpha: float = 0.7) -> HadaptiveNet:
+    """A small network whose every constant is something else than its start value."""
+    spec = NetSpec(
+        name="tiny",
+        stem=ConvSpec(8, 2, 2, act=False),
+        stage1=(ConvSpec(10, 3, 1),),
+        stages=((ghost(1.5, 3, 12), ach(k, 3, 12, norm=norm)), (inverted(2, 2, 14, 2), ach(k, 5, 14, norm=norm))),
+        last_channels=20,
+        head_channels=16,
+        order=order,
+    )
+    torch.manual_seed(0)
+    model = HadaptiveNet(spec, num_classes=4)
+    for name, tensor in model.state_dict().items():
+        if name.endswith("alpha"):
+            tensor.fill_(alpha)
+        elif name.endswith("running_var"):
+            tensor.uniform_(0.5, 2)
+        elif tensor.is_floating_point() and "select" not in name:
+            tensor.copy_(torch.randn_like(tensor) * (0.3 if tensor.dim() > 1 else 1.0))
+    return model.eval()
+
+
+def fixed(model: HadaptiveNet) -> HadaptiveNet:
+    frozen = copy.deepcopy(model)
+    for layer in expansions(frozen).values():
+        layer.freeze(torch.randperm(layer.channels)[: layer.k])
+    return frozen
+
+
+def assert_same(net: torch.nn.Module, model: HadaptiveNet) -> None:
+    x = torch.randn(3, 3, 17, 14)
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+PASSES = {"absorb": absorb, "reorder": reorder, "align": align}
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["dynamic", "frozen"])
+@pytest.mark.parametrize("norm", sorted(NORMS))
+def test_each_pass_and_all_together_keep_the_outputs(norm: str, frozen: bool) -> None:
+    model = network(norm=norm)
+    model = fixed(model) if frozen else model
+    assert_same(fold(model), model)
+    for change in PASSES.values():
+        net = fold(model)
+        assert change(net)
+        assert_same(net, model)
+    for order in (("absorb", "reorder", "align"), ("align", "reorder", "absorb"), ("reorder", "absorb", "align")):
+        net = fold(model)
+        for name in order:
+            PASSES[name](net)
+        assert_same(net, model)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    k=st.integers(2, 12),
+    order=st.sampled_from(["rank", "index"]),
+    alpha=st.sampled_from([0.7, -0.6, 0.0]),
+    multiple=st.integers(1, 16),
+    frozen=st.booleans(),
+)
+def test_any_network_keeps_its_outputs(k: int, order: str, alpha: float, multiple: int, frozen: bool) -> None:
+    model = network(k, order=order, alpha=alpha)
+    model = fixed(model) if frozen else model
+    net = fold(model)
+    absorb(net)
+    reorder(net)
+    align(net, multiple)
+    assert_same(net, model)
+
+
+def test_fold_leaves_the_network_alone_and_nothing_of_training() -> None:
+    model = network()
+    before = copy.deepcopy(model.state_dict())
+    net = fold(model)
+    align(net)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    kinds = {type(module).__name__ for module in net.modules()}
+    assert not kinds & {"BatchNorm2d", "Dropout", "DropPath", "ChannelSelection", "DySoft"}
+    assert not any(parameter.requires_grad for parameter in net.parameters())
+
+
+def test_widths_are_aligned_and_what_fills_them_is_zero() -> None:
+    net = fold(network())
+    align(net, 16)
+    for block in net.blocks():
+        depthwise = block.depthwise[0]
+        assert depthwise.out_channels % 16 == 0
+        assert block.project.in_channels == depthwise.in_channels == depthwise.out_channels
+        x = torch.randn(1, block_inputs(block), 6, 6)
+        filled = (block.expansion(x).abs().amax((0, 2, 3)) == 0).sum()
+        assert filled >= depthwise.out_channels - unaligned(block)
+
+
+def block_inputs(block: torch.nn.Module) -> int:
+    return next(m for m in block.modules() if isinstance(m, torch.nn.Conv2d)).in_channels
+
+
+def unaligned(block: torch.nn.Module) -> int:
+    """Channels of the projection that read something."""
+    return int((block.project.weight.abs().amax((0, 2, 3)) > 0).sum())
+
+
+def test_reorder_gathers_nothing() -> None:
+    net = fold(fixed(network()))
+    reorder(net)
+    program = torch.export.export(net, (torch.zeros(2, 3, 16, 16),))
+    called = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert not any("index" in name or "gather" in name or "topk" in name or "sort" in name for name in called)
+    assert all(m.turned for m in net.hadamards().values())
+
+
+def test_a_multiple_that_is_none() -> None:
+    with pytest.raises(ValueError, match="positive multiple, got 0"):
+        align(fold(network()), 0)
+
+
+# ---------------------------------------------------------------- fixed selections
+
+
+@pytest.mark.parametrize("order", ["rank", "index"])
+def test_calibration_counts_what_was_selected(order: str) -> None:
+    model, images = network(order=order), torch.randn(24, 3, 16, 16)
+    seen: dict[str, torch.Tensor] = {}
+    for name, layer in expansions(model).items():
+        layer.score.register_forward_hook(lambda m, a, scores, n=name, k=layer.k: seen.update({n: scores}))
+    calibration = calibrate(model, images.split(10))
+    assert model.training is False
+    with torch.no_grad():
+        model(images)
+    for name, layer in expansions(model).items():
+        index = top_k_channels(seen[name], layer.k, order)
+        counts = torch.bincount(index.flatten(), minlength=layer.channels)
+        found = calibration[name]
+        torch.testing.assert_close(found.frequency, counts.double() / 24)
+        assert counts[found.index].min() >= counts.sort(descending=True)[0][layer.k - 1]
+        held = torch.isin(index, found.index).double().mean()
+        assert found.agreement == pytest.approx(float(held))
+        assert 0 < found.entropy <= 1
+        if order == "index":
+            assert found.index.tolist() == sorted(found.index.tolist())
+        else:
+            places = found.place[found.index]
+            assert bool((places[1:] >= places[:-1]).all())
+
+
+def test_frozen_networks_agree_where_the_selection_never_changes() -> None:
+    model, images = network(), torch.randn(1, 3, 16, 16)
+    frozen = freeze(model, calibrate(model, [images]))
+    with torch.no_grad():
+        torch.testing.assert_close(frozen(images), model(images))
+    assert all(layer.score is not None for layer in expansions(model).values())
+
+
+def test_frozen_networks_train_and_their_temperature_stays() -> None:
+    from hadaptive.nn import update_temperatures
+
+    frozen = fixed(network()).train()
+    frozen(torch.randn(4, 3, 16, 16)).square().mean().backward()
+    update_temperatures(frozen)
+    assert all(p.grad is not None for p in frozen.parameters())
+
+
+def test_what_cannot_be_frozen() -> None:
+    model = network()
+    with pytest.raises(ValueError, match="without calibration images"):
+        calibrate(model, [])
+    with pytest.raises(ValueError, match="of another network"):
+        freeze(model, {})
+    layer = next(iter(expansions(model).values()))
+    for wrong in ([0, 1, 2, 3], [0, 1, 2, 3, 3], [0, 1, 2, 3, 99]):
+        with pytest.raises(ValueError, match="expected 5 different channels"):
+            layer.freeze(torch.tensor(wrong))
+
+
+def test_a_deployed_network_is_one() -> None:
+    assert isinstance(fold(network()), DeployNet)
