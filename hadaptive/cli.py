@@ -5,11 +5,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 
 from hadaptive import __version__
+from hadaptive.search.config import StudyConfig
 from hadaptive.search.runtimes import Setting
 from hadaptive.train.config import RECIPES, TrainConfig
 
@@ -24,6 +25,21 @@ class TrainCommand(TrainConfig):
 
     Attributes:
         resume: continue this interrupted run exactly where it stopped.
+        quiet: print nothing.
+    """
+
+    resume: Path | None = None
+    quiet: bool = False
+
+
+@dataclass(frozen=True)
+class SearchCommand(StudyConfig):
+    """Search a network for your images and your device, and leave a folder with it.
+
+    Every flag's default comes from the recipe. With --resume, nothing but --quiet may be given beside it.
+
+    Attributes:
+        resume: continue this interrupted search, or this comparison of several, where it stopped.
         quiet: print nothing.
     """
 
@@ -165,11 +181,7 @@ def _train(arguments: list[str]) -> None:
     default = TrainCommand.from_recipe(_recipe_named_in(arguments))
     command = tyro.cli(TrainCommand, prog="hadaptive train", args=arguments, default=default)
     if command.resume is not None:
-        extra = [f.name for f in fields(TrainConfig) if getattr(command, f.name) != getattr(default, f.name)]
-        if extra:
-            raise ValueError(
-                f"--resume takes every setting from the run: leave out --{extra[0].replace('_', '-')}"
-            )
+        _refuse_settings(command, default, TrainConfig)
         resume(command.resume, quiet=command.quiet)
         return
     config = TrainConfig(**{f.name: getattr(command, f.name) for f in fields(TrainConfig)})
@@ -186,19 +198,26 @@ def _recipe_named_in(arguments: list[str]) -> str:
 
 
 def _search(arguments: list[str]) -> None:
-    from hadaptive.search import StudyConfig, resume, search, study
+    from hadaptive.search import resume, search, study
 
-    if arguments[:1] == ["--resume"]:
-        if len(arguments) != 2:
-            raise ValueError("--resume takes every setting from the search: give its folder and nothing else")
-        resume(arguments[1])
+    default = SearchCommand.from_recipe(_recipe_named_in(arguments))
+    command = tyro.cli(SearchCommand, prog="hadaptive search", args=arguments, default=default)
+    if command.resume is not None:
+        _refuse_settings(command, default, StudyConfig)
+        resume(command.resume, quiet=command.quiet)
         return
-    default = StudyConfig.from_recipe(_recipe_named_in(arguments))
-    config = tyro.cli(StudyConfig, prog="hadaptive search", args=arguments, default=default)
+    config = StudyConfig(**{f.name: getattr(command, f.name) for f in fields(StudyConfig)})
     if config.is_single:
-        search(config.single())
+        search(config.single(), quiet=command.quiet)
     else:
-        study(config)
+        study(config, quiet=command.quiet)
+
+
+def _refuse_settings(command: Any, default: Any, config: type) -> None:
+    """A resumed run has all its settings already."""
+    extra = [f.name for f in fields(config) if getattr(command, f.name) != getattr(default, f.name)]
+    if extra:
+        raise ValueError(f"--resume takes every setting from the run: leave out --{extra[0].replace('_', '-')}")
 
 
 def _latency(arguments: list[str]) -> None:

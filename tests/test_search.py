@@ -1,6 +1,7 @@
 """The search: exact resume, honest parts, statistics left alone, planted answers, clear sentences."""
 
 import copy
+import dataclasses
 import itertools
 import json
 import signal
@@ -9,6 +10,7 @@ import pytest
 import torch
 from processes import launch, run_python
 
+from hadaptive.cli import main
 from hadaptive.models.spec import ConvSpec, NetSpec, ach, ghost
 from hadaptive.runs import read_csv
 from hadaptive.search import (
@@ -55,7 +57,6 @@ def config_of(tmp_path, **changes) -> SearchConfig:
 
 
 def test_resumed_search_ends_with_the_same_architecture(tmp_path, space, monkeypatch) -> None:
-    config = config_of(tmp_path, epochs=3)
     search(config_of(tmp_path, epochs=3, output=tmp_path / "whole"), quiet=True)
     calls = itertools.count(1)
     with monkeypatch.context() as patched:
@@ -63,7 +64,6 @@ def test_resumed_search_ends_with_the_same_architecture(tmp_path, space, monkeyp
         with pytest.raises(TrainingInterruptedError):
             search(config_of(tmp_path, epochs=3, output=tmp_path / "cut"), quiet=True)
     resume_search(tmp_path / "cut", quiet=True)
-    assert config.epochs == 3
     whole, cut = (read_csv(tmp_path / name / "confidence.csv") for name in ("whole", "cut"))
     assert whole == cut
     strip = [
@@ -256,6 +256,69 @@ def test_bad_input_is_told_before_any_folder_is_made(tmp_path, space, changes, s
     assert not (tmp_path / "search").exists()
 
 
+def test_a_measured_table_predicts_what_it_was_fitted_to(space, tmp_path, capsys) -> None:
+    output = tmp_path / "tables" / "table.json"
+    flags = ["--image-size", "16", "--num-classes", "10", "--rounds", "5", "--networks", "4"]
+    assert main(["latency", str(tmp_path / "tiny.json"), *flags, "--output", str(output)]) == 0
+    assert "whole network = " in capsys.readouterr().out
+    table = LatencyTable.load(output)
+    assert [len(times) for times in table.times] == [len(position) for position in space.positions]
+    assert all(ms > 0 for times in table.times[:2] for ms in times)
+    assert table.times[2][2] == 0  # skip
+    low, high = table.range()
+    assert 0 < low < high
+    assert table.is_of_this_machine
+    table.check(space, Setting(image_size=16, num_classes=10))
+    assert main(["latency", str(tmp_path / "tiny.json"), *flags, "--output", str(output)]) == 1
+    assert "never overwritten" in capsys.readouterr().err
+    assert main(["latency", str(tmp_path / "tiny.json"), "--device", "gpu"]) == 1
+    assert "device must be cpu or cuda" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("changes", [{"estimator": "gdas"}, {"alpha_fraction": 0.25}], ids=["gdas", "few alphas"])
+def test_other_settings_resume_exactly_and_foreign_tables_predict_only(
+    tmp_path, space, monkeypatch, changes
+) -> None:
+    times = tuple(tuple(1.0 + j for j in range(len(p))) for p in space.positions)
+    table = table_for(space, times, setting=Setting(device="cuda", image_size=16, num_classes=10))
+    table.save(tmp_path / "table.json")
+    foreign = {"latency_table": tmp_path / "table.json", "latency_target": "5ms", "foreign_table": True}
+    changes = {**changes, **foreign, "epochs": 2, "checkpoint_every": 1}
+    summary = search(config_of(tmp_path, output=tmp_path / "whole", **changes), quiet=True)
+    assert summary["measured_ms"] is None  # there is no such device here
+    assert summary["predicted_ms"] <= 5
+    calls = itertools.count(1)
+    with monkeypatch.context() as patched:
+        patched.setattr(StopRequest, "agreed", lambda self: next(calls) == 7)
+        with pytest.raises(TrainingInterruptedError):
+            search(config_of(tmp_path, output=tmp_path / "cut", **changes), quiet=True)
+    resume_search(tmp_path / "cut", quiet=True)
+    whole, cut = (read_csv(tmp_path / name / "confidence.csv") for name in ("whole", "cut"))
+    assert whole == cut
+    losses = [row["alpha_loss"] for row in read_csv(tmp_path / "whole" / "metrics.csv")]
+    assert 0 < float(losses[-1]) < 5
+
+
+def test_a_resumed_search_keeps_its_target(tmp_path, space, monkeypatch) -> None:
+    table = table_for(space, tuple(tuple(1.0 for _ in p) for p in space.positions))
+    table = dataclasses.replace(table, setting=Setting(image_size=16, num_classes=10))
+    table.save(tmp_path / "table.json")
+    config = config_of(
+        tmp_path,
+        output=tmp_path / "cut",
+        latency_table=tmp_path / "table.json",
+        latency_target="5ms",
+        foreign_table=True,
+    )
+    with monkeypatch.context() as patched:
+        patched.setattr(StopRequest, "agreed", lambda self: True)
+        with pytest.raises(TrainingInterruptedError):
+            search(config, quiet=True)
+    (tmp_path / "cut" / "latency.json").unlink()
+    with pytest.raises(ValueError, match=r"its table latency\.json is gone"):
+        resume_search(tmp_path / "cut", quiet=True)
+
+
 # ---------------------------------------------------------------- the space on images
 
 
@@ -265,9 +328,11 @@ def test_subnet_is_the_path(space) -> None:
     torch.testing.assert_close(supernet.subnet((1, 1, 2))(x), supernet(x, (1, 1, 2)))
 
 
-@pytest.mark.parametrize("size", [32, 64, 224])
-def test_input_shapes_are_those_of_the_maps(size) -> None:
-    space = rich_space("s")
+@pytest.mark.parametrize(
+    ("skeleton", "size"), [("s", 32), ("s", 64), ("s", 224), ("m", 224), ("l", 128), ("l", 224)]
+)
+def test_input_shapes_are_those_of_the_maps(skeleton, size) -> None:
+    space = rich_space(skeleton)
     supernet, x = Supernet(space, 3).eval(), torch.zeros(1, 3, size, size)
     for shape, candidates in zip(space.input_shapes(3, size), supernet.positions, strict=False):
         assert tuple(x.shape[1:]) == (shape[0], shape[1], shape[1])
@@ -276,7 +341,7 @@ def test_input_shapes_are_those_of_the_maps(size) -> None:
 
 
 def test_odd_maps_and_unknown_spaces_are_refused() -> None:
-    with pytest.raises(ValueError, match="choose an image size that halves evenly, such as 64"):
+    with pytest.raises(ValueError, match=r"kernels 2 and 3 leave different sizes: choose .*, such as 64"):
         published_space().input_shapes(3, 50)
     with pytest.raises(ValueError, match="there is no search space"):
         open_space("poor")
@@ -317,7 +382,7 @@ search(config, quiet=True)
 
 @pytest.mark.parametrize("at", [3, 7], ids=["first-epochs", "later"])
 def test_kill_9_then_resume_gives_the_uninterrupted_architecture(tmp_path, space, at) -> None:
-    # 4 steps an epoch, the architecture's from the third step on.
+    # 4 steps an epoch, the architecture's from the fourth on.
     search(config_of(tmp_path, epochs=3, checkpoint_every=2, output=tmp_path / "whole"), quiet=True)
     done = run_python(DYING, str(tmp_path / "tiny.json"), str(tmp_path / "cut"), str(at))
     assert done.returncode == -signal.SIGKILL, done.stderr

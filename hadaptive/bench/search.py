@@ -18,12 +18,15 @@ from hadaptive.models import HadaptiveNet
 from hadaptive.models.spec import HADAPTIVE_NET_S
 from hadaptive.provenance import provenance
 from hadaptive.runs import append_csv
+from hadaptive.search.estimators import gdas, rloo
 from hadaptive.search.latency import measure_networks, measure_table
+from hadaptive.search.loop import frozen_statistics
 from hadaptive.search.runtimes import Setting
 from hadaptive.search.spaces import open_space
 from hadaptive.search.supernet import Supernet
 
-VARIANTS = ("S", "supernet, S's path", "supernet, random paths", "supernet, random paths, architecture step")
+ARCHITECTURE = {"architecture step, rloo of 4 paths": "rloo", "architecture step, gdas": "gdas"}
+VARIANTS = ("S", "supernet, S's path", "supernet, random paths", *ARCHITECTURE)
 
 
 @dataclass(frozen=True)
@@ -80,11 +83,15 @@ def _step(variant: str, config: SearchBenchConfig) -> Callable[[], None]:
         optimizer.zero_grad(set_to_none=True)
         if not isinstance(model, Supernet):
             F.cross_entropy(model(x), y).backward()
-        elif variant.endswith("architecture step"):
+        elif variant in ARCHITECTURE:
             for parameter in parameters:
                 parameter.requires_grad_(False)
-            loss = F.cross_entropy(model(x, model.sample(1.0, generator)), y)
-            torch.autograd.grad(loss, list(model.alpha))
+            with frozen_statistics(model):
+                if ARCHITECTURE[variant] == "gdas":
+                    loss, _ = gdas(model, x, lambda logits: F.cross_entropy(logits, y), 1.0, generator)
+                else:
+                    loss, _ = rloo(model, x, lambda logits: F.cross_entropy(logits, y), 4, generator)
+                torch.autograd.grad(loss, list(model.alpha))
             for parameter in parameters:
                 parameter.requires_grad_(True)
             return

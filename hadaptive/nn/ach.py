@@ -77,7 +77,8 @@ class CrossHadamardExpansion(nn.Module):
         numbers = index.tolist()
         if len(set(numbers)) != self.k or not all(0 <= c < self.channels for c in numbers):
             raise ValueError(f"expected {self.k} different channels of {self.channels}, got {numbers}")
-        self.score, self.select = nn.Identity(), FixedSelection(index)
+        self.register_module("score", nn.Identity())
+        self.register_module("select", FixedSelection(index))
 
     def update_temperature(self) -> None:
         """Adapt the temperature to the score's accumulated gradient; nothing happens where there is none."""

@@ -21,6 +21,7 @@ class SearchConfig(TrainConfig):
         latency_table: of ``hadaptive latency``; measured at the start where it is left out.
         latency_weight: of the expected latency's relative distance from the target in the loss.
         runtime: what latency is measured with, where there is no table.
+        threads: of the runtime that latency is measured in; 0 leaves their number to it.
         foreign_table: accept a table measured on another device.
         estimator: how the architecture learns: rloo compares several paths on one batch, gdas passes the gradient
             of one straight through, as in the paper.
@@ -30,7 +31,7 @@ class SearchConfig(TrainConfig):
             3e-4 a step at least.
         alpha_weight_decay: of the architecture parameters.
         alpha_clip: largest norm of their gradient.
-        tau_start: temperature of the Gumbel softmax at the start.
+        tau_start: temperature of the Gumbel softmax at the start; it shapes the gradient of gdas and nothing else.
         tau_end: and at the end.
         weights_first: share of the search that trains weights only, on paths drawn evenly.
     """
@@ -40,6 +41,7 @@ class SearchConfig(TrainConfig):
     latency_table: Path | None = None
     latency_weight: float = 1.0
     runtime: Literal["pytorch", "onnxruntime"] = "pytorch"
+    threads: int = 0
     foreign_table: bool = False
     estimator: Literal["rloo", "gdas"] = "rloo"
     paths: int = 4
@@ -82,6 +84,7 @@ class SearchConfig(TrainConfig):
             image_size=self.image_size,
             in_chans=self.in_chans,
             num_classes=num_classes,
+            threads=self.threads,
             channels_last=self.channels_last,
         )
 

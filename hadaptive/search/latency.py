@@ -141,12 +141,27 @@ class LatencyTable:
                 raise ValueError(
                     f"the latency table was measured with {field.name} {mine}, the search has {asked}"
                 )
+        counted = self.where.get("threads")
+        if not foreign and not setting.threads and counted not in (None, torch.get_num_threads()):
+            raise ValueError(
+                f"the latency table was measured with {counted} threads, this process has "
+                f"{torch.get_num_threads()}: set OMP_NUM_THREADS alike, or pass --threads to both"
+            )
         here = device_name(setting.device)
         if not foreign and self.where["device"] != here:
             raise ValueError(
                 f"the latency table was measured on another device ({self.where['device']}) than this ({here}): "
                 "measure anew, or pass --foreign-table if it is that device the network is for"
             )
+
+    @property
+    def is_of_this_machine(self) -> bool:
+        """Whether what it holds can be measured again here."""
+        try:
+            self.setting.check()
+        except ValueError:
+            return False
+        return self.where["device"] == device_name(self.setting.device)
 
     def save(self, path: str | Path) -> None:
         """Write the table as JSON."""
@@ -163,10 +178,15 @@ class LatencyTable:
             data = contents(cls, "latency table", json.loads(Path(path).read_text()), FORMAT, VERSION)
             data["setting"] = Setting(**data["setting"])
             data["times"] = tuple(tuple(float(t) for t in times) for times in data["times"])
+            for name in ("rest", "slope", "offset"):
+                data[name] = float(data[name])
+            data["references"] = {str(name): float(ms) for name, ms in data["references"].items()}
+            if "device" not in data["where"]:
+                raise ValueError("it does not say which device it is of")
             return cls(**data)
         except OSError as error:
             raise ValueError(f"{path} cannot be read: {error.strerror}") from None
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} holds no latency table: {error}") from None
 
 
@@ -263,6 +283,11 @@ def _network_run(spec: NetSpec, setting: Setting) -> Callable[[], Any]:
     return runner(network, torch.randn(setting.batch, setting.in_chans, *[setting.image_size] * 2), setting)
 
 
+def fits(spec: NetSpec, setting: Setting) -> bool:
+    """Whether a network can take images of this size at all."""
+    return _reference_run(spec, setting) is not None
+
+
 def _reference_run(spec: NetSpec, setting: Setting) -> Callable[[], Any] | None:
     try:
         run = _network_run(spec, setting)
@@ -324,6 +349,11 @@ def latency_command(
         raise ValueError(f"{output} exists already and is never overwritten: choose another --output")
     if rounds < 5 or networks < 3:
         raise ValueError(f"medians need at least 5 rounds and the fit 3 networks, got {rounds} and {networks}")
+    if output is not None:
+        try:
+            output.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"the folder {output.parent} cannot be made: {error.strerror}") from None
     space = open_space(space_name)
     if stem_strides:
         space = space.with_stem_strides(*stem_strides)
@@ -331,6 +361,5 @@ def latency_command(
     table = measure_table(space, setting, known=known, rounds=rounds, networks=networks)
     print_table(space, table)
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
         table.save(output)
         print(f"table written to {output}")

@@ -104,6 +104,8 @@ def resume_search(path: str | Path, *, quiet: bool = False) -> dict[str, Any]:
     searcher = Searcher(
         config, SearchSpace.load(run.space), create_accelerator(config, unused_parameters=True), quiet=quiet
     )
+    if config.latency_target is not None and not run.latency.is_file():
+        raise ValueError(f"{path} has a latency target but its table {run.latency.name} is gone")
     searcher.use(LatencyTable.load(run.latency) if run.latency.is_file() else None)
     if run.checkpoint.is_file():
         searcher.load(run)
@@ -136,4 +138,5 @@ def print_search(run: SearchFolder, space: SearchSpace, summary: dict[str, Any])
               f"measured: {measured}")  # fmt: skip
     for warning in summary["warnings"]:
         print(f"warning: {warning}")
-    print(f"train it: hadaptive train --model {run.found} --recipe {summary['recipe']}")
+    recipe, data = summary["recipe"], summary["data"]
+    print(f"train it: hadaptive train --model {run.found} --recipe {recipe} --data {data}")

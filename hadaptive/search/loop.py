@@ -1,8 +1,8 @@
 """The search: weights and architecture learn in turns, each from its own part of the training images.
 
 Source: arXiv 2505.22226, section 4; how the architecture learns is in :mod:`hadaptive.search.estimators`. The
-expected latency is a sum as in ProxylessNAS (arXiv 1812.00332, equation 2); what is added to the loss is its
-distance from the target, |E/T - 1|, as in TuNAS (arXiv 2008.11507, equation 2): a bound from above alone leaves
+expected latency is a sum as in ProxylessNAS (arXiv 1812.00332); what is added to the loss is its
+distance from the target, |E/T - 1|, as in TuNAS (arXiv 2008.11507): a bound from above alone leaves
 young weights to vote for skipping everything.
 Deviations from the published search: the test part is never read; running statistics come from weight steps alone;
 architecture steps are in training mode; the architecture's optimiser is saved with the rest.
@@ -103,7 +103,7 @@ class Searcher:
         self.alpha_optimizer = torch.optim.AdamW(self.alpha, lr=lr, weight_decay=config.alpha_weight_decay)
         self.criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
         self.use(None)
-        self.epoch = self.step = self.alpha_step = 0
+        self.epoch = self.step = self.alpha_step = self.alpha_count = 0
         self.weight_loss = self.alpha_loss = self.seconds = 0.0
         self.stopping = StopRequest(accelerator)
 
@@ -117,7 +117,7 @@ class Searcher:
 
     def state(self) -> dict[str, Any]:
         """Everything a resumed search needs, as tensors and plain data."""
-        keys = ("epoch", "step", "alpha_step", "weight_loss", "alpha_loss", "seconds")
+        keys = ("epoch", "step", "alpha_step", "alpha_count", "weight_loss", "alpha_loss", "seconds")
         return {
             "supernet": self.supernet.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -136,7 +136,7 @@ class Searcher:
             self.supernet.load_state_dict(state.pop("supernet"))
             self.optimizer.load_state_dict(state.pop("optimizer"))
             self.alpha_optimizer.load_state_dict(state.pop("alpha_optimizer"))
-            for key in ("epoch", "step", "alpha_step", "weight_loss", "alpha_loss", "seconds"):
+            for key in ("epoch", "step", "alpha_step", "alpha_count", "weight_loss", "alpha_loss", "seconds"):
                 setattr(self, key, state[key])
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             raise ValueError(f"{run.checkpoint} does not fit {run.config}: {first_line(error)}") from None
@@ -203,6 +203,7 @@ class Searcher:
                 self.alpha_step += 1
                 if self.updates >= config.weights_first * config.epochs * data.steps_per_epoch:
                     self.alpha_loss += self._alpha_step(*self._ready(images, targets))
+                    self.alpha_count += 1
             self.step += 1
             self.scheduler.step_update(self.updates)
             self.progress.step(
@@ -303,6 +304,9 @@ class Searcher:
                 if count == CALIBRATION_BATCHES:
                     break
                 network(self._ready(images, targets)[0])
+        for norm in norms:  # the mean over the processes
+            for name in ("running_mean", "running_var"):
+                setattr(norm, name, self.accelerator.reduce(getattr(norm, name), "mean"))
         return evaluate_model(
             network,
             self.data.validation,
@@ -316,16 +320,13 @@ class Searcher:
         started = time.monotonic()
         validation = self.evaluate(most_confident(confidence, self.table, self.target))
         self.seconds += time.monotonic() - started
-        first = self.config.weights_first * self.config.epochs * self.data.steps_per_epoch
-        steps = max(0.0, min(self.data.steps_per_epoch, self.updates - first))
-        alpha_steps = steps * self.data.alpha_steps_per_epoch / self.data.steps_per_epoch
         expected = "" if self.table is None else round(float(self.table.expected(confidence)), 4)
         row = {
             "epoch": self.epoch,
             "tau": self.tau(),
             "lr": self.optimizer.param_groups[0]["lr"],
             "weight_loss": self.weight_loss / self.data.steps_per_epoch,
-            "alpha_loss": self.alpha_loss / alpha_steps if alpha_steps >= 1 else "",
+            "alpha_loss": self.alpha_loss / self.alpha_count if self.alpha_count else "",
             "expected_ms": expected,
             "entropy": relative_entropy(confidence),
             "val_accuracy": validation.accuracy,
@@ -349,7 +350,8 @@ class Searcher:
             f"relative entropy {row['entropy']:.2f}, expected latency {expected or 'not asked'}, "
             f"validation accuracy of the most confident path {validation.accuracy:.2%}"
         )
-        self.epoch, self.step, self.alpha_step = self.epoch + 1, 0, 0
+        self.epoch += 1
+        self.step = self.alpha_step = self.alpha_count = 0
         self.weight_loss = self.alpha_loss = 0.0
         if self.accelerator.is_main_process:
             run.append_rows(run.metrics, [row])
@@ -365,7 +367,9 @@ class Searcher:
         confidence = [p.cpu() for p in self.supernet.confidence()]
         choice = most_confident(confidence, self.table, self.target)
         found = self.space.build(choice, name=f"{self.space.name}-found-seed{self.config.seed}")
-        measured = self._measure(found)
+        if self.accelerator.is_main_process:
+            found.save(run.found)
+            draw_network(found, run.strip)
         summary = {
             "run": str(run.path),
             "space": self.space.name,
@@ -377,7 +381,7 @@ class Searcher:
             "entropy": relative_entropy(confidence),
             "target_ms": self.target,
             "predicted_ms": None if self.table is None else self.table.predict(choice),
-            "measured_ms": measured,
+            "measured_ms": self._measure(found),
             "num_classes": self.num_classes,
             "device_type": self.accelerator.device.type,
             "warnings": warnings_of(self.space, choice, confidence),
@@ -386,16 +390,14 @@ class Searcher:
             **provenance(str(self.accelerator.device)),
         }
         if self.accelerator.is_main_process:
-            found.save(run.found)
-            draw_network(found, run.strip)
             write_json(run.summary, summary)
             run.checkpoint.unlink(missing_ok=True)
         self.accelerator.wait_for_everyone()
         return summary
 
     def _measure(self, found: NetSpec) -> dict[str, float] | None:
-        """Latency of the network found and of the published ones, in turns, ms; None where no table says how."""
-        if self.table is None or not self.accelerator.is_main_process:
+        """Latency of the network found and of the published ones, in turns, ms; None where it cannot be had."""
+        if self.table is None or not self.table.is_of_this_machine or not self.accelerator.is_main_process:
             return None
         specs = references(self.config.stem_strides)
         known = {name: specs[name] for name in self.table.references if name in specs}

@@ -118,12 +118,14 @@ def plot_comparison(rows: list[dict[str, str]], target: float | None, path: Path
             points.setdefault(row["network"], []).append((float(row["measured_ms"]), 100 * float(row["accuracy"])))
         x = [values[0][0] for values in points.values()]
         y = [statistics.fmean(a for _, a in values) for values in points.values()]
-        low = [mean - min(a for _, a in values) for mean, values in zip(y, points.values(), strict=True)]
-        high = [max(a for _, a in values) - mean for mean, values in zip(y, points.values(), strict=True)]
+        low = [max(0.0, mean - min(a for _, a in values)) for mean, values in zip(y, points.values(), strict=True)]
+        high = [
+            max(0.0, max(a for _, a in values) - mean) for mean, values in zip(y, points.values(), strict=True)
+        ]
         axes.errorbar(x, y, yerr=(low, high), fmt="osd^v"[number % 5], capsize=2, label=group)
     if target is not None:
         axes.axvline(target, color="gray", linestyle="--", linewidth=1, label="target")
-    axes.set(xlabel="measured latency, ms", ylabel=f"{rows[0]['part']} accuracy, %")
+    axes.set(xlabel=f"{rows[0]['latency']} latency, ms", ylabel=f"{rows[0]['part']} accuracy, %")
     axes.set(title=f"{rows[0]['data']}, recipe {rows[0]['recipe']}")
     axes.grid(alpha=0.3)
     axes.legend()

@@ -46,6 +46,8 @@ class Setting:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.threads < 0:
             raise ValueError(f"threads must not be negative, got {self.threads}")
+        if self.device != "cpu" and not self.device.startswith("cuda"):
+            raise ValueError(f"device must be cpu or cuda, got {self.device!r}")
         if self.device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError("device is cuda, but PyTorch finds no GPU here: use --device cpu")
         if self.runtime == "onnxruntime":

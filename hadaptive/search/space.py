@@ -127,14 +127,29 @@ class SearchSpace:
                     f"{image_size}x{image_size} images are too small: nothing is left at position {number}"
                 )
             if len(sides) > 1:
+                kernels = " and ".join(map(str, sorted({x.kernel for x in layers})))
+                good = self._even_size(in_chans, image_size)
                 raise ValueError(
-                    f"at position {number} of {self.name} the map is {side} pixels wide, of which kernels 2 and 3 "
-                    f"leave different sizes: choose an image size that halves evenly, such as "
-                    f"{32 * max(1, round(image_size / 32))}"
+                    f"at position {number} of {self.name} the map is {side} pixels wide, of which kernels "
+                    f"{kernels} leave different sizes: choose an image size that halves evenly"
+                    + (f", such as {good}" if good else "")
                 )
             channels, side = layers[0].channels, sides.pop()
             shapes.append((channels, side))
         return shapes
+
+    def _even_size(self, in_chans: int, image_size: int) -> int | None:
+        """The image size closest to this one on which all candidates agree, if there is one nearby."""
+        for size in sorted(range(max(8, image_size // 2), 2 * image_size), key=lambda s: abs(s - image_size)):
+            side, even = size, True
+            for position in self.positions:
+                layers = [candidate for candidate in position if not isinstance(candidate, Skip)]
+                sides = {(side + 2 * ((x.kernel - 1) // 2) - x.kernel) // x.stride + 1 for x in layers}
+                side = min(sides)
+                even = even and len(sides) == 1 and side > 0
+            if even:
+                return size
+        return None
 
     @property
     def fingerprint(self) -> str:

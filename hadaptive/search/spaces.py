@@ -96,6 +96,9 @@ def rich_space(skeleton: str) -> SearchSpace:
         ]
         down = _downs(RICH_RATIOS, tuple(k for k in RICH_K if k <= channels), width)
         down += tuple(inverted(ratio, kernel, width, 2) for ratio in RICH_RATIOS for kernel in (2, 3))
+        if skeleton == "l" and width == channels:
+            # The last halving meets odd maps at the published size, of which a kernel of 3 would leave more.
+            down = tuple(block for block in down if block.kernel == 2)
         stages.append((down, *[(*same, SKIP)] * (count - 1)))
         channels = width
     return SearchSpace(
@@ -123,6 +126,8 @@ def spaces_command(name: str | None, save: Path | None) -> None:
     if save is not None:
         if save.exists():
             raise ValueError(f"{save} exists already and is not overwritten")
+        if not save.parent.is_dir():
+            raise ValueError(f"there is no folder {save.parent} to write {save.name} into")
         space.save(save)
         print(f"{space.name} written to {save}")
         return

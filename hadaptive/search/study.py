@@ -29,7 +29,7 @@ from hadaptive.provenance import provenance
 from hadaptive.runs import append_csv, read_csv, write_atomically, write_csv, write_json
 from hadaptive.search.config import StudyConfig
 from hadaptive.search.folder import SearchFolder
-from hadaptive.search.latency import LatencyTable, measure_networks, references
+from hadaptive.search.latency import LatencyTable, fits, measure_networks, references
 from hadaptive.search.launch import configured_space, configured_table, default_output, resume_search, search
 from hadaptive.search.outcome import random_within
 from hadaptive.search.plots import draw_confidence, plot_comparison
@@ -137,6 +137,7 @@ def _search_once(
     if run.config.is_file():
         return resume_search(run.path, quiet=quiet)
     changes = {"seed": seed, "output": run.path, "latency_table": folder.latency if table else None}
+    changes["space"] = str(folder.space)
     return search(replace(config.single(), **changes), quiet=quiet)
 
 
@@ -238,8 +239,8 @@ def _compare(
             quiet=quiet,
         )
         test = summary["test"]
-        keys = ("group", "predicted_ms", "measured_ms")
-        row = {"network": name, "seed": seed, **{key: networks[name][key] for key in keys}}
+        keys = ("group", "predicted_ms", "measured_ms", "latency")
+        row = {"network": name, "seed": seed, **{key: networks[name].get(key, "measured") for key in keys}}
         row |= {key: summary[key] for key in ("recipe", "data", "parameters", "train_images", "epochs")}
         row |= {"part": "test" if test else "validation", "validation_accuracy": summary["validation_accuracy"]}
         row["accuracy"] = test["accuracy"] if test else summary["validation_accuracy"]
@@ -274,16 +275,23 @@ def _networks(
         assert choice is not None
         specs[name] = space.build(choice, name=name)
     letter = LatencyTable.reference_of(config.latency_target)
-    if table is None or letter in table.references:
-        specs[f"published-{letter}"] = references(config.stem_strides)[letter]
-        choices[f"published-{letter}"] = None
-    measured = measure_networks(specs, setting)
+    published = references(config.stem_strides)[letter]
+    if letter in table.references if table else fits(published, setting):
+        specs[f"published-{letter}"], choices[f"published-{letter}"] = published, None
+    if table is None or table.is_of_this_machine:
+        latency, ms = "measured", measure_networks(specs, setting)
+    else:
+        latency, ms = (
+            "predicted",
+            {n: table.predict(c) if c else table.references[letter] for n, c in choices.items()},
+        )
     return {
         name: {
             "group": name.split("-")[0],
             "choice": choices[name],
             "predicted_ms": round(table.predict(choice), 4) if table and (choice := choices[name]) else "",
-            "measured_ms": measured[name],
+            "measured_ms": round(ms[name], 4),
+            "latency": latency,
             "spec": spec.to_dict(),
         }
         for name, spec in specs.items()
@@ -348,5 +356,5 @@ def print_study(folder: StudyFolder, summary: dict[str, Any]) -> None:
                     f"{against['verdict']}"
                 )
         if summary["found_against_random"]["verdict"] != "better":
-            print("the search does not beat random networks of the same latency: do not trust what it found")
+            print("the search does not beat random networks of the space: do not trust what it found")
     print(f"study: {folder.path}")

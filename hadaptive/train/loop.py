@@ -94,7 +94,11 @@ def train_or_resume(config: TrainConfig, *, quiet: bool = False) -> dict[str, An
     if config.output is None or not config.output.is_dir():
         return train(config, quiet=quiet)
     run = RunFolder.open(config.output)
-    if run.read_json(run.config) != config.to_dict():
+    settings = [
+        {**data, "output": "", "model": Path(data["model"]).name}
+        for data in (run.read_json(run.config), config.to_dict())
+    ]
+    if settings[0] != settings[1]:
         raise ValueError(f"{config.output} is a run with other settings: move it away")
     return run.read_json(run.summary) if run.summary.is_file() else resume(config.output, quiet=quiet)
 
