@@ -340,6 +340,12 @@ def _bench_networks(arguments: list[str]) -> None:
     bench_networks(tyro.cli(NetworksConfig, prog="hadaptive bench networks", args=arguments))
 
 
+def _bench_latency(arguments: list[str]) -> None:
+    from hadaptive.bench.latency import LatencyBenchConfig, bench_latency
+
+    bench_latency(tyro.cli(LatencyBenchConfig, prog="hadaptive bench latency", args=arguments))
+
+
 def _bench_search(arguments: list[str]) -> None:
     from hadaptive.bench.search import SearchBenchConfig, bench_search
 
@@ -348,6 +354,7 @@ def _bench_search(arguments: list[str]) -> None:
 
 BENCHMARKS: dict[str, Callable[[list[str]], None]] = {
     "accuracy": _bench_accuracy,
+    "latency": _bench_latency,
     "networks": _bench_networks,
     "ops": _bench_ops,
     "report": _bench_report,
@@ -375,7 +382,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "doctor": (_doctor, "what this machine offers, which kernels are used and why, and whether they are right"),
     "bench": (
         _bench,
-        "bench ops, networks, accuracy, search; bench report writes the README's tables from their rows",
+        "bench ops, networks, latency, accuracy, search; bench report writes the README's tables from their rows",
     ),
 }
 

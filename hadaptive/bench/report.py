@@ -103,6 +103,20 @@ def networks_table(rows: Rows) -> str:
     return markdown_table(["what", "model", "ms", "quartiles", "ratio"], lines)
 
 
+def latency_table(rows: Rows) -> str:
+    """Whole networks in deployment runtimes: medians, quartiles, ratios to the last network measured there."""
+    found = _last(rows, ("runtime", "threads", "batch", "model"))
+    base = {tuple(key[:-1]): row for key, row in found.items()}
+    lines = []
+    for (*place, model), row in found.items():
+        runtime, threads, batch = place
+        spread = f"{float(row['lower_quartile_ms']):.2f} to {float(row['upper_quartile_ms']):.2f}"
+        ratio = f"{_ratio(row, base[tuple(place)]):.2f}"
+        case = f"{runtime}, {threads} threads, batch {batch}"
+        lines.append([case, model, f"{float(row['median_ms']):.2f}", spread, ratio])
+    return markdown_table(["runtime", "model", "ms", "quartiles", "ratio"], lines)
+
+
 def price_table(rows: Rows) -> str:
     """Steps of a supernet against a training step of S: time and peak memory."""
     found = _last(rows, ("space", "what"))
@@ -181,6 +195,7 @@ def planted_table(rows: Rows) -> str:
 
 TABLES: dict[str, Callable[[Rows], str]] = {
     "accuracy": accuracy_table,
+    "latency": latency_table,
     "networks": networks_table,
     "operators": operators_table,
     "search-comparison": comparison_table,
