@@ -110,7 +110,7 @@ def _network(name: str, config: LatencyBenchConfig) -> nn.Module:
         raise ValueError(f"a network's name may end in :frozen or :plain, got {name!r}")
     torch.manual_seed(0)
     network = create_model(source, num_classes=1000)
-    # Statistics of one batch: without them an untrained network's outputs vanish, and a check of them means nothing.
+    # Statistics of one batch: without them an untrained network's outputs vanish, and a check says nothing.
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.momentum = 1.0

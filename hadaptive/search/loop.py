@@ -20,8 +20,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 
 from hadaptive.data import derive_seed
@@ -40,7 +38,7 @@ from hadaptive.search.space import SearchSpace, label
 from hadaptive.search.supernet import Supernet
 from hadaptive.train.finite import NonFiniteLossError
 from hadaptive.train.progress import Progress
-from hadaptive.train.setup import create_data
+from hadaptive.train.setup import create_data, create_optimizer
 from hadaptive.train.stopping import StopRequest, TrainingInterruptedError
 
 CALIBRATION_BATCHES = 20  # for the running statistics of a path that is evaluated
@@ -77,25 +75,7 @@ class Searcher:
         if config.channels_last:
             self.supernet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.alpha = list(self.supernet.alpha)
-        try:
-            optimizer = create_optimizer_v2(
-                self.supernet.candidates(), opt=config.opt, lr=config.lr, weight_decay=config.weight_decay
-            )
-            scheduler, _ = create_scheduler_v2(
-                optimizer,
-                sched=config.sched,
-                num_epochs=config.epochs,
-                warmup_epochs=config.warmup * config.epochs,  # pyright: ignore[reportArgumentType]
-                warmup_lr=config.warmup_lr,
-                min_lr=config.min_lr,
-                step_on_epochs=False,
-                updates_per_epoch=self.data.steps_per_epoch,
-            )
-        except (ValueError, AssertionError, KeyError) as error:
-            raise ValueError(
-                f"opt {config.opt!r} or sched {config.sched!r} is not one timm has: {error}"
-            ) from None
-        assert scheduler is not None
+        optimizer, scheduler = create_optimizer(self.supernet.candidates(), config, self.data.steps_per_epoch)
         self.scheduler = scheduler
         self.model, self.optimizer = accelerator.prepare(self.supernet, optimizer)
         alpha_steps = config.epochs * self.data.alpha_steps_per_epoch * (1 - config.weights_first)

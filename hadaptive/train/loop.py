@@ -14,8 +14,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from timm.data import Mixup
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
@@ -29,7 +27,13 @@ from hadaptive.train.finite import NonFiniteLossError, first_non_finite
 from hadaptive.train.plots import plot_curves
 from hadaptive.train.processes import on_main
 from hadaptive.train.progress import Progress
-from hadaptive.train.setup import create_accelerator, create_data, create_network, preprocessing_of
+from hadaptive.train.setup import (
+    create_accelerator,
+    create_data,
+    create_network,
+    create_optimizer,
+    preprocessing_of,
+)
 from hadaptive.train.stopping import StopRequest, TrainingInterruptedError
 
 RECORD_EVERY = 10  # steps between recorded selections; a step in ten is enough for shares and costs nothing
@@ -121,25 +125,7 @@ class Trainer:
         self.network = network.to(accelerator.device)
         self.ema = ModelEmaV3(self.network, decay=config.ema, use_warmup=True) if config.ema else None
         self.recorder = SelectionRecorder(self.network, every=RECORD_EVERY)
-        try:
-            optimizer = create_optimizer_v2(
-                self.network, opt=config.opt, lr=config.lr, weight_decay=config.weight_decay
-            )
-            scheduler, _ = create_scheduler_v2(
-                optimizer,
-                sched=config.sched,
-                num_epochs=config.epochs,
-                warmup_epochs=config.warmup * config.epochs,  # pyright: ignore[reportArgumentType]
-                warmup_lr=config.warmup_lr,
-                min_lr=config.min_lr,
-                step_on_epochs=False,
-                updates_per_epoch=self.data.steps_per_epoch,
-            )
-        except (ValueError, AssertionError, KeyError) as error:
-            raise ValueError(
-                f"opt {config.opt!r} or sched {config.sched!r} is not one timm has: {error}"
-            ) from None
-        assert scheduler is not None
+        optimizer, scheduler = create_optimizer(self.network, config, self.data.steps_per_epoch)
         self.scheduler = scheduler
         self.model, self.optimizer = accelerator.prepare(self.network, optimizer)
         self.mixup = None

@@ -8,7 +8,11 @@ from accelerate import Accelerator
 from accelerate.data_loader import DataLoaderDispatcher, DataLoaderShard
 from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
 from torch import nn
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
 from hadaptive.data import (
@@ -279,3 +283,27 @@ def create_network(config: TrainConfig, num_classes: int) -> nn.Module:
         ) from None
     model.train()
     return model.to(memory_format=torch.channels_last) if config.channels_last else model
+
+
+def create_optimizer(module: nn.Module, config: TrainConfig, steps_per_epoch: int) -> tuple[Optimizer, Scheduler]:
+    """timm's optimiser of a module's parameters, and its schedule by steps.
+
+    Raises:
+        ValueError: timm has no such optimiser or schedule.
+    """
+    try:
+        optimizer = create_optimizer_v2(module, opt=config.opt, lr=config.lr, weight_decay=config.weight_decay)
+        scheduler, _ = create_scheduler_v2(
+            optimizer,
+            sched=config.sched,
+            num_epochs=config.epochs,
+            warmup_epochs=config.warmup * config.epochs,  # pyright: ignore[reportArgumentType]
+            warmup_lr=config.warmup_lr,
+            min_lr=config.min_lr,
+            step_on_epochs=False,
+            updates_per_epoch=steps_per_epoch,
+        )
+    except (ValueError, AssertionError, KeyError) as error:
+        raise ValueError(f"opt {config.opt!r} or sched {config.sched!r} is not one timm has: {error}") from None
+    assert scheduler is not None
+    return optimizer, scheduler
