@@ -55,7 +55,7 @@ bench-search: $(STAMP)
 	test -d $(STUDY) && $(BIN)/hadaptive search --resume $(STUDY) || $(BIN)/hadaptive search \
 		--recipe fmnist-small --latency-target 0.8xS --seeds 3 --baseline random 10 --output $(STUDY)
 	mkdir -p benchmarks/results/search
-	cp $(STUDY)/*.csv $(STUDY)/*.png $(STUDY)/networks.json $(STUDY)/summary.json benchmarks/results/search/
+	cp $(STUDY)/*.csv $(STUDY)/*.png $(STUDY)/networks.json benchmarks/results/search/
 	cp $(STUDY)/searches/seed0/network.png benchmarks/results/search/network-seed0.png
 
 # From the source tree, without an installation: GPU machines often have no network.
