@@ -31,7 +31,7 @@ TOLERANCE = 1e-3  # of the largest logit, of random weights
 class LatencyBenchConfig:
     """Time networks with seeded random weights in several runtimes, in turns, after a check of their outputs.
 
-    A name followed by ":frozen" has fixed selections; ":plain" is exported as it is, without any of our passes.
+    A name followed by ":frozen" has fixed selections; ":plain" has nothing but BatchNorm folded.
 
     Attributes:
         models: timm names or NetSpec files; ratios are to the last.
@@ -142,11 +142,12 @@ def _runner(
     path = folder / f"{Path(name.replace(':', '-')).stem}{SUFFIXES[form]}"
     if not path.exists():
         deployed = network
-        if isinstance(network, HadaptiveNet) and not name.endswith(":plain"):
+        if isinstance(network, HadaptiveNet):
             deployed = fold(network)
-            absorb(deployed)
-            reorder(deployed)
-            align(deployed, config.align)
+            if not name.endswith(":plain"):
+                absorb(deployed)
+                reorder(deployed)
+                align(deployed, config.align)
         preprocessing = Preprocessing(image_size=config.image_size, mean=(0.5,) * 3, std=(0.5,) * 3)
         write(deployed, path, form, card_for(name, network, ["?"] * 1000, preprocessing), {})
     return load(path, count)[0]
