@@ -1,6 +1,7 @@
 """Latency of whole networks where they are deployed: PyTorch, ONNX Runtime, OpenVINO, one image or several."""
 
 import itertools
+import re
 import tempfile
 import time
 from dataclasses import dataclass
@@ -139,7 +140,7 @@ def _runner(
 
         return run
     form = "onnx" if runtime == "onnxruntime" else runtime
-    path = folder / f"{Path(name.replace(':', '-')).stem}{SUFFIXES[form]}"
+    path = folder / f"{re.sub(r'[^A-Za-z0-9]', '-', name)}{SUFFIXES[form]}"
     if not path.exists():
         deployed = network
         if isinstance(network, HadaptiveNet):

@@ -161,7 +161,7 @@ class LatencyTable:
             self.setting.check()
         except ValueError:
             return False
-        return self.where["device"] == device_name(self.setting.device)
+        return self.where.get("device") == device_name(self.setting.device)
 
     def save(self, path: str | Path) -> None:
         """Write the table as JSON."""
