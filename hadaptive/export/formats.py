@@ -18,11 +18,10 @@ from hadaptive.runs import ModelCard, first_line, write_atomically
 
 OPSET = 18
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2", "safetensors": ".safetensors"}
-NEEDS = {
+NEEDS = {  # each has an extra of its own name
     "onnx": ("onnx", "onnxruntime", "onnxscript", "onnxslim"),
     "openvino": ("openvino", "onnx", "onnxscript", "onnxslim"),
 }
-EXTRAS = {"onnx": "onnx", "openvino": "openvino"}
 KEY = "hadaptive"
 
 Run = Callable[[np.ndarray], np.ndarray]  # images (B, C, H, W) float32 -> logits (B, classes)
@@ -36,7 +35,7 @@ def check_format(name: str) -> None:
 
     for package in NEEDS.get(name, ()):
         if importlib.util.find_spec(package) is None:
-            raise ValueError(f'format {name} needs the package {package}: pip install "hadaptive[{EXTRAS[name]}]"')
+            raise ValueError(f'format {name} needs the package {package}: pip install "hadaptive[{name}]"')
 
 
 def write(net: nn.Module, path: Path, name: str, card: ModelCard, about: dict[str, Any]) -> None:

@@ -40,13 +40,23 @@ Candidate = ConvSpec | BlockSpec | Skip
 Position = tuple[Candidate, ...]
 
 
+def _layers(position: Position) -> list[ConvSpec | BlockSpec]:
+    """The candidates of a position that are something."""
+    return [candidate for candidate in position if not isinstance(candidate, Skip)]
+
+
+def _sides_after(layers: list[ConvSpec | BlockSpec], side: int) -> set[int]:
+    """How many pixels wide these layers leave a map of `side` pixels."""
+    return {(side + 2 * ((x.kernel - 1) // 2) - x.kernel) // x.stride + 1 for x in layers}
+
+
 def _check_agree(where: str, position: Position) -> None:
     """The candidates of one position can stand in for each other, and none stands there twice."""
     if not position:
         raise ValueError(f"{where} has no candidates")
     if len(set(position)) < len(position):
         raise ValueError(f"{where} has the same candidate twice")
-    layers = [candidate for candidate in position if not isinstance(candidate, Skip)]
+    layers = _layers(position)
     if not layers:
         raise ValueError(f"{where} has no candidate but skip: leave the position out")
     shapes = sorted({(layer.stride, layer.channels) for layer in layers})
@@ -120,15 +130,15 @@ class SearchSpace:
         """
         shapes, channels, side = [(in_chans, image_size)], in_chans, image_size
         for number, position in enumerate(self.positions, start=1):
-            layers = [candidate for candidate in position if not isinstance(candidate, Skip)]
-            sides = {(side + 2 * ((x.kernel - 1) // 2) - x.kernel) // x.stride + 1 for x in layers}
+            layers = _layers(position)
+            sides = _sides_after(layers, side)
             if min(sides) < 1:
                 raise ValueError(
                     f"{image_size}x{image_size} images are too small: nothing is left at position {number}"
                 )
             if len(sides) > 1:
                 kernels = " and ".join(map(str, sorted({x.kernel for x in layers})))
-                good = self._even_size(in_chans, image_size)
+                good = self._even_size(image_size)
                 raise ValueError(
                     f"at position {number} of {self.name} the map is {side} pixels wide, of which kernels "
                     f"{kernels} leave different sizes: choose an image size that halves evenly"
@@ -138,13 +148,12 @@ class SearchSpace:
             shapes.append((channels, side))
         return shapes
 
-    def _even_size(self, in_chans: int, image_size: int) -> int | None:
+    def _even_size(self, image_size: int) -> int | None:
         """The image size closest to this one on which all candidates agree, if there is one nearby."""
         for size in sorted(range(max(8, image_size // 2), 2 * image_size), key=lambda s: abs(s - image_size)):
             side, even = size, True
             for position in self.positions:
-                layers = [candidate for candidate in position if not isinstance(candidate, Skip)]
-                sides = {(side + 2 * ((x.kernel - 1) // 2) - x.kernel) // x.stride + 1 for x in layers}
+                sides = _sides_after(_layers(position), side)
                 side = min(sides)
                 even = even and len(sides) == 1 and side > 0
             if even:
