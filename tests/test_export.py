@@ -117,13 +117,13 @@ def test_a_run_is_exported_proved_and_used(tmp_path: Path, capsys: pytest.Captur
 
 def test_a_file_that_computes_something_else_is_kept_and_said(tmp_path: Path, monkeypatch, capsys) -> None:
     train(tiny_config(tmp_path), quiet=True)
-    from hadaptive.export import command
+    from hadaptive.export import passes
 
     def spoiled(net) -> str:
         net.layers[0].bias.add_(0.5) if hasattr(net.layers[0], "bias") else net.layers[0][0].bias.add_(0.5)
         return "spoiled"
 
-    monkeypatch.setattr(command, "absorb", spoiled)
+    monkeypatch.setattr(passes, "absorb", spoiled)
     assert main(["export", str(tmp_path / "run"), "--images", "8", "--format", "torch"]) == 1
     assert "image 0 is the first to differ" in capsys.readouterr().err
     assert (tmp_path / "run" / "network.pt2").is_file()

@@ -18,7 +18,7 @@ from hadaptive.console import console
 from hadaptive.data import Preprocessing
 from hadaptive.export.deploy import fold
 from hadaptive.export.formats import SUFFIXES, Run, check_format, load, write
-from hadaptive.export.passes import absorb, align, reorder
+from hadaptive.export.passes import prepare
 from hadaptive.info import inspect_network
 from hadaptive.models import HadaptiveNet, create_model
 from hadaptive.nn import expansions
@@ -144,11 +144,8 @@ def _runner(
     if not path.exists():
         deployed = network
         if isinstance(network, HadaptiveNet):
-            deployed = fold(network)
-            if not name.endswith(":plain"):
-                absorb(deployed)
-                reorder(deployed)
-                align(deployed, config.align)
+            plain = name.endswith(":plain")
+            deployed = fold(network) if plain else prepare(network, config.align)[0]
         preprocessing = Preprocessing(image_size=config.image_size, mean=(0.5,) * 3, std=(0.5,) * 3)
         write(deployed, path, form, card_for(name, network, ["?"] * 1000, preprocessing), {})
     return load(path, count)[0]

@@ -13,10 +13,9 @@ from torch.utils.data import Subset
 
 from hadaptive.console import console
 from hadaptive.data import ImageDataset, create_loader, eval_transform
-from hadaptive.export.deploy import fold
 from hadaptive.export.formats import SUFFIXES, check_format, write
 from hadaptive.export.freeze import calibrate, freeze
-from hadaptive.export.passes import absorb, align, reorder
+from hadaptive.export.passes import prepare
 from hadaptive.export.proof import prove
 from hadaptive.metrics import evaluate_model
 from hadaptive.models import HadaptiveNet
@@ -99,10 +98,7 @@ def export_command(config: ExportConfig) -> dict[str, Any]:
         network = _frozen(network, card, parts, config, about)
     deployed, about["passes"] = network, []
     if config.format != "safetensors" and isinstance(network, HadaptiveNet):
-        deployed = fold(network)
-        about["passes"] = ["fold: no BatchNorm and no dropout is left", absorb(deployed), reorder(deployed)]
-        if config.align > 1:
-            about["passes"].append(align(deployed, config.align))
+        deployed, about["passes"] = prepare(network, config.align)
     for said in about["passes"]:
         print(said)
     about |= provenance("cpu")

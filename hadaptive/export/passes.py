@@ -6,7 +6,8 @@ Each pass changes a :class:`DeployNet` in place and says in one sentence what it
 import torch
 from torch import Tensor, nn
 
-from hadaptive.export.deploy import DeployBlock, DeployGhost, DeployHadamard, DeployNet
+from hadaptive.export.deploy import DeployBlock, DeployGhost, DeployHadamard, DeployNet, fold
+from hadaptive.models import HadaptiveNet
 from hadaptive.ops import num_pairs
 
 
@@ -134,3 +135,16 @@ def align(net: DeployNet, multiple: int = 16) -> str:
         _rearrange(block, torch.cat([torch.arange(width), zeros, torch.arange(width, total)]))
         added += pad
     return f"align: {added} channels of zeros fill expanded widths up to multiples of {multiple}"
+
+
+def prepare(network: HadaptiveNet, multiple: int) -> tuple[DeployNet, list[str]]:
+    """Fold a network and run every pass on it; a multiple of 1 aligns nothing.
+
+    Returns:
+        The deployed network, and a sentence for each pass.
+    """
+    net = fold(network)
+    said = ["fold: no BatchNorm and no dropout is left", absorb(net), reorder(net)]
+    if multiple > 1:
+        said.append(align(net, multiple))
+    return net, said
