@@ -4,6 +4,7 @@ Every file carries what is needed to use it: class names, preprocessing and prov
 metadata. Loading one unpickles nothing.
 """
 
+import functools
 import json
 import warnings
 from collections.abc import Callable
@@ -128,7 +129,7 @@ def _write_openvino(net: nn.Module, path: Path, size: tuple[int, int, int], meta
 
     with tempfile.TemporaryDirectory() as folder:
         write_onnx(net, Path(folder) / "net.onnx", size)
-        model = openvino.convert_model(Path(folder) / "net.onnx")
+        model = _core().read_model(Path(folder) / "net.onnx")
         for node in model.get_ops():
             if node.get_type_name() == "TopK":
                 node.set_attribute("stable", True)  # the lower index of equal scores, as ONNX has it
@@ -183,14 +184,21 @@ def _open_onnx(path: Path, threads: int) -> tuple[Run, str]:
     return lambda images: np.asarray(session.run(None, {"images": images})[0]), metadata
 
 
-def _open_openvino(path: Path, threads: int) -> tuple[Run, str]:
+@functools.cache
+def _core() -> Any:
+    """One for the process: OpenVINO that unloads its plugin with a Core crashes threads started later."""
     import openvino
 
-    model = openvino.Core().read_model(path)
+    return openvino.Core()
+
+
+def _open_openvino(path: Path, threads: int) -> tuple[Run, str]:
+    core = _core()
+    model = core.read_model(path)
     settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     if threads:
         settings["INFERENCE_NUM_THREADS"] = threads
-    request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
+    request = core.compile_model(model, "CPU", settings).create_infer_request()
     return lambda images: request.infer({0: images})[0].copy(), model.get_rt_info([KEY]).astype(str)
 
 
