@@ -19,11 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from hadaptive.data import Preprocessing
 from hadaptive.models import NetSpec, create_model, spec_of
+
+METADATA_KEY = "hadaptive"  # of what exported files say about themselves
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -94,6 +97,24 @@ class ModelCard:
         """The inverse of :meth:`to_dict`."""
         spec = None if data["spec"] is None else NetSpec.from_dict(data["spec"])
         return cls(**{**data, "spec": spec, "preprocessing": Preprocessing.from_dict(data["preprocessing"])})
+
+
+def open_weights(path: Path) -> tuple[nn.Module, ModelCard]:
+    """The network in eval mode that ``hadaptive export --format safetensors`` wrote, and its card.
+
+    Raises:
+        ValueError: it is damaged, or another program wrote it.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            card = ModelCard.from_dict(json.loads(file.metadata()[METADATA_KEY])["card"])
+        network = card.create_model()
+        network.load_state_dict(load_file(path))
+    except Exception as error:  # safetensors raises its own class for a damaged file
+        raise ValueError(
+            f"{path} is damaged or was not written by hadaptive export: {first_line(error)}"
+        ) from None
+    return network.eval(), card
 
 
 class RunFolder:

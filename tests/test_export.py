@@ -13,11 +13,10 @@ from tiny import tiny_config
 
 from hadaptive.cli import main
 from hadaptive.data import Preprocessing
-from hadaptive.export.deploy import fold
 from hadaptive.export.formats import SUFFIXES, load, write
-from hadaptive.export.passes import absorb, align, reorder
+from hadaptive.export.passes import prepare
 from hadaptive.export.proof import compare
-from hadaptive.nn import expansions, top_k_channels
+from hadaptive.nn import NORMS, expansions, top_k_channels
 from hadaptive.runs import ModelCard
 from hadaptive.train import train
 
@@ -34,11 +33,7 @@ def card_of(model, size: int = 16) -> ModelCard:
 
 
 def deployed(model):
-    net = fold(model)
-    absorb(net)
-    reorder(net)
-    align(net)
-    return net
+    return prepare(model, 16)[0]
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["dynamic", "frozen"])
@@ -55,13 +50,22 @@ def test_every_format_computes_the_same_for_any_batch(name: str, frozen: bool, t
     assert agreement.holds
 
 
-def test_nothing_is_gathered_in_a_frozen_graph_and_softsign_is_one_node(tmp_path: Path) -> None:
+@pytest.mark.parametrize("norm", [name for name in NORMS if name != "dysoft"])
+def test_every_norm_of_the_products_in_onnx(norm: str, tmp_path: Path) -> None:
+    model = fixed(network(norm=norm))
+    write(deployed(model), tmp_path / "net.onnx", "onnx", card_of(model), {})
+    assert compare(model, load(tmp_path / "net.onnx", 1)[0], [torch.randn(3, 3, 16, 16)]).holds
+
+
+def test_a_frozen_graph_gathers_and_concatenates_nothing(tmp_path: Path) -> None:
     for frozen in (False, True):
         model = fixed(network()) if frozen else network()
         write(deployed(model), tmp_path / f"{frozen}.onnx", "onnx", card_of(model), {})
         graph = onnx.load(tmp_path / f"{frozen}.onnx")
         kinds = [node.op_type for node in graph.graph.node]
         assert kinds.count("Softsign") == 2
+        assert kinds.count("GlobalAveragePool") == 1
+        assert "Concat" not in kinds
         assert ("TopK" in kinds) is not frozen
         assert bool({"Gather", "GatherND", "GatherElements"} & set(kinds)) is not frozen
         assert [opset.version for opset in graph.opset_import if opset.domain in ("", "ai.onnx")] == [18]

@@ -1,26 +1,33 @@
 """What is done to a network before it is written changes no output."""
 
 import copy
+import itertools
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hadaptive.export.deploy import DeployNet, fold
+from hadaptive.export.deploy import DeployNet, conv_of, fold
 from hadaptive.export.freeze import calibrate, freeze
-from hadaptive.export.passes import absorb, align, reorder
+from hadaptive.export.passes import absorb, align, merge, prepare
 from hadaptive.models import ConvSpec, HadaptiveNet, NetSpec
 from hadaptive.models.spec import ach, ghost, inverted
 from hadaptive.nn import NORMS, expansions, top_k_channels
 
 
-def network(k: int = 5, norm: str = "dysoft", order: str = "rank", alpha: float = 0.7) -> HadaptiveNet:
+def network(
+    k: int = 5,
+    norm: str = "dysoft",
+    order: str = "rank",
+    alpha: float = 0.7,
+    stage1: ConvSpec = ConvSpec(10, 2, 2),  # noqa: B008
+) -> HadaptiveNet:
     """A small network whose every constant is something else than its start value."""
     spec = NetSpec(
         name="tiny",
         stem=ConvSpec(8, 2, 2, act=False),
-        stage1=(ConvSpec(10, 3, 1),),
+        stage1=(stage1,),
         stages=((ghost(1.5, 3, 12), ach(k, 3, 12, norm=norm)), (inverted(2, 2, 14, 2), ach(k, 5, 14, norm=norm))),
         last_channels=20,
         head_channels=16,
@@ -51,7 +58,7 @@ def assert_same(net: torch.nn.Module, model: HadaptiveNet) -> None:
         torch.testing.assert_close(net(x), model(x), rtol=1e-4, atol=1e-4)
 
 
-PASSES = {"absorb": absorb, "reorder": reorder, "align": align}
+PASSES = {"absorb": absorb, "merge": merge, "align": align}
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["dynamic", "frozen"])
@@ -64,7 +71,7 @@ def test_each_pass_and_all_together_keep_the_outputs(norm: str, frozen: bool) ->
         net = fold(model)
         assert change(net)
         assert_same(net, model)
-    for order in (("absorb", "reorder", "align"), ("align", "reorder", "absorb"), ("reorder", "absorb", "align")):
+    for order in itertools.permutations(PASSES):
         net = fold(model)
         for name in order:
             PASSES[name](net)
@@ -84,7 +91,7 @@ def test_any_network_keeps_its_outputs(k: int, order: str, alpha: float, multipl
     model = fixed(model) if frozen else model
     net = fold(model)
     absorb(net)
-    reorder(net)
+    merge(net)
     align(net, multiple)
     assert_same(net, model)
 
@@ -104,30 +111,55 @@ def test_widths_are_aligned_and_what_fills_them_is_zero() -> None:
     net = fold(network())
     align(net, 16)
     for block in net.blocks():
-        depthwise = block.depthwise[0]
-        assert depthwise.out_channels % 16 == 0
-        assert block.project.in_channels == depthwise.in_channels == depthwise.out_channels
-        x = torch.randn(1, block_inputs(block), 6, 6)
-        filled = (block.expansion(x).abs().amax((0, 2, 3)) == 0).sum()
-        assert filled >= depthwise.out_channels - unaligned(block)
+        x = torch.randn(1, conv_of(block.primary).in_channels, 6, 6)
+        primary = block.primary(x)
+        parts = [(primary, block.depthwise, block.project)]
+        if block.derived is not None:
+            parts.append((block.derived(x, primary), block.derived_depthwise, block.derived_project))
+        for channels, depthwise, project in parts:
+            assert channels.shape[1] % 16 == 0
+            assert channels.shape[1] == conv_of(depthwise).out_channels == project.in_channels
+            read = project.weight.abs().amax((0, 2, 3)) > 0
+            assert not channels[:, ~read].any()
 
 
-def block_inputs(block: torch.nn.Module) -> int:
-    return next(m for m in block.modules() if isinstance(m, torch.nn.Conv2d)).in_channels
+def test_fixed_selections_gather_nothing() -> None:
+    for model, gathers in ((network(), True), (fixed(network()), False)):
+        program = torch.export.export(prepare(model, 16)[0], (torch.zeros(2, 3, 16, 16),))
+        called = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+        assert any(word in name for name in called for word in ("index", "gather", "topk", "sort")) is gathers
 
 
-def unaligned(block: torch.nn.Module) -> int:
-    """Channels of the projection that read something."""
-    return int((block.project.weight.abs().amax((0, 2, 3)) > 0).sum())
+@pytest.mark.parametrize("size", [16, 17, 18, 19])
+def test_two_convolutions_at_the_input_are_one(size: int) -> None:
+    net = fold(network())
+    x = torch.randn(2, 3, size, size)
+    expected, layers = net(x), len(net.layers)
+    assert merge(net).startswith("merge: 1 convolution")
+    assert len(net.layers) == layers - 1
+    torch.testing.assert_close(net(x), expected, rtol=1e-4, atol=1e-4)
+    assert merge(net).startswith("merge: 0")  # an activation lies between these
+    padded = fold(network(stage1=ConvSpec(10, 3, 1)))
+    assert merge(padded).startswith("merge: 0")
 
 
-def test_reorder_gathers_nothing() -> None:
-    net = fold(fixed(network()))
-    reorder(net)
-    program = torch.export.export(net, (torch.zeros(2, 3, 16, 16),))
-    called = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
-    assert not any("index" in name or "gather" in name or "topk" in name or "sort" in name for name in called)
-    assert all(m.turned for m in net.hadamards().values())
+@settings(max_examples=30, deadline=None)
+@given(
+    kernels=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    strides=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    padding=st.integers(0, 1),
+    size=st.integers(9, 14),
+)
+def test_whatever_is_merged_is_the_same(
+    kernels: tuple[int, int], strides: tuple[int, int], padding: int, size: int
+) -> None:
+    first = torch.nn.Conv2d(1, 9, kernels[0], strides[0], padding)
+    second = torch.nn.Conv2d(9, 2, kernels[1], strides[1])
+    net = DeployNet(torch.nn.Sequential(first, second), torch.nn.Identity())
+    x = torch.randn(1, 1, size, size)
+    expected = net(x)
+    merge(net)
+    torch.testing.assert_close(net(x), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_multiple_that_is_none() -> None:

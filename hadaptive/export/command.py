@@ -13,6 +13,7 @@ from torch.utils.data import Subset
 
 from hadaptive.console import console
 from hadaptive.data import ImageDataset, create_loader, eval_transform
+from hadaptive.export.finetune import finetune
 from hadaptive.export.formats import SUFFIXES, check_format, write
 from hadaptive.export.freeze import calibrate, freeze
 from hadaptive.export.passes import prepare
@@ -34,6 +35,8 @@ class ExportConfig:
         output: new file; default in the run folder, or named after the model here.
         format: onnx, openvino, torch (torch.export), or safetensors (weights and spec).
         freeze: fix each ACH selection to the channels that calibration images choose most.
+        finetune: epochs to train a run on with its fixed selections, in RUN/finetuned; 0 does not.
+        finetune_lr: peak learning rate of that; default a quarter of the run's.
         max_loss: validation accuracy that freezing may cost before it is refused, in points.
         force: write a frozen network that costs more.
         calibration: training images that selections are calibrated on.
@@ -51,6 +54,8 @@ class ExportConfig:
     output: Path | None = None
     format: Literal["onnx", "openvino", "torch", "safetensors"] = "onnx"
     freeze: bool = False
+    finetune: int = 0
+    finetune_lr: float | None = None
     max_loss: float = 0.5
     force: bool = False
     calibration: int = 512
@@ -67,6 +72,10 @@ class ExportConfig:
         for name in ("calibration", "align", "images", "image_size", "num_classes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.finetune < 0 or (self.finetune_lr is not None and not 0 < self.finetune_lr < float("inf")):
+            raise ValueError("finetune must not be negative, and finetune_lr must be positive")
+        if self.finetune and not (self.freeze and Path(self.source).is_dir()):
+            raise ValueError("--finetune trains the fixed selections of a run: pass --freeze and a run folder")
         if not 0 <= self.max_loss < float("inf"):
             raise ValueError(f"max_loss must not be negative, got {self.max_loss}")
 
@@ -122,17 +131,22 @@ def _default_output(config: ExportConfig) -> Path:
 
 def _open(config: ExportConfig) -> tuple[nn.Module, ModelCard, TrainConfig]:
     """The network in eval mode, its card, and settings that open its images."""
-    changes: dict[str, Any] = {"cpu": True, "workers": 0, "compile": False, "mixed_precision": "no"}
-    changes |= {key: value for key in ("data", "data_dir") if (value := getattr(config, key)) is not None}
+    training = _training(config)
+    plain = dataclasses.replace(training, cpu=True, workers=0, compile=False, mixed_precision="no")
     if Path(config.source).is_dir():
-        run = RunFolder.open(config.source)
-        training = TrainConfig.from_dict(run.read_json(run.config))
-        network, card = run.load_model(config.weights or training.select)
-        return network, card, dataclasses.replace(training, **changes)
-    training = TrainConfig(model=config.source, image_size=config.image_size, seed=config.seed, **changes)
+        return *RunFolder.open(config.source).load_model(config.weights or training.select), plain
     network = create_network(training, config.num_classes).eval()
     classes = [str(number) for number in range(config.num_classes)]
     return network, card_for(config.source, network, classes, preprocessing_of(training)), training
+
+
+def _training(config: ExportConfig) -> TrainConfig:
+    """The settings of the run, or of one that a bare network could have."""
+    moved = {key: value for key in ("data", "data_dir") if (value := getattr(config, key)) is not None}
+    if not Path(config.source).is_dir():
+        return TrainConfig(model=config.source, image_size=config.image_size, seed=config.seed, **moved)
+    run = RunFolder.open(config.source)
+    return dataclasses.replace(TrainConfig.from_dict(run.read_json(run.config)), **moved)
 
 
 def _images(parts: DataParts, card: ModelCard, number: int, only: str | None = None) -> Iterator[Tensor]:
@@ -162,11 +176,19 @@ def _frozen(
         )
     if not Path(config.source).is_dir():
         return frozen  # random weights have no accuracy
-    before, after = (
-        evaluate_model(model, parts.validation, len(card.classes)).accuracy for model in (network, frozen)
-    )
+
+    def accuracy(model: nn.Module) -> float:
+        return evaluate_model(model, parts.validation, len(card.classes)).accuracy
+
+    before, after = accuracy(network), accuracy(frozen)
     about |= {"accuracy_dynamic": before, "accuracy_frozen": after}
     print(f"validation accuracy: {before:.2%} with dynamic selections, {after:.2%} with fixed ones")
+    if config.finetune:
+        frozen = finetune(
+            frozen, card, _training(config), Path(config.source), config.finetune, config.finetune_lr
+        )
+        after = about["accuracy_finetuned"] = accuracy(frozen)
+        print(f"validation accuracy: {after:.2%} after {config.finetune} epochs with the fixed selections")
     if 100 * (before - after) > config.max_loss and not config.force:
         raise ValueError(
             f"fixed selections cost {100 * (before - after):.2f} points of validation accuracy, more than "

@@ -1,7 +1,9 @@
-"""A network as it is deployed: no BatchNorm, no dropout, nothing that only training needs.
+"""A network as it is deployed: no BatchNorm, no dropout, nothing that only training needs, nothing concatenated.
 
 :func:`fold` makes one from a trained :class:`HadaptiveNet`; :mod:`hadaptive.export.passes` changes it further.
-Everything is plain convolutions and element-wise operators, so that any exporter can follow.
+Everything is plain convolutions and element-wise operators, so that any exporter can follow. What a block
+concatenates for its depthwise convolution and its projection goes through convolutions of its own instead, whose
+results are added: the same sum, and runtimes that keep channels in blocks never leave their layout.
 """
 
 import copy
@@ -23,62 +25,63 @@ from hadaptive.nn import (
     InvertedExpansion,
     top_k_channels,
 )
-from hadaptive.ops import num_pairs, pair_indices
+from hadaptive.ops import pair_indices
 
 
-class DeployGhost(nn.Module):
-    """Ghost expansion: (B, C, H, W) -> (B, 2h, H, W)."""
+def conv_of(module: nn.Module) -> nn.Conv2d:
+    """The convolution of a folded layer, with or without an activation after it."""
+    conv = module[0] if isinstance(module, nn.Sequential) else module
+    assert isinstance(conv, nn.Conv2d)
+    return conv
 
-    def __init__(self, primary: nn.Module, cheap: nn.Module) -> None:
+
+class DeployCheap(nn.Module):
+    """A Ghost block's cheap channels, of its primary ones: (B, h, H, W) -> (B, h, H, W)."""
+
+    def __init__(self, conv: nn.Module) -> None:
         super().__init__()
-        self.primary = primary
-        self.cheap = cheap
+        self.conv = conv
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.primary(x)
-        return torch.cat([x, self.cheap(x)], dim=1)
+    def forward(self, x: Tensor, primary: Tensor) -> Tensor:
+        return self.conv(primary)
 
 
-class DeployHadamard(nn.Module):
-    """ACH with its norm as constants: (B, C, H, W) -> (B, width + P, H, W).
+class DeployProducts(nn.Module):
+    """ACH's normalised products, of its mixed channels: (B, C, H, W) -> (B, P, H, W).
 
-    The mixing convolution may put out more channels than the C that are scored: zeros that fill the width up.
+    The two factors of every product come out of 1x1 convolutions with a single one in each row: no runtime has to
+    gather. Fixed selections are a convolution, too: their rows of the mixing one.
 
     Attributes:
         channels: C, channels that are scored.
         k: channels that are multiplied.
+        fixed: the convolution that puts out the k selected channels; None where each image selects its own.
+        score: the convolution over channels that scores them; None where selections are fixed.
+        left, right: from the k channels to the two factors of each product.
         scale: of every selected channel, (1,), or None: the root of DySoft's alpha.
         softsign: whether products pass through it, as DySoft has it.
         weight, bias: of the products after that, (P, 1, 1); None where there is nothing to do.
         norm: the norm of the products where it is none that is made of constants, else None.
-        index: (k,) the selected channels where they are fixed, else None.
-        pairs: (2, P) which two of the selected channels make a product.
-        turned: the selected channels are the first k, and the products are ordered by turns of them.
     """
 
-    index: Tensor | None
-    pairs: Tensor
     scale: Tensor | None
     weight: Tensor | None
     bias: Tensor | None
-    score: nn.Module | None
 
-    def __init__(self, ach: AdaptiveCrossHadamard) -> None:
+    def __init__(self, ach: AdaptiveCrossHadamard, mix: nn.Conv2d) -> None:
         super().__init__()
-        expansion, norm = ach.expansion, ach.expansion.norm
+        expansion, norm, select = ach.expansion, ach.expansion.norm, ach.expansion.select
         self.channels, self.k = ach.channels, expansion.k
-        self.mix = fuse_conv_bn_eval(ach.mix, ach.bn)
-        select = expansion.select
+        self.fixed: nn.Conv2d | None = None
+        self.score: nn.Module | None = None
+        self.order = "index"
         if isinstance(select, FixedSelection):
-            self.register_buffer("index", select.index.clone())
-            self.score = None
-            self.order = "index"
+            self.fixed = copy.deepcopy(mix)
+            take(self.fixed, select.index)
         else:
-            self.register_buffer("index", None)
             assert isinstance(expansion.score, ChannelScore)
-            self.score = copy.deepcopy(expansion.score.conv)
-            self.order = select.order
-        self.turned = False
+            self.score, self.order = copy.deepcopy(expansion.score.conv), select.order
+        self.left, self.right = (_one_hot(rows, self.k) for rows in pair_indices(self.k))
         self.softsign = isinstance(norm, DySoft)
         self.norm = None
         scale = weight = bias = None
@@ -89,81 +92,85 @@ class DeployHadamard(nn.Module):
             bias = norm.bias - norm.running_mean * weight
         else:
             self.norm = copy.deepcopy(norm)
-        self.register_buffer("pairs", pair_indices(self.k).clone())
         self.register_buffer("scale", None if scale is None else scale.detach().clone())
         for name, value in (("weight", weight), ("bias", bias)):
             self.register_buffer(name, None if value is None else value.detach().clone().reshape(-1, 1, 1))
 
-    @property
-    def width(self) -> int:
-        """Channels that the mixing convolution puts out."""
-        return self.mix.out_channels
-
-    def selected(self, x: Tensor) -> Tensor:
-        """The k channels that are multiplied, scaled: (B, width, H, W) -> (B, k, H, W)."""
-        if self.turned:
-            z = x[:, : self.k]
-        elif self.index is not None:
-            z = x.index_select(1, self.index)
+    def selected(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """The k channels that are multiplied, (B, k, H, W)."""
+        if self.fixed is not None:
+            z = self.fixed(x)
         else:
             # Rows of a matrix: runtimes copy those, where they would gather single numbers.
-            batch, rows = x.shape[0], x.flatten(2).flatten(0, 1)
-            first = torch.arange(batch, device=x.device).unsqueeze(1) * self.width
-            z = rows.index_select(0, (self.chosen(x) + first).flatten()).reshape(batch, self.k, *x.shape[2:])
+            batch, width = mixed.shape[:2]
+            first = torch.arange(batch, device=x.device).unsqueeze(1) * width
+            rows = mixed.flatten(2).flatten(0, 1)
+            z = rows.index_select(0, (self.chosen(mixed) + first).flatten())
+            z = z.reshape(batch, self.k, *mixed.shape[2:])
         return z if self.scale is None else z * self.scale
 
-    def chosen(self, x: Tensor) -> Tensor:
+    def chosen(self, mixed: Tensor) -> Tensor:
         """Numbers of the channels with the largest scores, (B, k); the lower one of equal scores."""
         assert self.score is not None
-        scores = self.score(x[:, : self.channels].mean((2, 3)).unsqueeze(1)).squeeze(1)
+        scores = self.score(mixed[:, : self.channels].mean((2, 3)).unsqueeze(1)).squeeze(1)
         if not torch.onnx.is_in_onnx_export():
             return top_k_channels(scores, self.k, self.order)
         # ONNX's TopK gives the lower index of equal scores; PyTorch's promises nothing.
         index = scores.topk(self.k, dim=1).indices
         return index.sort(dim=1).values if self.order == "index" else index
 
-    def products(self, z: Tensor) -> Tensor:
-        """All pairs' products, (B, k, H, W) -> (B, P, H, W)."""
-        if not self.turned:
-            return z.index_select(1, self.pairs[0]) * z.index_select(1, self.pairs[1])
-        # z again and again, read in rows of k + 1, is z turned by one more channel in each row.
-        k, turns = self.k, self.k // 2
-        height, width = z.shape[2:]
-        z = z.flatten(2)
-        copies = -(-(turns + 1) * (k + 1) // k)
-        rows = torch.cat([z] * copies, dim=1)[:, : (turns + 1) * (k + 1)]
-        turned = rows.reshape(-1, turns + 1, k + 1, height * width)[:, 1:, :k]
-        products = (turned * z.unsqueeze(1)).reshape(-1, turns * k, height, width)
-        # An even number of channels meets its half turn twice.
-        return products[:, : num_pairs(k)] if k % 2 == 0 else products
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.mix(x)
-        q = self.products(self.selected(x))
+    def forward(self, x: Tensor, mixed: Tensor) -> Tensor:
+        z = self.selected(x, mixed)
+        q = self.left(z) * self.right(z)
         if self.softsign:
             q = F.softsign(q)
         if self.norm is not None:
             q = self.norm(q)
         if self.weight is not None:
             q = q * self.weight
-        if self.bias is not None:
-            q = q + self.bias
-        return torch.cat([x, q], dim=1)
+        return q if self.bias is None else q + self.bias
 
 
 class DeployBlock(nn.Module):
-    """Expansion, depthwise convolution, projection, and the residual where there is one."""
+    """A bottleneck: (B, in, H, W) -> (B, out, H', W').
 
-    def __init__(self, expansion: nn.Module, depthwise: nn.Module, project: nn.Conv2d, residual: bool) -> None:
+    Attributes:
+        primary: convolution that expands or mixes, with its activation where it has one.
+        derived: what the expansion appends, of the input and the primary channels; None for inverted bottlenecks.
+        depthwise, project: of the primary channels.
+        derived_depthwise, derived_project: of the derived ones; the second has no bias.
+        residual: whether the input is added.
+    """
+
+    def __init__(self, primary: nn.Module, derived: nn.Module | None, block: AdaptiveBottleneck) -> None:
         super().__init__()
-        self.expansion = expansion
-        self.depthwise = depthwise
-        self.project = project
-        self.residual = residual
+        self.primary = primary
+        self.derived = derived
+        self.depthwise, self.project = _folded(block.depthwise), conv_of(_folded(block.project))
+        self.derived_depthwise: nn.Module | None = None
+        self.derived_project: nn.Conv2d | None = None
+        self.residual = block.residual
+        if derived is not None:
+            width, total = conv_of(primary).out_channels, self.project.in_channels
+            self.derived_depthwise, self.derived_project = copy.deepcopy((self.depthwise, self.project))
+            for depthwise, project, rows in (
+                (self.depthwise, self.project, torch.arange(width)),
+                (self.derived_depthwise, self.derived_project, torch.arange(width, total)),
+            ):
+                take_depthwise(conv_of(depthwise), rows)
+                take_inputs(project, rows)
+            self.derived_project.bias = None
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.project(self.depthwise(self.expansion(x)))
-        return x + y if self.residual else y
+        primary = self.primary(x)
+        y = self.project(self.depthwise(primary))
+        if self.residual:
+            y = y + x
+        if self.derived is not None:
+            assert self.derived_depthwise is not None
+            assert self.derived_project is not None
+            y = y + self.derived_project(self.derived_depthwise(self.derived(x, primary)))
+        return y
 
 
 class DeployNet(nn.Module):
@@ -174,16 +181,44 @@ class DeployNet(nn.Module):
         self.layers = layers
         self.head = head
 
-    def hadamards(self) -> dict[str, DeployHadamard]:
-        """Every ACH by its qualified name."""
-        return {name: m for name, m in self.named_modules() if isinstance(m, DeployHadamard)}
-
     def blocks(self) -> list[DeployBlock]:
         """The bottlenecks, in order."""
         return [m for m in self.layers if isinstance(m, DeployBlock)]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.layers(x))
+
+
+def take(conv: nn.Conv2d, rows: Tensor) -> None:
+    """Let a convolution put out these of its channels, in this order; -1 is a channel of zeros."""
+    zero = rows < 0
+    for name in ("weight", "bias"):
+        parameter = getattr(conv, name)
+        if parameter is not None:
+            data = parameter.data[rows.clamp(min=0)].clone()
+            data[zero] = 0
+            parameter.data = data
+    conv.out_channels = len(rows)
+
+
+def take_depthwise(conv: nn.Conv2d, rows: Tensor) -> None:
+    """Let a depthwise convolution work on these of its channels, in this order; -1 is a channel of zeros."""
+    take(conv, rows)
+    conv.groups = conv.in_channels = len(rows)
+
+
+def take_inputs(conv: nn.Conv2d, columns: Tensor) -> None:
+    """Let a 1x1 convolution read channels that were rearranged so; -1 is a channel of zeros."""
+    data = conv.weight.data[:, columns.clamp(min=0)].clone()
+    data[:, columns < 0] = 0
+    conv.weight.data, conv.in_channels = data, len(columns)
+
+
+def _one_hot(rows: Tensor, channels: int) -> nn.Conv2d:
+    """1x1 convolution that puts out these of its input's channels."""
+    conv = nn.Conv2d(channels, len(rows), 1, bias=False)
+    conv.weight.data = torch.eye(channels)[rows].reshape(len(rows), channels, 1, 1)
+    return conv
 
 
 def _folded(layers: nn.Sequential) -> nn.Module:
@@ -198,15 +233,12 @@ def _folded(layers: nn.Sequential) -> nn.Module:
 def _block(block: AdaptiveBottleneck) -> DeployBlock:
     inner = block.expansion
     if isinstance(inner, GhostExpansion):
-        expansion: nn.Module = DeployGhost(_folded(inner.primary), _folded(inner.cheap))
-    elif isinstance(inner, InvertedExpansion):
-        expansion = _folded(inner.convolution)
-    else:
-        assert isinstance(inner, AdaptiveCrossHadamard)
-        expansion = DeployHadamard(inner)
-    project = _folded(block.project)
-    assert isinstance(project, nn.Conv2d)
-    return DeployBlock(expansion, _folded(block.depthwise), project, block.residual)
+        return DeployBlock(_folded(inner.primary), DeployCheap(_folded(inner.cheap)), block)
+    if isinstance(inner, InvertedExpansion):
+        return DeployBlock(_folded(inner.convolution), None, block)
+    assert isinstance(inner, AdaptiveCrossHadamard)
+    mix = fuse_conv_bn_eval(inner.mix, inner.bn)
+    return DeployBlock(mix, DeployProducts(inner, mix), block)
 
 
 @torch.no_grad()

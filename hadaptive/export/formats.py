@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from hadaptive.runs import ModelCard, first_line, write_atomically
+from hadaptive.runs import METADATA_KEY, ModelCard, first_line, open_weights, write_atomically
 
 OPSET = 18
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2", "safetensors": ".safetensors"}
@@ -23,8 +23,6 @@ NEEDS = {  # each has an extra of its own name
     "onnx": ("onnx", "onnxruntime", "onnxscript", "onnxslim"),
     "openvino": ("openvino", "onnx", "onnxscript", "onnxslim"),
 }
-KEY = "hadaptive"
-
 Run = Callable[[np.ndarray], np.ndarray]  # images (B, C, H, W) float32 -> logits (B, classes)
 
 
@@ -58,13 +56,13 @@ def write(net: nn.Module, path: Path, name: str, card: ModelCard, about: dict[st
         from safetensors.torch import save_file
 
         state = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
-        write_atomically(path, lambda p: save_file(state, p, {KEY: metadata}))
+        write_atomically(path, lambda p: save_file(state, p, {METADATA_KEY: metadata}))
     elif name == "torch":
         program = torch.export.export(net, (torch.zeros(2, *size),), dynamic_shapes=({0: torch.export.Dim.AUTO},))
 
         def save(temporary: Path) -> None:
             with open(temporary, "wb") as file:
-                torch.export.save(program, file, extra_files={KEY: metadata})
+                torch.export.save(program, file, extra_files={METADATA_KEY: metadata})
 
         write_atomically(path, save)
     elif name == "onnx":
@@ -73,8 +71,19 @@ def write(net: nn.Module, path: Path, name: str, card: ModelCard, about: dict[st
         _write_openvino(net, path, size, metadata)
 
 
-def write_onnx(net: nn.Module, path: Path, size: tuple[int, int, int], metadata: str = "") -> None:
-    """ONNX of opset 18 with a free batch: images (batch, C, H, W) -> logits (batch, classes)."""
+def write_onnx(
+    net: nn.Module, path: Path, size: tuple[int, int, int], metadata: str = "", *, shifts: bool = True
+) -> None:
+    """ONNX of opset 18 with a free batch: images (batch, C, H, W) -> logits (batch, classes).
+
+    Args:
+        net: in eval mode.
+        path: of the file.
+        size: of an image, (C, H, W).
+        metadata: under "hadaptive".
+        shifts: write a constant added to products as BatchNormalization, which ONNX Runtime computes in the
+            blocked layout of its convolutions; it leaves the layout for an addition.
+    """
     import onnx
     from onnxslim import slim
 
@@ -92,34 +101,74 @@ def write_onnx(net: nn.Module, path: Path, size: tuple[int, int, int], metadata:
         )
     assert program is not None
     model: Any = slim(program.model_proto)
-    _name_softsigns(model)
+    _name_operators(model)
+    if shifts:
+        _write_shifts(model)
     if metadata:
-        onnx.helper.set_model_props(model, {KEY: metadata})
+        onnx.helper.set_model_props(model, {METADATA_KEY: metadata})
     onnx.checker.check_model(model)
     write_atomically(path, lambda p: onnx.save(model, p))
 
 
-def _name_softsigns(model: Any) -> None:
-    """x / (1 + |x|) is one operator of ONNX, which the exporter writes as three."""
+def _name_operators(model: Any) -> None:
+    """Softsign and global pooling are operators of ONNX, which the exporter writes as several or as a mean."""
     import onnx
 
     graph = model.graph
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
     maker = {output: node for node in graph.node for output in node.output}
     readers: dict[str, int] = {}
     for node in graph.node:
         for name in node.input:
             readers[name] = readers.get(name, 0) + 1
-    for node in list(graph.node):
-        add = maker.get(node.input[1]) if node.op_type == "Div" else None
+
+    def softsign(node: Any) -> list[Any]:
+        """What x / (1 + |x|) needs no more; nothing where `node` is no such division."""
+        add = maker.get(node.input[1])
         if add is None or add.op_type != "Add" or readers[add.output[0]] != 1:
-            continue
+            return []
         size = next((maker[i] for i in add.input if i in maker and maker[i].op_type == "Abs"), None)
         if size is None or size.input[0] != node.input[0] or readers[size.output[0]] != 1:
+            return []
+        one = next((constants[i] for i in add.input if i in constants), None)
+        return [add, size] if one is not None and one.size == 1 and float(one.reshape(())) == 1 else []
+
+    for node in list(graph.node):
+        kind, gone = "", []
+        if node.op_type == "Div" and (gone := softsign(node)):
+            kind = "Softsign"
+        elif node.op_type == "ReduceMean" and len(node.input) == 2:
+            axes = sorted(constants.get(node.input[1], np.zeros(0)).tolist())
+            keeps = all(attribute.i == 1 for attribute in node.attribute if attribute.name == "keepdims")
+            kind = "GlobalAveragePool" if axes in ([2, 3], [-2, -1]) and keeps else ""
+        if kind:
+            node.CopyFrom(onnx.helper.make_node(kind, [node.input[0]], list(node.output), name=node.name))
+        for other in gone:
+            graph.node.remove(other)
+
+
+def _write_shifts(model: Any) -> None:
+    """A product of two convolutions plus a constant per channel, as BatchNormalization."""
+    import onnx
+
+    graph = model.graph
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    products = {node.output[0] for node in graph.node if node.op_type == "Mul"}
+    for node in graph.node:
+        if node.op_type != "Add" or not products & set(node.input):
             continue
-        softsign = onnx.helper.make_node("Softsign", [node.input[0]], list(node.output), name=node.name)
-        node.CopyFrom(softsign)
-        graph.node.remove(add)
-        graph.node.remove(size)
+        name = next((i for i in node.input if i in constants), None)
+        if name is None or constants[name].shape[-3:] != (constants[name].size, 1, 1):
+            continue
+        shift = constants[name].reshape(-1)
+        ones = np.ones_like(shift)
+        values = {"scale": ones, "shift": shift, "mean": 0 * ones, "variance": ones}
+        names = [f"{name}.{key}" for key in values]
+        for key, value in zip(names, values.values(), strict=True):
+            graph.initializer.append(onnx.numpy_helper.from_array(value, key))
+        source = next(i for i in node.input if i in products)
+        kind, outputs = "BatchNormalization", list(node.output)
+        node.CopyFrom(onnx.helper.make_node(kind, [source, *names], outputs, node.name, epsilon=0.0))
 
 
 def _write_openvino(net: nn.Module, path: Path, size: tuple[int, int, int], metadata: str) -> None:
@@ -128,12 +177,12 @@ def _write_openvino(net: nn.Module, path: Path, size: tuple[int, int, int], meta
     import openvino
 
     with tempfile.TemporaryDirectory() as folder:
-        write_onnx(net, Path(folder) / "net.onnx", size)
+        write_onnx(net, Path(folder) / "net.onnx", size, shifts=False)
         model = _core().read_model(Path(folder) / "net.onnx")
         for node in model.get_ops():
             if node.get_type_name() == "TopK":
                 node.set_attribute("stable", True)  # the lower index of equal scores, as ONNX has it
-        model.set_rt_info(metadata, [KEY])
+        model.set_rt_info(metadata, [METADATA_KEY])
         openvino.save_model(model, path, compress_to_fp16=False)
 
 
@@ -180,7 +229,7 @@ def _open_onnx(path: Path, threads: int) -> tuple[Run, str]:
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    metadata = session.get_modelmeta().custom_metadata_map[KEY]
+    metadata = session.get_modelmeta().custom_metadata_map[METADATA_KEY]
     return lambda images: np.asarray(session.run(None, {"images": images})[0]), metadata
 
 
@@ -199,7 +248,7 @@ def _open_openvino(path: Path, threads: int) -> tuple[Run, str]:
     if threads:
         settings["INFERENCE_NUM_THREADS"] = threads
     request = core.compile_model(model, "CPU", settings).create_infer_request()
-    return lambda images: request.infer({0: images})[0].copy(), model.get_rt_info([KEY]).astype(str)
+    return lambda images: request.infer({0: images})[0].copy(), model.get_rt_info([METADATA_KEY]).astype(str)
 
 
 def _in_torch(net: nn.Module, threads: int) -> Run:
@@ -216,20 +265,11 @@ def _in_torch(net: nn.Module, threads: int) -> Run:
 
 
 def _open_torch(path: Path, threads: int) -> tuple[Run, str]:
-    extra = {KEY: ""}
+    extra = {METADATA_KEY: ""}
     program = torch.export.load(path, extra_files=extra)
-    return _in_torch(program.module(), threads), extra[KEY]
+    return _in_torch(program.module(), threads), extra[METADATA_KEY]
 
 
 def _open_weights(path: Path, threads: int) -> tuple[Run, str]:
-    from safetensors import safe_open
-
-    from hadaptive.export.freeze import fix_saved_selections
-
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()[KEY]
-        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    net = ModelCard.from_dict(json.loads(metadata)["card"]).create_model()
-    fix_saved_selections(net, state)
-    net.load_state_dict(state)
-    return _in_torch(net.eval(), threads), metadata
+    network, card = open_weights(path)
+    return _in_torch(network, threads), json.dumps({"card": card.to_dict()})

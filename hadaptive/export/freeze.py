@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hadaptive.nn import CrossHadamardExpansion, FixedSelection, expansions
+from hadaptive.nn import FixedSelection, expansions
 
 
 @dataclass(frozen=True)
@@ -103,17 +103,5 @@ def freeze(network: nn.Module, calibration: dict[str, Calibration]) -> nn.Module
             continue
         if name not in calibration:
             raise ValueError(f"the calibration knows no layer {name}: it is of another network")
-        _freeze(layer, calibration[name].index)
+        layer.freeze(calibration[name].index.to(next(layer.parameters()).device))
     return frozen
-
-
-def _freeze(layer: CrossHadamardExpansion, index: Tensor) -> None:
-    layer.freeze(index.to(next(layer.parameters()).device))
-
-
-def fix_saved_selections(network: nn.Module, state: dict[str, Tensor]) -> None:
-    """Fix the selections that a state dict holds as fixed ones, so that it can be loaded."""
-    for name, layer in expansions(network).items():
-        index = state.get(f"{name}.select.index")
-        if index is not None:
-            _freeze(layer, index)

@@ -4,44 +4,20 @@ Each pass changes a :class:`DeployNet` in place and says in one sentence what it
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hadaptive.export.deploy import DeployBlock, DeployGhost, DeployHadamard, DeployNet, fold
+from hadaptive.export.deploy import (
+    DeployCheap,
+    DeployNet,
+    DeployProducts,
+    conv_of,
+    fold,
+    take,
+    take_depthwise,
+    take_inputs,
+)
 from hadaptive.models import HadaptiveNet
-from hadaptive.ops import num_pairs
-
-
-def _conv(module: nn.Module) -> nn.Conv2d:
-    """The convolution of a folded layer, with or without an activation after it."""
-    conv = module[0] if isinstance(module, nn.Sequential) else module
-    assert isinstance(conv, nn.Conv2d)
-    return conv
-
-
-def _take(conv: nn.Conv2d, rows: Tensor) -> None:
-    """Let a convolution put out these of its channels, in this order; -1 is a channel of zeros."""
-    zero = rows < 0
-    for parameter in (conv.weight, conv.bias):
-        assert parameter is not None
-        data = parameter.data[rows.clamp(min=0)]
-        data[zero] = 0
-        parameter.data = data
-    conv.out_channels = len(rows)
-    if conv.groups > 1:
-        conv.groups = conv.in_channels = len(rows)
-
-
-def _take_inputs(conv: nn.Conv2d, columns: Tensor) -> None:
-    """Let a 1x1 convolution read channels that were rearranged so; -1 is a channel of zeros."""
-    data = conv.weight.data[:, columns.clamp(min=0)]
-    data[:, columns < 0] = 0
-    conv.weight.data, conv.in_channels = data, len(columns)
-
-
-def _rearrange(block: DeployBlock, channels: Tensor) -> None:
-    """The expansion now puts out these channels: the convolutions after it follow."""
-    _take(_conv(block.depthwise), channels)
-    _take_inputs(block.project, channels)
 
 
 @torch.no_grad()
@@ -52,54 +28,66 @@ def absorb(net: DeployNet) -> str:
     """
     count = 0
     for block in net.blocks():
-        ach = block.expansion
-        if not isinstance(ach, DeployHadamard):
+        products = block.derived
+        if not isinstance(products, DeployProducts):
             continue
-        depthwise = _conv(block.depthwise)
-        width = ach.width
-        if ach.scale is not None and float(ach.scale) > 1e-6:
-            rows = slice(0, ach.k) if ach.turned else slice(0, width)
-            for parameter in (ach.mix.weight, ach.mix.bias):
+        assert block.derived_depthwise is not None
+        if products.scale is not None and float(products.scale) > 1e-6:
+            mix = products.fixed or conv_of(block.primary)
+            for parameter in (mix.weight, mix.bias):
                 assert parameter is not None
-                parameter.data[rows] *= ach.scale
-            depthwise.weight.data[rows] /= ach.scale
-            ach.scale = None
-        if ach.weight is not None and ach.bias is not None:
+                parameter.data *= products.scale
+            if products.fixed is None:
+                conv_of(block.depthwise).weight.data /= products.scale
+            products.scale = None
+        if products.weight is not None and products.bias is not None:
             # A weight of zero would lose the bias; this one changes an output by a millionth at the most.
-            weight = torch.where(ach.weight.abs() < 1e-6, torch.full_like(ach.weight, 1e-6), ach.weight)
-            depthwise.weight.data[width:] *= weight.unsqueeze(1)
-            ach.bias, ach.weight = ach.bias / weight, None
+            weight = torch.where(
+                products.weight.abs() < 1e-6, torch.full_like(products.weight, 1e-6), products.weight
+            )
+            conv_of(block.derived_depthwise).weight.data *= weight.unsqueeze(1)
+            products.bias, products.weight = products.bias / weight, None
         count += 1
     return f"absorb: the constants of {count} ACH layers are in the convolutions around them"
 
 
 @torch.no_grad()
-def reorder(net: DeployNet) -> str:
-    """Order channels and products so that fixed selections are slices: nothing is gathered any more."""
-    count = 0
-    for block in net.blocks():
-        ach = block.expansion
-        if not isinstance(ach, DeployHadamard) or ach.index is None or ach.norm is not None:
-            continue  # a norm that is not made of constants has an order of its own
-        k, pairs = ach.k, num_pairs(ach.k)
-        chosen = ach.index.tolist()
-        first = [*chosen, *(c for c in range(ach.width) if c not in set(chosen))]
-        place = {(i, j): p for p, (i, j) in enumerate(ach.pairs.T.tolist())}
-        turns = [(a, (a + d) % k) for d in range(1, k // 2 + 1) for a in range(k)][:pairs]
-        products = torch.tensor([place[min(pair), max(pair)] for pair in turns])
-        _take(ach.mix, torch.tensor(first))
-        for name in ("weight", "bias"):
-            value = getattr(ach, name)
-            setattr(ach, name, None if value is None else value[products])
-        _rearrange(block, torch.cat([torch.tensor(first), ach.width + products]))
-        ach.pairs = torch.tensor(turns).T.contiguous()
-        ach.index, ach.turned = None, True
-        count += 1
-    return f"reorder: {count} fixed selections are slices"
+def merge(net: DeployNet) -> str:
+    """Make one convolution of two in a row that have no activation between them, where that is less work."""
+    layers, count = list(net.layers), 0
+    while len(layers) > 1 and isinstance(layers[0], nn.Conv2d):
+        merged = _merged(layers[0], layers[1])
+        if merged is None:
+            break
+        layers[:2], count = [merged], count + 1
+    net.layers = nn.Sequential(*layers)
+    return f"merge: {count} convolutions at the input are part of the next one"
 
 
-def _padding(width: int, multiple: int) -> int:
-    return -width % multiple
+def _merged(first: nn.Conv2d, layer: nn.Module) -> nn.Module | None:
+    """Both layers as one, or None where they are not linear between, padded between, or cheaper as two."""
+    second = layer[0] if isinstance(layer, nn.Sequential) else layer
+    if not isinstance(second, nn.Conv2d) or second.padding != (0, 0) or first.groups != 1 or second.groups != 1:
+        return None
+    assert not isinstance(first.padding, str)
+    stride, kernel = first.stride[0], first.kernel_size[0] + (second.kernel_size[0] - 1) * first.stride[0]
+    area = second.stride[0] ** 2  # outputs of the first per output of the second
+    apart = first.weight.numel() * area + second.weight.numel()
+    if first.in_channels * second.out_channels * kernel**2 > apart:
+        return None
+    assert first.bias is not None
+    assert second.bias is not None
+    conv = nn.Conv2d(
+        first.in_channels, second.out_channels, kernel, stride * second.stride[0], first.padding[0]
+    ).requires_grad_(False)
+    conv.weight.data = F.conv_transpose2d(second.weight, first.weight, stride=stride)
+    conv.bias.data = second.bias + second.weight.sum((2, 3)) @ first.bias  # pyright: ignore[reportOptionalMemberAccess]
+    return nn.Sequential(conv, *layer[1:]) if isinstance(layer, nn.Sequential) else conv
+
+
+def _fill(width: int, multiple: int) -> Tensor:
+    """Rows of a width, and -1 for each channel of zeros up to the multiple."""
+    return torch.cat([torch.arange(width), torch.full((-width % multiple,), -1)])
 
 
 @torch.no_grad()
@@ -113,28 +101,48 @@ def align(net: DeployNet, multiple: int = 16) -> str:
         raise ValueError(f"channels are aligned to a positive multiple, got {multiple}")
     added = 0
     for block in net.blocks():
-        inner = block.expansion
-        if isinstance(inner, DeployGhost):
-            half = _conv(inner.primary).out_channels
-            pad = _padding(half, multiple)
-            rows = torch.cat([torch.arange(half), torch.full((pad,), -1)])
-            _take(_conv(inner.primary), rows)
-            _take(_conv(inner.cheap), rows)
-            _rearrange(block, torch.cat([rows, torch.where(rows < 0, -1, rows + half)]))
-            added += 2 * pad
+        primary, derived = conv_of(block.primary), block.derived
+        rows = _fill(primary.out_channels, multiple)
+        added += len(rows) - primary.out_channels
+        take(primary, rows)
+        take_depthwise(conv_of(block.depthwise), rows)
+        take_inputs(block.project, rows)
+        if derived is None:
             continue
-        if isinstance(inner, DeployHadamard):
-            width, total = inner.width, inner.width + num_pairs(inner.k)
-            conv = inner.mix
+        assert block.derived_depthwise is not None
+        assert block.derived_project is not None
+        if isinstance(derived, DeployProducts):
+            added += _align_products(derived, multiple)
+            rows = _fill(conv_of(block.derived_depthwise).out_channels, multiple)
+            rows = rows[: derived.left.out_channels]  # as many as there are where a norm forbids more
         else:
-            conv = _conv(inner)
-            width = total = conv.out_channels
-        pad = _padding(total, multiple)
-        zeros = torch.full((pad,), -1)
-        _take(conv, torch.cat([torch.arange(width), zeros]))
-        _rearrange(block, torch.cat([torch.arange(width), zeros, torch.arange(width, total)]))
-        added += pad
+            assert isinstance(derived, DeployCheap)
+            take_depthwise(conv_of(derived.conv), rows)
+            added += int((rows < 0).sum())
+        take_depthwise(conv_of(block.derived_depthwise), rows)
+        take_inputs(block.derived_project, rows)
     return f"align: {added} channels of zeros fill expanded widths up to multiples of {multiple}"
+
+
+def _align_products(products: DeployProducts, multiple: int) -> int:
+    """Fill the selected channels and the products up; how many products were added."""
+    if products.fixed is not None:
+        columns = _fill(products.k, multiple)
+        take(products.fixed, columns)
+        for conv in (products.left, products.right):
+            take_inputs(conv, columns)
+    if products.norm is not None:
+        return 0  # it is of so many products, and zeros are none of them
+    rows = _fill(products.left.out_channels, multiple)
+    for conv in (products.left, products.right):
+        take(conv, rows)
+    for name in ("weight", "bias"):
+        value = getattr(products, name)
+        if value is not None:
+            filled = value[rows.clamp(min=0)].clone()
+            filled[rows < 0] = 0
+            setattr(products, name, filled)
+    return int((rows < 0).sum())
 
 
 def prepare(network: HadaptiveNet, multiple: int) -> tuple[DeployNet, list[str]]:
@@ -144,7 +152,7 @@ def prepare(network: HadaptiveNet, multiple: int) -> tuple[DeployNet, list[str]]
         The deployed network, and a sentence for each pass.
     """
     net = fold(network)
-    said = ["fold: no BatchNorm and no dropout is left", absorb(net), reorder(net)]
+    said = ["fold: no BatchNorm, no dropout and no concatenation is left", absorb(net), merge(net)]
     if multiple > 1:
         said.append(align(net, multiple))
     return net, said

@@ -5,7 +5,7 @@ Source: arXiv 2505.22226, section 3.
 
 import math
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import torch
 from timm.models import register_notrace_module
@@ -79,6 +79,13 @@ class CrossHadamardExpansion(nn.Module):
             raise ValueError(f"expected {self.k} different channels of {self.channels}, got {numbers}")
         self.register_module("score", nn.Identity())
         self.register_module("select", FixedSelection(index))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        # A state of fixed selections has no score: become what it was saved from.
+        index = state_dict.get(f"{prefix}select.index")
+        if index is not None and not isinstance(self.select, FixedSelection):
+            self.freeze(index.to(next(self.parameters()).device))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def update_temperature(self) -> None:
         """Adapt the temperature to the score's accumulated gradient; nothing happens where there is none."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from hadaptive.nn.ach import CrossHadamardExpansion, expansions
 from hadaptive.nn.normalisation import DySoft
-from hadaptive.nn.selection import top_k_channels
+from hadaptive.nn.selection import FixedSelection, top_k_channels
 
 
 @dataclass
@@ -51,7 +51,7 @@ class _LayerCounts:
 
 
 class SelectionRecorder:
-    """Records the selections of every ACH in a model while it is attached.
+    """Records the selections of every ACH in a model while it is attached; fixed ones tell nothing.
 
     Use it as a context manager, or call :meth:`close`::
 
@@ -65,7 +65,8 @@ class SelectionRecorder:
     """
 
     def __init__(self, model: nn.Module, every: int = 1) -> None:
-        self.layers = expansions(model)
+        layers = expansions(model)
+        self.layers = {n: m for n, m in layers.items() if not isinstance(m.select, FixedSelection)}
         self.every = max(1, every)
         self._counts: dict[str, _LayerCounts] = {}
         self._calls: dict[str, int] = {}

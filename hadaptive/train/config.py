@@ -17,6 +17,7 @@ class TrainConfig:
         data: digits, fashion-mnist, cifar10, cifar100, a folder of images, a tar file, or timm's hfds/<name>,
             wds/<name>, tfds/<name>.
         recipe: the named settings that the other flags start from.
+        init: run folder or exported .safetensors whose network is trained on; model is then ignored.
         output: run folder to make; default runs/<time>-<model>-<data>.
         epochs: passes over the training part.
         batch_size: images per optimiser step, over all processes and accumulation steps.
@@ -75,6 +76,7 @@ class TrainConfig:
     model: str = "hadaptive_net_s"
     data: str = "digits"
     recipe: str = "quick"
+    init: Path | None = None
     output: Path | None = None
 
     epochs: int = 30
@@ -197,7 +199,7 @@ class TrainConfig:
         if set(data) - known:
             raise ValueError(f"unknown settings {', '.join(sorted(set(data) - known))}: made by another version?")
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        for name in ("output", "data_dir", "latency_table"):
+        for name in ("output", "init", "data_dir", "latency_table"):
             if values.get(name) is not None:
                 values[name] = Path(values[name])
         return cls(**values)

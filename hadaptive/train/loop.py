@@ -21,7 +21,7 @@ from hadaptive.data import derive_seed
 from hadaptive.metrics import Evaluation, evaluate_model
 from hadaptive.nn import SelectionRecorder, update_temperatures
 from hadaptive.provenance import provenance
-from hadaptive.runs import RunFolder, card_for, first_line, write_json
+from hadaptive.runs import RunFolder, first_line, write_json
 from hadaptive.train.config import TrainConfig
 from hadaptive.train.finite import NonFiniteLossError, first_non_finite
 from hadaptive.train.plots import plot_curves
@@ -30,9 +30,8 @@ from hadaptive.train.progress import Progress
 from hadaptive.train.setup import (
     create_accelerator,
     create_data,
-    create_network,
     create_optimizer,
-    preprocessing_of,
+    starting_network,
 )
 from hadaptive.train.stopping import StopRequest, TrainingInterruptedError
 
@@ -100,7 +99,7 @@ def train_or_resume(config: TrainConfig, *, quiet: bool = False) -> dict[str, An
     run = RunFolder.open(config.output)
     settings = [
         {**data, "output": "", "model": Path(data["model"]).name}
-        for data in (run.read_json(run.config), config.to_dict())
+        for data in (TrainConfig.from_dict(run.read_json(run.config)).to_dict(), config.to_dict())
     ]
     if settings[0] != settings[1]:
         raise ValueError(f"{config.output} is a run with other settings: move it away")
@@ -116,12 +115,7 @@ class Trainer:
         self.show = accelerator.is_main_process and not quiet
         self.data = create_data(config, accelerator)
         self.num_classes = len(self.data.classes)
-        network = create_network(config, self.num_classes)
-        self.card = dataclasses.replace(
-            card_for(config.model, network, self.data.classes, preprocessing_of(config)),
-            drop_rate=config.drop_rate,
-            drop_path_rate=config.drop_path_rate,
-        )
+        network, self.card = starting_network(config, self.data.classes)
         self.network = network.to(accelerator.device)
         self.ema = ModelEmaV3(self.network, decay=config.ema, use_warmup=True) if config.ema else None
         self.recorder = SelectionRecorder(self.network, every=RECORD_EVERY)
@@ -213,7 +207,7 @@ class Trainer:
             run.truncate_rows(self.epoch)
         self.progress = Progress(config.epochs * self.data.steps_per_epoch, self.updates, self.show)
         self.progress.say(
-            f"{config.model}, {sum(p.numel() for p in self.network.parameters()):,} parameters, "
+            f"{self.card.model}, {sum(p.numel() for p in self.network.parameters()):,} parameters, "
             f"{self.num_classes} classes; {self.data.train_images:,} training images; writing to {run.path}"
         )
         for note in self.data.notes:
@@ -365,7 +359,7 @@ class Trainer:
             self._note_unreadable("test", test.unreadable)
         summary = {
             "run": str(run.path),
-            "model": self.config.model,
+            "model": self.card.model,
             "data": self.config.data,
             "recipe": self.config.recipe,
             "seed": self.config.seed,

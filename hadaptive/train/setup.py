@@ -1,6 +1,6 @@
 """From a TrainConfig to data, network and optimiser: all that happens before the first step."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ from hadaptive.data import (
 )
 from hadaptive.data.loading import StreamDataset
 from hadaptive.models import create_model
-from hadaptive.runs import first_line
+from hadaptive.runs import ModelCard, RunFolder, card_for, first_line, open_weights
 from hadaptive.train.config import TrainConfig
 
 
@@ -254,6 +254,36 @@ def _create_streams(
         notes=[],
         names={},
     )
+
+
+def starting_network(config: TrainConfig, classes: list[str]) -> tuple[nn.Module, ModelCard]:
+    """The network in training mode that a run starts from, new or from ``config.init``, and its card.
+
+    Raises:
+        ValueError: there is no such network, or it does not fit the data.
+    """
+    preprocessing = preprocessing_of(config)
+    if config.init is None:
+        network = create_network(config, len(classes))
+        card = card_for(config.model, network, classes, preprocessing)
+        return network, replace(card, drop_rate=config.drop_rate, drop_path_rate=config.drop_path_rate)
+    if config.init.is_dir():
+        run = RunFolder.open(config.init)
+        network, card = run.load_model(run.read_json(run.config).get("select", "best"))
+    elif config.init.is_file():
+        network, card = open_weights(config.init)
+    else:
+        raise ValueError(f"there is no run folder or file {config.init} to start from")
+    if card.classes != classes:
+        raise ValueError(
+            f"{config.init} knows other classes than {config.data} has ({len(card.classes)} there, "
+            f"{len(classes)} here)"
+        )
+    if card.preprocessing.in_chans != config.in_chans:
+        raise ValueError(f"{config.init} takes {card.preprocessing.in_chans} channels, not {config.in_chans}")
+    torch.manual_seed(config.seed)
+    network = network.to(memory_format=torch.channels_last) if config.channels_last else network  # pyright: ignore
+    return network.train(), replace(card, preprocessing=preprocessing)
 
 
 def create_network(config: TrainConfig, num_classes: int) -> nn.Module:
