@@ -5,38 +5,73 @@ from pathlib import Path
 import pytest
 from tiny import tiny_spec
 
+from hadaptive.bench import latency
 from hadaptive.bench.latency import LatencyBenchConfig, bench_latency
-from hadaptive.export import passes
 from hadaptive.runs import read_csv
 
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
 ]
 
 
 def config_of(folder: Path, **changes) -> LatencyBenchConfig:
-    tiny = tiny_spec(folder)
-    settings = {"models": (tiny, f"{tiny}:frozen", "mobilenetv3_small_050"), "image_size": 32, "rounds": 1}
+    settings = {"models": (f"{tiny_spec(folder)}:frozen",), "image_size": 32, "rounds": 1, "calls": 3}
     return LatencyBenchConfig(results=folder / "rows.csv", **settings | changes)
 
 
+@pytest.mark.slow
 def test_a_row_for_each_network_and_runtime(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    bench_latency(config_of(tmp_path, runtimes=("eager", "onnxruntime", "openvino"), batches=(1, 2)))
+    tiny = tiny_spec(tmp_path)
+    models = (tiny, f"{tiny}:int8")
+    bench_latency(config_of(tmp_path, models=models, runtimes=("eager", "onnxruntime")))
     rows = read_csv(tmp_path / "rows.csv")
-    assert len(rows) == 3 * 3 * 2
+    assert [(row["runtime"], row["model"]) for row in rows] == [
+        ("eager", tiny),
+        ("onnxruntime", tiny),
+        ("onnxruntime", f"{tiny}:int8"),
+    ]
     assert all(float(row["median_ms"]) > 0 and int(row["macs"]) > 0 and row["threads"] == "2" for row in rows)
+    assert int(rows[2]["bytes"]) < int(rows[1]["bytes"])
     assert "1.00" in capsys.readouterr().out
 
 
-def test_what_computes_something_else_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def spoiled(net) -> str:
-        net.layers[1][0].bias.add_(1.0)
-        return ""
-
-    monkeypatch.setattr(passes, "absorb", spoiled)
+def test_what_computes_something_else_gets_no_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = {"error": 0.1, "times": [1.0, 2.0, 3.0]}
+    monkeypatch.setattr(latency, "_session", lambda *args: answer)
+    monkeypatch.setattr(latency, "_file", lambda *args: None)
     with pytest.raises(ValueError, match="computes something else"):
         bench_latency(config_of(tmp_path, runtimes=("onnxruntime",)))
     assert not (tmp_path / "rows.csv").exists()
-    with pytest.raises(ValueError, match="may end in :frozen or :plain"):
-        bench_latency(config_of(tmp_path, models=("hadaptive_net_s:fast",)))
+    answer["error"] = float("nan")
+    with pytest.raises(ValueError, match="computes something else"):
+        bench_latency(config_of(tmp_path, runtimes=("onnxruntime",)))
+
+
+def test_sessions_really_compare(tmp_path: Path) -> None:
+    import numpy as np
+
+    from hadaptive.bench.session import session
+
+    tiny = tiny_spec(tmp_path)
+    network = latency.network_of(f"{tiny}:frozen", 32)
+    images = np.random.default_rng(0).standard_normal((2, 3, 32, 32), np.float32)
+    import torch
+
+    with torch.no_grad():
+        expected = network(torch.from_numpy(images)).numpy()
+    task = {"model": f"{tiny}:frozen", "runtime": "eager", "threads": 1, "image_size": 32, "calls": 2}
+    task |= {"data": tmp_path / "data.npz", "warm_seconds": 0.0}
+    np.savez(task["data"], images=images, expected=expected)
+    assert session(task)["error"] < 1e-5
+    assert len(session(task)["times"]) == 2
+    np.savez(task["data"], images=images, expected=expected + 1)
+    assert session(task)["error"] > 0.01
+
+
+def test_mistakes(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="may end in :frozen or :int8"):
+        config_of(tmp_path, models=("hadaptive_net_s:fast",))
+    with pytest.raises(ValueError, match="no setting that forbids AVX-512"):
+        config_of(tmp_path, isa="avx2", runtimes=("onnxruntime",))
+    with pytest.raises(ValueError, match="for a spread"):
+        config_of(tmp_path, calls=1)

@@ -71,7 +71,7 @@ def test_a_frozen_graph_gathers_and_concatenates_nothing(tmp_path: Path) -> None
         assert [opset.version for opset in graph.opset_import if opset.domain in ("", "ai.onnx")] == [18]
 
 
-@pytest.mark.parametrize("name", ["onnx", "openvino", "torch"])
+@pytest.mark.parametrize("name", ["onnx", "openvino", "executorch", "torch"])
 def test_equal_scores_choose_the_lower_channel_everywhere(name: str, tmp_path: Path) -> None:
     model = network(order="rank")
     for layer in expansions(model).values():

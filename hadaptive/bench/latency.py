@@ -1,9 +1,12 @@
 """Latency of whole networks where they are deployed: PyTorch, ONNX Runtime, OpenVINO, one image or several."""
 
 import itertools
+import json
+import os
 import re
+import subprocess
+import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,26 +16,30 @@ import torch
 from torch import nn
 
 from hadaptive.bench import textbook  # noqa: F401 (registers the published network)
-from hadaptive.bench.timing import quartiles, threads
+from hadaptive.bench.timing import quartiles
 from hadaptive.console import console
 from hadaptive.data import Preprocessing
-from hadaptive.export.deploy import fold
-from hadaptive.export.formats import SUFFIXES, Run, check_format, load, write
+from hadaptive.export.formats import SUFFIXES, check_format, write
+from hadaptive.export.int8 import quantise
 from hadaptive.export.passes import prepare
+from hadaptive.export.proof import file_size
 from hadaptive.info import inspect_network
 from hadaptive.models import HadaptiveNet, create_model
-from hadaptive.nn import expansions
+from hadaptive.nn import BatchNorm, DySoft, expansions
 from hadaptive.provenance import provenance
 from hadaptive.runs import append_csv, card_for
 
 TOLERANCE = 1e-3  # of the largest logit, of random weights
+VARIANTS = ("frozen", "int8")
+Isa = Literal["native", "avx2"]
 
 
 @dataclass(frozen=True)
 class LatencyBenchConfig:
     """Time networks with seeded random weights in several runtimes, in turns, after a check of their outputs.
 
-    A name followed by ":frozen" has fixed selections; ":plain" has nothing but BatchNorm folded.
+    Each session has a process of its own. A name followed by ":frozen" has fixed selections, one followed by
+    ":int8" is quantised as well; another network's ":int8" is the quantised network.
 
     Attributes:
         models: timm names or NetSpec files; ratios are to the last.
@@ -42,19 +49,16 @@ class LatencyBenchConfig:
         results: CSV file that the rows are appended to.
         image_size: height and width.
         align: multiple that expanded widths are filled up to.
-        rounds: blocks of five timed calls for each network.
+        rounds: processes for each network; they take turns.
+        calls: timed calls in each process, after half a second of warm-up.
+        isa: avx2 forbids AVX-512, to see how a smaller processor fares; for eager, compile and openvino only.
     """
 
     models: tuple[str, ...] = (
-        "hadaptive_net_s:plain",
+        "hadaptive_net_s_published",
         "hadaptive_net_s",
         "hadaptive_net_s:frozen",
-        "hadaptive_net_m",
-        "hadaptive_net_m:frozen",
-        "hadaptive_net_l",
-        "hadaptive_net_l:frozen",
         "mobilenetv3_small_100",
-        "mobilenetv4_conv_medium",
         "mobilenetv4_conv_small",
     )
     runtimes: tuple[Literal["eager", "compile", "onnxruntime", "openvino"], ...] = ("onnxruntime", "openvino")
@@ -63,7 +67,22 @@ class LatencyBenchConfig:
     results: Path = Path("benchmarks/results/latency.csv")
     image_size: int = 224
     align: int = 16
-    rounds: int = 20
+    rounds: int = 3
+    calls: int = 60
+    isa: Isa = "native"
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "align", "rounds", "calls"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.calls < 2:
+            raise ValueError("calls must be at least 2, for a spread")
+        if self.isa != "native" and "onnxruntime" in self.runtimes:
+            raise ValueError("ONNX Runtime has no setting that forbids AVX-512: leave it out with --isa avx2")
+        for model in self.models:
+            _, _, variant = model.partition(":")
+            if variant and variant not in VARIANTS:
+                raise ValueError(f"a network's name may end in :frozen or :int8, got {model!r}")
 
 
 def bench_latency(config: LatencyBenchConfig) -> list[dict[str, Any]]:
@@ -76,49 +95,68 @@ def bench_latency(config: LatencyBenchConfig) -> list[dict[str, Any]]:
         if runtime in ("onnxruntime", "openvino"):
             check_format("onnx" if runtime == "onnxruntime" else runtime)
     rows: list[dict[str, Any]] = []
-    networks = {name: _network(name, config) for name in config.models}
+    networks = {name: network_of(name, config.image_size) for name in config.models}
     costs = {name: _costs(network, config) for name, network in networks.items()}
     with tempfile.TemporaryDirectory() as folder:
-        for runtime, count, batch in itertools.product(config.runtimes, config.threads, config.batches):
-            with threads(count):
-                runs = {n: _runner(n, m, runtime, count, config, Path(folder)) for n, m in networks.items()}
-                images = np.random.default_rng(0).standard_normal((batch, 3, *[config.image_size] * 2), np.float32)
-                for name, run in runs.items():
-                    _check(name, runtime, networks[name], run, images)
-                times = _blocks(runs, images, config.rounds)
-                where = provenance("cpu")
-            rows += [
-                {
-                    "model": name,
-                    "runtime": runtime,
-                    "batch": batch,
-                    "image_size": config.image_size,
-                    **quartiles(times[name]),
-                    **costs[name],
-                    **where,
-                }
-                for name in networks
-            ]
+        data = {batch: _data(networks, batch, config, Path(folder)) for batch in config.batches}
+        for runtime in config.runtimes:
+            # PyTorch runs no int8 here.
+            models = [n for n in networks if runtime in ("onnxruntime", "openvino") or not n.endswith(":int8")]
+            files = {name: _file(name, networks[name], runtime, config, Path(folder)) for name in models}
+            for count, batch in itertools.product(config.threads, config.batches):
+                times: dict[str, list[float]] = {name: [] for name in models}
+                for _, name in itertools.product(range(config.rounds), models):
+                    answer = _session(name, files[name], data[batch][name], runtime, count, config)
+                    # A quantised network is another function, whose accuracy is measured elsewhere.
+                    if not name.endswith(":int8") and not answer["error"] < TOLERANCE:
+                        raise ValueError(
+                            f"{name} in {runtime} computes something else (relative error {answer['error']:.1e}): "
+                            "its rows are not written"
+                        )
+                    times[name] += answer["times"]
+                where = {**provenance("cpu"), "threads": count}
+                rows += [
+                    {
+                        "model": name,
+                        "runtime": runtime,
+                        "isa": config.isa,
+                        "batch": batch,
+                        "image_size": config.image_size,
+                        **quartiles(times[name]),
+                        **costs[name],
+                        "bytes": "" if (path := files[name]) is None else file_size(path),
+                        **where,
+                    }
+                    for name in models
+                ]
     config.results.parent.mkdir(parents=True, exist_ok=True)
     append_csv(config.results, rows)
     print_latency(rows)
     return rows
 
 
-def _network(name: str, config: LatencyBenchConfig) -> nn.Module:
+def network_of(name: str, image_size: int) -> nn.Module:
+    """A network in eval mode with seeded random weights and none of the constants that would make work vanish.
+
+    Args:
+        name: timm name or NetSpec file, with ":frozen" or ":int8" for fixed selections.
+        image_size: of the images that give BatchNorm its statistics.
+    """
     source, _, variant = name.partition(":")
-    if variant not in ("", "frozen", "plain"):
-        raise ValueError(f"a network's name may end in :frozen or :plain, got {name!r}")
     torch.manual_seed(0)
     network = create_model(source, num_classes=1000)
     # Statistics of one batch: without them an untrained network's outputs vanish, and a check says nothing.
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.momentum = 1.0
+    layers = expansions(network).values()
     with torch.no_grad():
-        network.train()(torch.randn(4, 3, config.image_size, config.image_size))
-    if variant == "frozen":
-        for layer in expansions(network).values():
+        network.train()(torch.randn(4, 3, image_size, image_size))
+        for layer in layers:
+            if isinstance(layer.norm, DySoft | BatchNorm):
+                layer.norm.bias.normal_(0, 0.1)  # at its start, zero, a simplifier removes the addition
+    if variant:
+        for layer in layers:
             layer.freeze(torch.randperm(layer.channels)[: layer.k])
     return network.eval()
 
@@ -128,50 +166,64 @@ def _costs(network: nn.Module, config: LatencyBenchConfig) -> dict[str, Any]:
     return {"parameters": info.parameters, "macs": info.macs, "products": info.products}
 
 
-def _runner(
-    name: str, network: nn.Module, runtime: str, count: int, config: LatencyBenchConfig, folder: Path
-) -> Run:
+def _stem(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]", "-", name)
+
+
+def _data(networks: dict[str, nn.Module], batch: int, config: LatencyBenchConfig, folder: Path) -> dict[str, Path]:
+    """Files of one batch of images and what each network makes of them."""
+    images = np.random.default_rng(0).standard_normal((batch, 3, *[config.image_size] * 2), np.float32)
+    paths = {}
+    for name, network in networks.items():
+        paths[name] = folder / f"{_stem(name)}-{batch}.npz"
+        with torch.no_grad():
+            np.savez(paths[name], images=images, expected=network(torch.from_numpy(images)).numpy())
+    return paths
+
+
+def _file(name: str, network: nn.Module, runtime: str, config: LatencyBenchConfig, folder: Path) -> Path | None:
+    """The network as its runtime reads it; None for PyTorch."""
     if runtime in ("eager", "compile"):
-        model: Any = network if runtime == "eager" else torch.compile(network)
-
-        def run(images: np.ndarray) -> np.ndarray:
-            with torch.inference_mode():
-                return model(torch.from_numpy(images)).numpy()
-
-        return run
+        return None
     form = "onnx" if runtime == "onnxruntime" else runtime
-    path = folder / f"{re.sub(r'[^A-Za-z0-9]', '-', name)}{SUFFIXES[form]}"
-    if not path.exists():
-        deployed = network
-        if isinstance(network, HadaptiveNet):
-            plain = name.endswith(":plain")
-            deployed = fold(network) if plain else prepare(network, config.align)[0]
-        preprocessing = Preprocessing(image_size=config.image_size, mean=(0.5,) * 3, std=(0.5,) * 3)
-        write(deployed, path, form, card_for(name, network, ["?"] * 1000, preprocessing), {})
-    return load(path, count)[0]
+    path = folder / f"{_stem(name)}{SUFFIXES[form]}"
+    # The published network is exported as it is, with nothing of ours but the exporter.
+    ours = type(network) is HadaptiveNet
+    deployed = prepare(network, config.align)[0] if ours else network
+    preprocessing = Preprocessing(image_size=config.image_size, mean=(0.5,) * 3, std=(0.5,) * 3)
+    write(deployed, path, form, card_for(name, network, ["?"] * 1000, preprocessing), {})
+    if name.endswith(":int8"):
+        plain = path.with_stem("float32")
+        for suffix in {path.suffix, ".bin"} if form == "openvino" else {path.suffix}:
+            path.with_suffix(suffix).rename(plain.with_suffix(suffix))
+        images = np.random.default_rng(1).standard_normal((32, 3, *[config.image_size] * 2), np.float32)
+        quantise(plain, path, form, images, keep=())
+    return path
 
 
-def _check(name: str, runtime: str, network: nn.Module, run: Run, images: np.ndarray) -> None:
-    with torch.no_grad():
-        expected = network(torch.from_numpy(images)).numpy()
-    error = float(np.abs(run(images) - expected).max() / np.abs(expected).max())
-    if not error < TOLERANCE:
-        raise ValueError(
-            f"{name} in {runtime} computes something else (relative error {error:.1e}): nothing is timed"
-        )
-
-
-def _blocks(runs: dict[str, Run], images: np.ndarray, rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of calls; networks take turns in blocks, each warm, as where it is the only one."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            for turn in range(8):
-                start = time.perf_counter()
-                run(images)
-                if turn >= 3:
-                    times[name].append(1e3 * (time.perf_counter() - start))
-    return times
+def _session(
+    name: str, file: Path | None, data: Path, runtime: str, count: int, config: LatencyBenchConfig
+) -> dict[str, Any]:
+    task = {
+        "model": name,
+        "file": str(file),
+        "data": str(data),
+        "runtime": runtime,
+        "threads": count,
+        "image_size": config.image_size,
+        "calls": config.calls,
+        "warm_seconds": 0.5,
+    }
+    limits = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"} if config.isa == "avx2" else {}
+    done = subprocess.run(
+        [sys.executable, "-m", "hadaptive.bench.session", json.dumps(task)],
+        env={**os.environ, **limits, "OMP_NUM_THREADS": str(count)},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise ValueError(f"{name} cannot be run in {runtime}: {(done.stderr.splitlines() or ['?'])[-1]}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def print_latency(rows: list[dict[str, Any]]) -> None:

@@ -11,7 +11,7 @@ from timm.models import build_model_with_cfg, register_model
 from torch import Tensor, nn
 
 from hadaptive.models import HadaptiveNet, NetSpec
-from hadaptive.models.spec import HADAPTIVE_NET_S
+from hadaptive.models.spec import HADAPTIVE_NET_L, HADAPTIVE_NET_M, HADAPTIVE_NET_S
 from hadaptive.nn import AdaptiveCrossHadamard, CrossHadamardExpansion, gumbel_noise, top_k_channels
 
 
@@ -19,15 +19,15 @@ class TextbookExpansion(CrossHadamardExpansion):
     """Cross-Hadamard expansion as published: (B, C, H, W) -> (B, C + k(k-1)/2, H, W).
 
     Args:
-        channels, k: as in :class:`hadaptive.nn.CrossHadamardExpansion`; the norm is DySoft.
+        channels, k, norm: as in :class:`hadaptive.nn.CrossHadamardExpansion`.
         reversed_sign: hard + stop_grad(soft) - soft, as the published code has it.
     """
 
     first: Tensor
     second: Tensor
 
-    def __init__(self, channels: int, k: int, reversed_sign: bool = False) -> None:
-        super().__init__(channels, k)
+    def __init__(self, channels: int, k: int, reversed_sign: bool = False, norm: str = "dysoft") -> None:
+        super().__init__(channels, k, norm)
         self.sign = -1.0 if reversed_sign else 1.0
         pairs = torch.triu_indices(k, k, 1)
         self.register_buffer("first", pairs[0], persistent=False)
@@ -41,12 +41,14 @@ class TextbookExpansion(CrossHadamardExpansion):
             index = top_k_channels(soft.detach(), self.k)
             soft = soft[:, None].expand(-1, self.k, -1)
         else:
-            index = top_k_channels(scores, self.k)
+            index = scores.topk(self.k, dim=1).indices
             soft = torch.zeros_like(scores)[:, None].expand(-1, self.k, -1)
         hard = torch.zeros_like(soft).scatter_(2, index[:, :, None], 1.0)
         mask = hard * (1 + self.sign * (soft - soft.detach()))
         z = torch.einsum("bkc,bcn->bkn", mask.to(x.dtype), x.flatten(2)).unflatten(2, x.shape[2:])
         q = z[:, self.first] * z[:, self.second]
+        if not self.fused:
+            return torch.cat([x, self.norm(q)], dim=1)
         alpha, weight, bias = self.norm.parameters()
         u = alpha * q
         d = weight[:, None, None] * (u / (1 + u.abs())) + bias[:, None, None]
@@ -56,7 +58,7 @@ class TextbookExpansion(CrossHadamardExpansion):
 class PublishedNet(HadaptiveNet):
     """A Hadaptive-Net as its authors published it: textbook ACH, reversed gradient sign, a bias before BatchNorm.
 
-    Takes the arguments of :class:`hadaptive.models.HadaptiveNet`; every ACH of the spec must use DySoft.
+    Takes the arguments of :class:`hadaptive.models.HadaptiveNet`.
     """
 
     def __init__(self, spec: NetSpec = HADAPTIVE_NET_S, **kwargs: Any) -> None:
@@ -64,10 +66,23 @@ class PublishedNet(HadaptiveNet):
         for module in self.modules():
             if isinstance(module, AdaptiveCrossHadamard):
                 module.mix = nn.Conv2d(module.channels, module.channels, 1)
-                module.expansion = TextbookExpansion(module.channels, module.expansion.k, reversed_sign=True)
+                norm = "dysoft" if module.expansion.fused else "batchnorm"
+                module.expansion = TextbookExpansion(module.channels, module.expansion.k, True, norm)
 
 
 @register_model
 def hadaptive_net_s_published(pretrained: bool = False, **kwargs: Any) -> PublishedNet:
     """S as published, 3.26 M parameters at 1000 classes."""
     return build_model_with_cfg(PublishedNet, "hadaptive_net_s", pretrained, **kwargs)
+
+
+@register_model
+def hadaptive_net_m_published(pretrained: bool = False, **kwargs: Any) -> PublishedNet:
+    """M as published."""
+    return build_model_with_cfg(PublishedNet, "hadaptive_net_m", pretrained, **{"spec": HADAPTIVE_NET_M, **kwargs})
+
+
+@register_model
+def hadaptive_net_l_published(pretrained: bool = False, **kwargs: Any) -> PublishedNet:
+    """L as published."""
+    return build_model_with_cfg(PublishedNet, "hadaptive_net_l", pretrained, **{"spec": HADAPTIVE_NET_L, **kwargs})

@@ -1,8 +1,10 @@
 """`hadaptive export`: from a run, a spec or a name to a file that runs elsewhere, and the proof beside it."""
 
 import dataclasses
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,15 +15,18 @@ from torch.utils.data import Subset
 
 from hadaptive.console import console
 from hadaptive.data import ImageDataset, create_loader, eval_transform
+from hadaptive.export.deploy import DeployNet, DeployProducts
 from hadaptive.export.finetune import finetune
-from hadaptive.export.formats import SUFFIXES, check_format, write
+from hadaptive.export.formats import SUFFIXES, check_format, load, write
 from hadaptive.export.freeze import calibrate, freeze
+from hadaptive.export.int8 import BATCH, quantise, quantise_within
 from hadaptive.export.passes import prepare
-from hadaptive.export.proof import prove
+from hadaptive.export.proof import accuracy_of, prove, write_table
+from hadaptive.export.sensitivity import sensitivity
 from hadaptive.metrics import evaluate_model
 from hadaptive.models import HadaptiveNet
 from hadaptive.provenance import provenance
-from hadaptive.runs import ModelCard, RunFolder, card_for, write_json
+from hadaptive.runs import ModelCard, RunFolder, append_csv, card_for, write_json
 from hadaptive.train.config import TrainConfig
 from hadaptive.train.setup import DataParts, create_accelerator, create_data, create_network, preprocessing_of
 
@@ -33,15 +38,17 @@ class ExportConfig:
     Attributes:
         source: run folder, NetSpec file (.json), or timm name (the last two with seeded random weights).
         output: new file; default in the run folder, or named after the model here.
-        format: onnx, openvino, torch (torch.export), or safetensors (weights and spec).
+        format: onnx, openvino, executorch (XNNPACK), torch (torch.export), or safetensors (weights and spec).
         freeze: fix each ACH selection to the channels that calibration images choose most.
         finetune: epochs to train a run on with its fixed selections, in RUN/finetuned; 0 does not.
         finetune_lr: peak learning rate of that; default a quarter of the run's.
-        max_loss: validation accuracy that freezing may cost before it is refused, in points.
-        force: write a frozen network that costs more.
-        calibration: training images that selections are calibrated on.
+        int8: quantise after training, static; layers that cost too much stay in float. For onnx and openvino.
+        sensitivity: images (validation, then training) that each layer is quantised alone on.
+        max_loss: validation accuracy that freezing may cost before it is refused, and int8, in points.
+        force: write a network that costs more.
+        calibration: training images that selections and ranges of int8 are calibrated on.
         align: fill expanded widths up to this multiple; 1 leaves them.
-        images: real images that the file is compared on.
+        images: real images (validation, then training) that the file is compared on, and int8's accuracy.
         weights: of a run: best or last.
         image_size: of a network without a run.
         num_classes: of a network without a run; its images' classes are not looked at.
@@ -52,10 +59,12 @@ class ExportConfig:
 
     source: tyro.conf.Positional[str]
     output: Path | None = None
-    format: Literal["onnx", "openvino", "torch", "safetensors"] = "onnx"
+    format: Literal["onnx", "openvino", "executorch", "torch", "safetensors"] = "onnx"
     freeze: bool = False
     finetune: int = 0
     finetune_lr: float | None = None
+    int8: bool = False
+    sensitivity: int = 256
     max_loss: float = 0.5
     force: bool = False
     calibration: int = 512
@@ -69,13 +78,15 @@ class ExportConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("calibration", "align", "images", "image_size", "num_classes"):
+        for name in ("calibration", "align", "images", "image_size", "num_classes", "sensitivity"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.finetune < 0 or (self.finetune_lr is not None and not 0 < self.finetune_lr < float("inf")):
             raise ValueError("finetune must not be negative, and finetune_lr must be positive")
         if self.finetune and not (self.freeze and Path(self.source).is_dir()):
             raise ValueError("--finetune trains the fixed selections of a run: pass --freeze and a run folder")
+        if self.int8 and self.format not in ("onnx", "openvino"):
+            raise ValueError(f"int8 is for formats onnx and openvino, not {self.format}")
         if not 0 <= self.max_loss < float("inf"):
             raise ValueError(f"max_loss must not be negative, got {self.max_loss}")
 
@@ -88,12 +99,14 @@ def export_command(config: ExportConfig) -> dict[str, Any]:
             something else (it is left for inspection).
     """
     check_format(config.format)
+    if config.int8 and config.format == "openvino" and find_spec("nncf") is None:
+        raise ValueError('int8 for OpenVINO needs the package nncf: pip install "hadaptive[openvino]"')
     network, card, training = _open(config)
     output = config.output or _default_output(config)
     proof = output.with_name(f"{output.name}.proof.json")
     if output.suffix != SUFFIXES[config.format]:
         raise ValueError(f"a file of format {config.format} ends in {SUFFIXES[config.format]}, got {output.name}")
-    for path in (output, proof):
+    for path in (output, proof, proof.with_suffix(".md"), output.with_name(f"{output.name}.layers.csv")):
         if path.exists():
             raise ValueError(f"{path} exists already and is never overwritten: choose another --output")
     if not output.parent.is_dir():
@@ -111,20 +124,34 @@ def export_command(config: ExportConfig) -> dict[str, Any]:
     for said in about["passes"]:
         print(said)
     about |= provenance("cpu")
-    write(deployed, output, config.format, card, about)
+    if config.int8:
+        _write_int8(deployed, output, card, parts, config, about)
+    else:
+        write(deployed, output, config.format, card, about)
     agreement, figures = prove(network, output, _images(parts, card, config.images))
+    if config.int8:
+        figures["holds"] = about["int8"].get("lost", 0.0) <= config.max_loss
+        figures["tolerance"] = None
     write_json(proof, {**about, **figures})
+    write_table(proof.with_suffix(".md"), {**about, **figures})
     _print(output, proof, figures)
-    if not agreement.holds:
+    if not config.int8 and not agreement.holds:
+        assert agreement.output is not None
         raise ValueError(
-            f"{output} computes something else than the network: image {agreement.first} is the first to differ "
-            f"(relative error {agreement.relative_error:.1e}); see {proof}"
+            f"{output} computes something else than the network: image {agreement.first} is the first to differ, "
+            f"most in output {card.classes[agreement.output]!r} (relative error {agreement.relative_error:.1e}); "
+            f"see {proof}"
+        )
+    if not figures["holds"] and not config.force:
+        raise ValueError(
+            f"int8 costs {about['int8']['lost']:.2f} points of accuracy, more than --max-loss "
+            f"{config.max_loss:g}, whatever stays in float: {output} was written all the same; see {proof}"
         )
     return {**about, **figures, "file": str(output)}
 
 
 def _default_output(config: ExportConfig) -> Path:
-    name = ("frozen" if config.freeze else "network") + SUFFIXES[config.format]
+    name = ("frozen" if config.freeze else "network") + ("-int8" if config.int8 else "") + SUFFIXES[config.format]
     source = Path(config.source)
     return source / name if source.is_dir() else Path(f"{source.stem}-{name}")
 
@@ -149,8 +176,11 @@ def _training(config: ExportConfig) -> TrainConfig:
     return dataclasses.replace(TrainConfig.from_dict(run.read_json(run.config)), **moved)
 
 
-def _images(parts: DataParts, card: ModelCard, number: int, only: str | None = None) -> Iterator[Tensor]:
-    """Batches of real images as the network sees them: of validation, then of training, never of the test part."""
+def _samples(
+    parts: DataParts, card: ModelCard, number: int, only: str | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of real images as the network sees them, and their classes: of validation, then of training, never
+    of the test part."""
     transform = eval_transform(card.preprocessing)
     left = number
     for name in (only,) if only else ("validation", "train"):
@@ -158,9 +188,14 @@ def _images(parts: DataParts, card: ModelCard, number: int, only: str | None = N
         # Evenly over the part, which may be sorted by class.
         count = min(left, len(dataset))
         chosen = torch.linspace(0, len(dataset) - 1, count).long().tolist() if count else []
-        for images, _, unreadable in create_loader(Subset(dataset, chosen), 32, workers=0) if count else ():
-            yield images[unreadable < 0]
+        for images, targets, unreadable in create_loader(Subset(dataset, chosen), 32, workers=0) if count else ():
+            yield images[unreadable < 0], targets[unreadable < 0]
         left -= count
+
+
+def _images(parts: DataParts, card: ModelCard, number: int, only: str | None = None) -> Iterator[Tensor]:
+    """The images of :func:`_samples`."""
+    return (images for images, _ in _samples(parts, card, number, only))
 
 
 def _frozen(
@@ -197,11 +232,62 @@ def _frozen(
     return frozen
 
 
+def _write_int8(
+    deployed: nn.Module,
+    output: Path,
+    card: ModelCard,
+    parts: DataParts,
+    config: ExportConfig,
+    about: dict[str, Any],
+) -> None:
+    """Quantise, with a report for each layer beside the file where there is an accuracy to lose."""
+    calibration = torch.cat(list(_images(parts, card, config.calibration, "train"))).numpy()
+    # What chooses channels stays exact: a selection is no matter of rounding.
+    keep = [n for n, m in deployed.named_modules() if isinstance(m, DeployProducts) and m.score is not None]
+    about["int8"] = {"float": keep}
+    with tempfile.TemporaryDirectory() as folder:
+        plain = Path(folder) / f"float{output.suffix}"
+        write(deployed, plain, config.format, card, about)
+        if not Path(config.source).is_dir() or not isinstance(deployed, DeployNet):
+            quantise(plain, output, config.format, calibration, keep)
+            return
+        some = list(_samples(parts, card, config.sensitivity))
+        print(f"int8: what each layer costs alone, on {sum(len(t) for _, t in some)} images")
+        costs = sensitivity(
+            deployed,
+            torch.from_numpy(calibration).split(BATCH),
+            [x for x, _ in some],
+            torch.cat([t for _, t in some]),
+        )
+        report = output.with_name(f"{output.name}.layers.csv")
+        append_csv(report, [cost.to_dict() for cost in costs])
+        keep += [cost.layer for cost in costs if cost.lost > config.max_loss and cost.layer not in keep]
+        samples = list(_samples(parts, card, config.images))
+        before = accuracy_of(load(plain)[0], samples)
+        kept, lost = quantise_within(
+            plain,
+            output,
+            config.format,
+            calibration,
+            order=[cost.layer for cost in sorted(costs, key=lambda cost: -cost.noise)],
+            keep=keep,
+            lost=lambda run: 100 * (before - accuracy_of(run, samples)),
+            max_loss=config.max_loss,
+        )
+    worst = max(costs, key=lambda cost: cost.lost)
+    about["int8"] = {"float": kept, "lost": lost, "accuracy_float32": before, "report": report.name}
+    print(
+        f"int8: {lost:.2f} points of accuracy lost on {sum(len(t) for _, t in samples)} images, {len(kept)} of "
+        f"{len(costs)} layers stay in float; {worst.layer} costs most alone, {worst.lost:.2f} points; see {report}"
+    )
+
+
 def _print(output: Path, proof: Path, figures: dict[str, Any]) -> None:
     out = console()
+    tolerance = "" if figures["tolerance"] is None else f" (tolerance {figures['tolerance']:g})"
     out.print(
         f"{figures['images']:,} images: the same class on {figures['top1']:.2%}, largest relative error "
-        f"{figures['relative_error']:.1e} (tolerance {figures['tolerance']:g})"
+        f"{figures['relative_error']:.1e}{tolerance}"
     )
     for threads, times in figures["latency"].items():
         out.print(f"{threads}: {times['p50_ms']:.2f} ms, 95% within {times['p95_ms']:.2f} ms")

@@ -58,6 +58,7 @@ class DeployProducts(nn.Module):
         fixed: the convolution that puts out the k selected channels; None where each image selects its own.
         score: the convolution over channels that scores them; None where selections are fixed.
         left, right: from the k channels to the two factors of each product.
+        ties: what lets the lower of two equally scored channels win: "sort", or "key" where a runtime has no sort.
         scale: of every selected channel, (1,), or None: the root of DySoft's alpha.
         softsign: whether products pass through it, as DySoft has it.
         weight, bias: of the products after that, (P, 1, 1); None where there is nothing to do.
@@ -75,6 +76,7 @@ class DeployProducts(nn.Module):
         self.fixed: nn.Conv2d | None = None
         self.score: nn.Module | None = None
         self.order = "index"
+        self.ties = "sort"
         if isinstance(select, FixedSelection):
             self.fixed = copy.deepcopy(mix)
             take(self.fixed, select.index)
@@ -113,11 +115,21 @@ class DeployProducts(nn.Module):
         """Numbers of the channels with the largest scores, (B, k); the lower one of equal scores."""
         assert self.score is not None
         scores = self.score(mixed[:, : self.channels].mean((2, 3)).unsqueeze(1)).squeeze(1)
+        if self.ties == "key":
+            return self._chosen_by_key(scores)
         if not torch.onnx.is_in_onnx_export():
             return top_k_channels(scores, self.k, self.order)
         # ONNX's TopK gives the lower index of equal scores; PyTorch's promises nothing.
         index = scores.topk(self.k, dim=1).indices
         return index.sort(dim=1).values if self.order == "index" else index
+
+    def _chosen_by_key(self, scores: Tensor) -> Tensor:
+        """The same from keys without ties: scores, and less of them the higher the channel, beyond float32."""
+        keys, number = scores.double(), torch.arange(self.channels, dtype=torch.float64, device=scores.device)
+        # Two factors, because exporters make scalars float32, where 2**-200 is zero.
+        keys = keys - keys.abs() * (number * 2.0**-40) - number * 2.0**-100 * 2.0**-100
+        index = keys.topk(self.k, dim=1).indices
+        return -(-index).topk(self.k, dim=1).values if self.order == "index" else index
 
     def forward(self, x: Tensor, mixed: Tensor) -> Tensor:
         z = self.selected(x, mixed)

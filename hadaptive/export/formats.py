@@ -15,13 +15,21 @@ import numpy as np
 import torch
 from torch import nn
 
+from hadaptive.export.executorch import ExecutorchRun, write_executorch
 from hadaptive.runs import METADATA_KEY, ModelCard, first_line, open_weights, write_atomically
 
 OPSET = 18
-SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2", "safetensors": ".safetensors"}
+SUFFIXES = {
+    "onnx": ".onnx",
+    "openvino": ".xml",
+    "executorch": ".pte",
+    "torch": ".pt2",
+    "safetensors": ".safetensors",
+}
 NEEDS = {  # each has an extra of its own name
     "onnx": ("onnx", "onnxruntime", "onnxscript", "onnxslim"),
     "openvino": ("openvino", "onnx", "onnxscript", "onnxslim"),
+    "executorch": ("executorch",),
 }
 Run = Callable[[np.ndarray], np.ndarray]  # images (B, C, H, W) float32 -> logits (B, classes)
 
@@ -65,6 +73,8 @@ def write(net: nn.Module, path: Path, name: str, card: ModelCard, about: dict[st
                 torch.export.save(program, file, extra_files={METADATA_KEY: metadata})
 
         write_atomically(path, save)
+    elif name == "executorch":
+        write_executorch(net, path, size, metadata)
     elif name == "onnx":
         write_onnx(net, path, size, metadata)
     else:
@@ -102,6 +112,7 @@ def write_onnx(
     assert program is not None
     model: Any = slim(program.model_proto)
     _name_operators(model)
+    _name_nodes(model)
     if shifts:
         _write_shifts(model)
     if metadata:
@@ -147,6 +158,25 @@ def _name_operators(model: Any) -> None:
             graph.node.remove(other)
 
 
+def _name_nodes(model: Any) -> None:
+    """Name nodes with weights after their layer, and others after the last such layer that they depend on."""
+    layer_of: dict[str, tuple[int, str]] = {}  # of each value: when, and by which layer
+    used: set[str] = set()
+    for number, node in enumerate(model.graph.node):
+        _, source = max((layer_of[i] for i in node.input if i in layer_of), default=(-1, "input"))
+        name, weight = "", node.input[1] if len(node.input) > 1 else ""
+        if node.op_type in ("Conv", "Gemm") and weight.endswith(".weight"):
+            name = weight.removesuffix(".weight")
+            if name.endswith((".left", ".right")):  # equal ones of several layers were made one
+                name = f"{source.rpartition('.')[0]}.{name.rpartition('.')[2]}"
+        layer = name or source
+        node.name = name or f"{layer}/{node.op_type}"
+        while node.name in used:
+            node.name += "+"
+        used.add(node.name)
+        layer_of.update((output, (number, layer)) for output in node.output)
+
+
 def _write_shifts(model: Any) -> None:
     """A product of two convolutions plus a constant per channel, as BatchNormalization."""
     import onnx
@@ -178,7 +208,7 @@ def _write_openvino(net: nn.Module, path: Path, size: tuple[int, int, int], meta
 
     with tempfile.TemporaryDirectory() as folder:
         write_onnx(net, Path(folder) / "net.onnx", size, shifts=False)
-        model = _core().read_model(Path(folder) / "net.onnx")
+        model = openvino_core().read_model(Path(folder) / "net.onnx")
         for node in model.get_ops():
             if node.get_type_name() == "TopK":
                 node.set_attribute("stable", True)  # the lower index of equal scores, as ONNX has it
@@ -211,7 +241,13 @@ def load(path: Path, threads: int = 0) -> tuple[Run, ModelCard]:
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
     check_format(name)
-    opened = {"onnx": _open_onnx, "openvino": _open_openvino, "torch": _open_torch, "safetensors": _open_weights}
+    opened = {
+        "onnx": _open_onnx,
+        "openvino": _open_openvino,
+        "executorch": _open_executorch,
+        "torch": _open_torch,
+        "safetensors": _open_weights,
+    }
     try:
         run, metadata = opened[name](path, threads)
         card = ModelCard.from_dict(json.loads(metadata)["card"])
@@ -234,7 +270,7 @@ def _open_onnx(path: Path, threads: int) -> tuple[Run, str]:
 
 
 @functools.cache
-def _core() -> Any:
+def openvino_core() -> Any:
     """One for the process: OpenVINO that unloads its plugin with a Core crashes threads started later."""
     import openvino
 
@@ -242,13 +278,18 @@ def _core() -> Any:
 
 
 def _open_openvino(path: Path, threads: int) -> tuple[Run, str]:
-    core = _core()
+    core = openvino_core()
     model = core.read_model(path)
     settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     if threads:
         settings["INFERENCE_NUM_THREADS"] = threads
     request = core.compile_model(model, "CPU", settings).create_infer_request()
     return lambda images: request.infer({0: images})[0].copy(), model.get_rt_info([METADATA_KEY]).astype(str)
+
+
+def _open_executorch(path: Path, threads: int) -> tuple[Run, str]:
+    run = ExecutorchRun(path, threads)
+    return run, run.metadata
 
 
 def _in_torch(net: nn.Module, threads: int) -> Run:

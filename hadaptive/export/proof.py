@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hadaptive.bench.timing import quartiles
 from hadaptive.export.formats import Run, load
+from hadaptive.runs import write_atomically
 
 TOLERANCE = 1e-4  # of the largest logit
 
@@ -24,13 +25,15 @@ class Agreement:
         images: compared.
         relative_error: largest difference of two logits over the largest logit.
         top1: share of the images whose class is the same.
-        first: number of the first image whose class or logits differ, None where none does.
+        first: number of the first image whose logits differ, None where none does.
+        output: number of the logit that differs there most.
     """
 
     images: int
     relative_error: float
     top1: float
     first: int | None
+    output: int | None
 
     @property
     def holds(self) -> bool:
@@ -56,7 +59,19 @@ def compare(network: nn.Module, run: Run, batches: Iterable[Tensor]) -> Agreemen
     same = a.argmax(1) == b.argmax(1)
     # A class may change where two logits are equal up to rounding: that is no difference of networks.
     wrong = np.flatnonzero(~(errors <= TOLERANCE))
-    return Agreement(len(a), float(errors.max()), float(same.mean()), int(wrong[0]) if len(wrong) else None)
+    first = int(wrong[0]) if len(wrong) else None
+    output = None if first is None else int(np.abs(a[first] - b[first]).argmax())
+    return Agreement(len(a), float(errors.max()), float(same.mean()), first, output)
+
+
+def accuracy_of(run: Run, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Share of images, in batches with their classes, that an exported file gets right."""
+    right = total = 0
+    for images, targets in batches:
+        if len(images):
+            right += int((run(images.numpy()).argmax(1) == targets.numpy()).sum())
+            total += len(images)
+    return right / max(total, 1)
 
 
 def latency(run: Run, image: np.ndarray, rounds: int = 60) -> dict[str, float]:
@@ -75,12 +90,40 @@ def prove(network: nn.Module, path: Path, batches: Iterable[Tensor]) -> tuple[Ag
     run, card = load(path)
     agreement = compare(network, run, batches)
     image = np.zeros((1, *card.preprocessing.input_size), np.float32)
-    files = [path, *([path.with_suffix(".bin")] if path.suffix == ".xml" else [])]
     figures: dict[str, Any] = {
         **asdict(agreement),
         "tolerance": TOLERANCE,
         "holds": agreement.holds,
-        "bytes": sum(file.stat().st_size for file in files),
+        "bytes": file_size(path),
         "latency": {f"{threads} threads": latency(load(path, threads)[0], image) for threads in (1, 2)},
     }
     return agreement, figures
+
+
+def file_size(path: Path) -> int:
+    """Bytes of an exported file, with the weights that OpenVINO keeps beside it."""
+    weights = path.with_suffix(".bin")
+    return path.stat().st_size + (weights.stat().st_size if path.suffix == ".xml" else 0)
+
+
+def write_table(path: Path, about: dict[str, Any]) -> None:
+    """Write the figures of a proof as a Markdown table."""
+
+    def rows(data: dict[str, Any], before: str = "") -> list[tuple[str, Any]]:
+        found = []
+        for key, value in data.items():
+            name = f"{before}{key.replace('_', ' ')}"
+            if isinstance(value, dict):
+                found += rows(value, f"{name}, ")
+            elif isinstance(value, list):
+                found += [(f"{name} {number}", item) for number, item in enumerate(value, 1) if before == ""]
+            else:
+                found.append((name, value))
+        return found
+
+    lines = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows(about))]
+
+    def save(temporary: Path) -> None:
+        temporary.write_text("\n".join(lines) + "\n")
+
+    write_atomically(path, save)

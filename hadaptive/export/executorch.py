@@ -1,0 +1,117 @@
+"""ExecuTorch programs with the XNNPACK backend: what phones run. Written, and run again from Python.
+
+A file ends with the SHA-256 of what comes before, which ExecuTorch ignores and we check: the runtime does not
+notice damage, and some of it ends the process.
+"""
+
+import contextlib
+import copy
+import hashlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from hadaptive.export.deploy import DeployProducts
+from hadaptive.runs import METADATA_KEY, write_atomically
+
+MAX_BATCH = 64  # memory is planned for the largest batch: 13 MB more for S than for one image
+DIGEST = 32
+MAGIC = b"ET12"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the advice that ExecuTorch gives on import, on export and when it first runs."""
+    logger = logging.getLogger("torch.utils._pytree")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def write_executorch(net: nn.Module, path: Path, size: tuple[int, int, int], metadata: str) -> None:
+    """Write a deployed network for batches of up to 64 images (batch, C, H, W)."""
+    net = copy.deepcopy(net)
+    for module in net.modules():
+        if isinstance(module, DeployProducts):
+            module.ties = "key"  # its top-k promises nothing about equal scores, and it has no sort
+    with _quiet(), torch.backends.mkldnn.flags(enabled=False), torch.backends.nnpack.flags(enabled=False):
+        # Without the two flags, choosing between PyTorch's own kernels limits the batch to 15.
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import to_edge_transform_and_lower
+
+        batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
+        program = torch.export.export(net, (torch.zeros(2, *size),), dynamic_shapes=({0: batch},))
+        edge = to_edge_transform_and_lower(
+            program, partitioner=[XnnpackPartitioner()], constant_methods={METADATA_KEY: metadata}
+        )
+        data = bytes(edge.to_executorch().buffer)
+
+    def save(temporary: Path) -> None:
+        temporary.write_bytes(data + hashlib.sha256(data).digest())
+
+    write_atomically(path, save)
+
+
+class ExecutorchRun:
+    """What runs a file, in batches of any size. (B, C, H, W) float32 -> (B, classes).
+
+    ExecuTorch has one pool of threads for the whole process, and a program that was loaded before the pool changed
+    must not be run any more: so programs load themselves again.
+
+    Args:
+        path: of the file.
+        threads: of the pool, which other programs share; 0 leaves it as it is.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+
+    changes = 0  # of the pool, in this process
+
+    def __init__(self, path: Path, threads: int) -> None:
+        content = path.read_bytes()
+        data, digest = content[:-DIGEST], content[-DIGEST:]
+        if data[4:8] != MAGIC or hashlib.sha256(data).digest() != digest:
+            raise ValueError("its checksum does not fit its content")
+        with _quiet():
+            import executorch.extension.pybindings.portable_lib as library
+            from executorch.runtime import Runtime
+
+            self.pool: Any = library
+            self.program = Runtime.get().load_program(data)
+            self.metadata = str(self.program.load_method(METADATA_KEY).execute([])[0])  # pyright: ignore[reportOptionalMemberAccess]
+        self.threads = threads
+        self.loaded = -1
+        self.method: Any = None
+
+    def _ready(self) -> None:
+        with _quiet():
+            if self.threads and self.pool._threadpool_get_thread_count() != self.threads:
+                self.pool._unsafe_reset_threadpool(self.threads)
+                ExecutorchRun.changes += 1
+            if self.loaded != ExecutorchRun.changes:
+                self.method = self.program.load_method("forward")
+                self.loaded = ExecutorchRun.changes
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        if self.loaded != ExecutorchRun.changes or (
+            self.threads and self.pool._threadpool_get_thread_count() != self.threads
+        ):
+            self._ready()
+        shape = tuple(self.method.metadata.input_tensor_meta(0).sizes())
+        if images.shape[1:] != shape[1:]:
+            raise ValueError(f"expected images of shape {list(shape[1:])}, got {list(images.shape[1:])}")
+        batches = torch.from_numpy(np.ascontiguousarray(images)).split(shape[0])
+        return np.concatenate([self.method.execute([batch])[0].numpy() for batch in batches])
