@@ -10,6 +10,7 @@ from typing import Any, Literal
 import tyro
 
 from hadaptive import __version__
+from hadaptive.bench.commands import BENCHMARKS
 from hadaptive.search.config import StudyConfig
 from hadaptive.search.runtimes import Setting
 from hadaptive.train.config import RECIPES, TrainConfig
@@ -113,6 +114,7 @@ class PredictCommand:
         weights: which weights.
         json: print JSON lines instead of a table.
         sheet: also draw the images with their predictions into this new PNG.
+        trust: load a torch.export file (.pt2), which can run code: only one that you made yourself.
     """
 
     run: Positional[Path]
@@ -121,6 +123,7 @@ class PredictCommand:
     weights: Literal["best", "last"] = "best"
     json: bool = False
     sheet: Path | None = None
+    trust: bool = False
 
 
 @dataclass(frozen=True)
@@ -162,17 +165,6 @@ class DemoCommand:
 @dataclass(frozen=True)
 class DoctorCommand:
     """Print versions, devices, and which backend each operator uses and why; check each against the reference."""
-
-
-@dataclass(frozen=True)
-class ReportCommand:
-    """Write the tables of a Markdown page anew from the result rows they name.
-
-    Attributes:
-        page: the Markdown file.
-    """
-
-    page: Positional[Path] = Path("README.md")
 
 
 def _train(arguments: list[str]) -> None:
@@ -263,6 +255,7 @@ def _predict(arguments: list[str]) -> None:
         weights=command.weights,
         as_json=command.json,
         sheet=command.sheet,
+        trust=command.trust,
     )
 
 
@@ -314,54 +307,6 @@ def _doctor(arguments: list[str]) -> None:
         )
 
 
-def _bench_accuracy(arguments: list[str]) -> None:
-    from hadaptive.bench.accuracy import AccuracyConfig, bench_accuracy, print_accuracy
-
-    config = tyro.cli(AccuracyConfig, prog="hadaptive bench accuracy", args=arguments)
-    print_accuracy(bench_accuracy(config))
-
-
-def _bench_report(arguments: list[str]) -> None:
-    command = tyro.cli(ReportCommand, prog="hadaptive bench report", args=arguments)
-    from hadaptive.bench.report import report
-
-    print(f"{report(command.page)} tables written in {command.page}")
-
-
-def _bench_ops(arguments: list[str]) -> None:
-    from hadaptive.bench.operators import OpsConfig, bench_ops
-
-    bench_ops(tyro.cli(OpsConfig, prog="hadaptive bench ops", args=arguments))
-
-
-def _bench_networks(arguments: list[str]) -> None:
-    from hadaptive.bench.networks import NetworksConfig, bench_networks
-
-    bench_networks(tyro.cli(NetworksConfig, prog="hadaptive bench networks", args=arguments))
-
-
-def _bench_latency(arguments: list[str]) -> None:
-    from hadaptive.bench.latency import LatencyBenchConfig, bench_latency
-
-    bench_latency(tyro.cli(LatencyBenchConfig, prog="hadaptive bench latency", args=arguments))
-
-
-def _bench_search(arguments: list[str]) -> None:
-    from hadaptive.bench.search import SearchBenchConfig, bench_search
-
-    bench_search(tyro.cli(SearchBenchConfig, prog="hadaptive bench search", args=arguments))
-
-
-BENCHMARKS: dict[str, Callable[[list[str]], None]] = {
-    "accuracy": _bench_accuracy,
-    "latency": _bench_latency,
-    "networks": _bench_networks,
-    "ops": _bench_ops,
-    "report": _bench_report,
-    "search": _bench_search,
-}
-
-
 def _bench(arguments: list[str]) -> None:
     if not arguments or arguments[0] not in BENCHMARKS:
         raise ValueError(f"say which: {' or '.join(f'hadaptive bench {name}' for name in BENCHMARKS)}")
@@ -382,7 +327,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "doctor": (_doctor, "what this machine offers, which kernels are used and why, and whether they are right"),
     "bench": (
         _bench,
-        "bench ops, networks, latency, accuracy, search; bench report writes the README's tables from their rows",
+        f"{', '.join(sorted(set(BENCHMARKS) - {'report'}))}; report writes the README's tables from their rows",
     ),
 }
 

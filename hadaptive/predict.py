@@ -101,13 +101,13 @@ def predict_images(
             yield Prediction(str(path), [(classes[i], p) for i, p in pairs])
 
 
-def _open(path: Path, weights: str) -> tuple[Callable[[Tensor], Tensor], ModelCard]:
+def _open(path: Path, weights: str, trust: bool) -> tuple[Callable[[Tensor], Tensor], ModelCard]:
     """The network of a run folder or of an exported file."""
     if not path.is_file():
         return RunFolder.open(path).load_model(weights)
     from hadaptive.export.formats import load
 
-    run, card = load(path)
+    run, card = load(path, trust=trust)
     return lambda images: torch.from_numpy(run(images.numpy())), card
 
 
@@ -119,6 +119,7 @@ def predict_command(
     weights: str = "best",
     as_json: bool = False,
     sheet: Path | None = None,
+    trust: bool = False,
 ) -> None:
     """Predict and print: a table, or a JSON object per line; optionally a contact sheet.
 
@@ -132,7 +133,7 @@ def predict_command(
         raise ValueError(f"{sheet} exists already and is not overwritten: choose another --sheet")
     if sheet is not None and not sheet.parent.is_dir():
         raise ValueError(f"there is no folder {sheet.parent} to write {sheet.name} into")
-    model, card = _open(run_path, weights)
+    model, card = _open(run_path, weights, trust)
     table = Table("image", "class", "probability")
     tiles: list[tuple[Image.Image, str, bool | None]] = []
     failed = 0

@@ -68,6 +68,19 @@ def test_sessions_really_compare(tmp_path: Path) -> None:
     assert session(task)["error"] > 0.01
 
 
+def test_accuracy_is_drawn_against_latency(tmp_path: Path) -> None:
+    from hadaptive.bench.tradeoff import plot_tradeoff
+
+    place = {"isa": "native", "threads": 2, "batch": 1, "image_size": 224}
+    times = {"median_ms": 2.0, "lower_quartile_ms": 1.9, "upper_quartile_ms": 2.2}
+    rows = [{"runtime": r, "model": m, **place, **times} for r in ("onnxruntime", "openvino") for m in ("a", "b")]
+    accuracies = [{"model": "a", "test_accuracy": "0.9"}, {"model": "a", "test_accuracy": "0.8"}]
+    assert plot_tradeoff(rows, accuracies, tmp_path / "a.png") == 1
+    assert (tmp_path / "a.png").stat().st_size > 1000
+    assert plot_tradeoff(rows, [{"model": "c", "test_accuracy": "0.9"}], tmp_path / "c.png") == 0
+    assert not (tmp_path / "c.png").exists()
+
+
 def test_mistakes(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="may end in :frozen or :int8"):
         config_of(tmp_path, models=("hadaptive_net_s:fast",))

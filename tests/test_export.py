@@ -42,7 +42,7 @@ def test_every_format_computes_the_same_for_any_batch(name: str, frozen: bool, t
     model = fixed(network()) if frozen else network()
     path = tmp_path / f"net{SUFFIXES[name]}"
     write(model if name == "safetensors" else deployed(model), path, name, card_of(model), {"by": "a test"})
-    run, card = load(path, threads=1)
+    run, card = load(path, threads=1, trust=True)
     assert card == card_of(model)
     agreement = compare(model, run, [torch.randn(n, 3, 16, 16) for n in (1, 2, 7)])
     assert agreement.images == 10
@@ -80,7 +80,7 @@ def test_equal_scores_choose_the_lower_channel_everywhere(name: str, tmp_path: P
     write(deployed(model), run_path, name, card_of(model), {})
     assert top_k_channels(torch.zeros(1, 12), 5).tolist() == [[0, 1, 2, 3, 4]]
     images = torch.randn(5, 3, 16, 16)
-    run, _ = load(run_path)
+    run, _ = load(run_path, trust=True)
     lower = network(order="rank")
     for layer in expansions(lower).values():
         layer.freeze(torch.arange(layer.k))
@@ -100,6 +100,7 @@ def test_a_run_is_exported_proved_and_used(tmp_path: Path, capsys: pytest.Captur
     assert proof["images"] == 40
     assert proof["top1"] == 1
     assert set(proof["latency"]) == {"1 threads", "2 threads"}
+    assert "| top1 | 1.0 |" in (run / "network.onnx.proof.md").read_text()
     assert main(["export", str(run), "--images", "40"]) == 1
     assert "never overwritten" in capsys.readouterr().err
     frozen = ["export", str(run), "--freeze", "--images", "40", "--calibration", "64"]
@@ -129,7 +130,7 @@ def test_a_file_that_computes_something_else_is_kept_and_said(tmp_path: Path, mo
 
     monkeypatch.setattr(passes, "absorb", spoiled)
     assert main(["export", str(tmp_path / "run"), "--images", "8", "--format", "torch"]) == 1
-    assert "image 0 is the first to differ" in capsys.readouterr().err
+    assert "image 0 is the first to differ, most in output " in capsys.readouterr().err
     assert (tmp_path / "run" / "network.pt2").is_file()
     assert json.loads((tmp_path / "run" / "network.pt2.proof.json").read_text())["holds"] is False
 
@@ -138,7 +139,7 @@ def test_bare_names_have_seeded_weights(tmp_path: Path) -> None:
     flags = ["--image-size", "64", "--num-classes", "7", "--images", "4", "--format", "torch"]
     assert main(["export", "hadaptive_net_s", *flags, "--output", str(tmp_path / "a.pt2")]) == 0
     assert main(["export", "mobilenetv3_small_050", *flags, "--output", str(tmp_path / "b.pt2")]) == 0
-    run, card = load(tmp_path / "a.pt2")
+    run, card = load(tmp_path / "a.pt2", trust=True)
     assert run(np.zeros((2, 3, 64, 64), np.float32)).shape == (2, 7)
     assert card.preprocessing.image_size == 64
 
@@ -150,6 +151,7 @@ def test_bare_names_have_seeded_weights(tmp_path: Path) -> None:
         (["hadaptive_net_s", "--output", "net.txt"], "ends in .onnx"),
         (["hadaptive_net_s", "--output", "no/such/net.onnx"], "no folder"),
         (["mobilenetv3_small_050", "--freeze"], "no selections to freeze"),
+        (["hadaptive_net_s", "--data", "wds/nowhere", "--format", "torch"], "stream"),
     ],
 )
 def test_mistakes(flags: list[str], sentence: str, tmp_path: Path, monkeypatch, capsys) -> None:
@@ -163,11 +165,31 @@ def test_files_that_are_not_ours(tmp_path: Path) -> None:
     for suffix in SUFFIXES.values():
         (tmp_path / f"broken{suffix}").write_bytes(b"nothing")
         with pytest.raises(ValueError, match="damaged or was not written by"):
-            load(tmp_path / f"broken{suffix}")
+            load(tmp_path / f"broken{suffix}", trust=True)
+    with pytest.raises(ValueError, match="can run code"):
+        load(tmp_path / "broken.pt2")
     with pytest.raises(ValueError, match="there is no file"):
         load(tmp_path / "none.onnx")
     with pytest.raises(ValueError, match="must end in one of"):
         load(tmp_path / "net.h5")
+
+
+def test_executorch_files_are_checked_and_run_in_any_batch(tmp_path: Path) -> None:
+    model = fixed(network())
+    path = tmp_path / "net.pte"
+    write(deployed(model), path, "executorch", card_of(model), {})
+    one, _ = load(path, 1)
+    two, _ = load(path, 2)  # another number of threads: the pool of both changes
+    images = torch.randn(70, 3, 16, 16)
+    for run in (one, two, one):
+        assert compare(model, run, [images]).holds
+    with pytest.raises(ValueError, match="expected images of shape"):
+        one(np.zeros((1, 3, 8, 8), np.float32))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1  # a bit of a weight, which the runtime would not notice
+    (tmp_path / "damaged.pte").write_bytes(content)
+    with pytest.raises(ValueError, match="checksum does not fit"):
+        load(tmp_path / "damaged.pte")
 
 
 def test_metadata_names_classes_and_preprocessing(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hadaptive.export.freeze import calibrate, freeze
 from hadaptive.export.passes import absorb, align, merge, prepare
 from hadaptive.models import ConvSpec, HadaptiveNet, NetSpec
 from hadaptive.models.spec import ach, ghost, inverted
-from hadaptive.nn import NORMS, expansions, top_k_channels
+from hadaptive.nn import NORMS, ChannelScore, expansions, top_k_channels
 
 
 def network(
@@ -58,6 +58,7 @@ def assert_same(net: torch.nn.Module, model: HadaptiveNet) -> None:
         torch.testing.assert_close(net(x), model(x), rtol=1e-4, atol=1e-4)
 
 
+SCORES = [0.0, -0.0, 1.0, -1.0, 1e-44, 1e37, -3e38, 1 + 2**-23, 0.1]
 PASSES = {"absorb": absorb, "merge": merge, "align": align}
 
 
@@ -121,6 +122,23 @@ def test_widths_are_aligned_and_what_fills_them_is_zero() -> None:
             assert channels.shape[1] == conv_of(depthwise).out_channels == project.in_channels
             read = project.weight.abs().amax((0, 2, 3)) > 0
             assert not channels[:, ~read].any()
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    scores=st.lists(
+        st.lists(
+            st.sampled_from([0.0, -0.0, 1.0, -1.0, 1e-44, 1e37, -3e38, 1 + 2**-23, 0.1]), min_size=12, max_size=12
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    order=st.sampled_from(["rank", "index"]),
+)
+def test_keys_without_ties_choose_as_a_stable_sort_does(scores: list[list[float]], order: str) -> None:
+    products = fold(network(order=order)).blocks()[1].derived
+    rows = torch.tensor(scores)
+    assert torch.equal(products._chosen_by_key(rows), top_k_channels(rows, products.k, order))
 
 
 def test_fixed_selections_gather_nothing() -> None:
@@ -201,7 +219,7 @@ def test_frozen_networks_agree_where_the_selection_never_changes() -> None:
     frozen = freeze(model, calibrate(model, [images]))
     with torch.no_grad():
         torch.testing.assert_close(frozen(images), model(images))
-    assert all(layer.score is not None for layer in expansions(model).values())
+    assert all(isinstance(layer.score, ChannelScore) for layer in expansions(model).values())  # left alone
 
 
 def test_frozen_networks_train_and_their_temperature_stays() -> None:
@@ -220,7 +238,7 @@ def test_what_cannot_be_frozen() -> None:
     with pytest.raises(ValueError, match="of another network"):
         freeze(model, {})
     layer = next(iter(expansions(model).values()))
-    for wrong in ([0, 1, 2, 3], [0, 1, 2, 3, 3], [0, 1, 2, 3, 99]):
+    for wrong in ([0, 1, 2, 3], [0, 1, 2, 3, 3], [0, 1, 2, 3, 99], [0, 1, 2, 3, 4, 4]):
         with pytest.raises(ValueError, match="expected 5 different channels"):
             layer.freeze(torch.tensor(wrong))
 

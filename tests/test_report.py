@@ -107,3 +107,30 @@ def test_search_tables(tmp_path: Path) -> None:
     text = render(document("search-kinds", "kinds.csv"), tmp_path)
     assert "| 2: 12 channels, 4x4 | 0.60 (0.40) | 0.40 (0.60) |" in text
     assert "kernel" not in text
+
+
+def test_deployment_tables(tmp_path: Path) -> None:
+    (tmp_path / "latency.csv").write_text(
+        "session,runtime,isa,threads,batch,image_size,model,median_ms,lower_quartile_ms,upper_quartile_ms,macs,bytes\n"
+        "a,onnxruntime,native,2,1,64,mobilenetv4_conv_medium,1,1,1,6000000,\n"
+        "b,onnxruntime,native,2,1,64,folder/found.json:frozen,3,2,4,5000000,2097152\n"
+        "b,onnxruntime,native,2,1,64,mobilenetv4_conv_small,2,1,3,6000000,\n"
+        "b,openvino,avx2,2,1,64,mobilenetv4_conv_small,9,9,9,6000000,\n"
+    )
+    text = render(document("latency", "latency.csv"), tmp_path)
+    place = "onnxruntime, 2 threads, batch 1, 64x64"
+    assert f"| {place} | found:frozen | 3.00 | 2.00 to 4.00 | 1.50 |  | 5 | 2.0 |" in text
+    assert "| openvino (avx2), 2 threads, batch 1, 64x64 |" in text
+    assert "medium |" not in text.split("---", 1)[1]  # of an earlier session
+    (tmp_path / "parity.csv").write_text(
+        "source,format,selections,images,top1,relative_error\n"
+        "a,onnx,fixed,1000,1.0,1e-06\nb,onnx,fixed,900,0.999,2e-05\na,onnx,fixed,1000,1.0,3e-06\n"
+    )
+    text = render(document("parity", "parity.csv"), tmp_path)
+    assert "| onnx, fixed | a, b | 900 | 99.90% | 2.0e-05 |" in text
+    (tmp_path / "deployment.csv").write_text(
+        "model,seed,variant,test_accuracy,lost_points\n"
+        "S,0,dynamic,0.80,0\nS,1,dynamic,0.82,0\nS,0,frozen,0.79,1\nS,1,frozen,0.82,0\n"
+    )
+    text = render(document("deployment", "deployment.csv"), tmp_path)
+    assert "| S | frozen | 80.50 ± 19.06 | +0.50 ± 6.35 | +1.00 +0.00 |" in text

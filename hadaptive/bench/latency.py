@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,17 +18,19 @@ from torch import nn
 
 from hadaptive.bench import textbook  # noqa: F401 (registers the published network)
 from hadaptive.bench.timing import quartiles
+from hadaptive.bench.tradeoff import plot_tradeoff
 from hadaptive.console import console
 from hadaptive.data import Preprocessing
 from hadaptive.export.formats import SUFFIXES, check_format, write
 from hadaptive.export.int8 import quantise
 from hadaptive.export.passes import prepare
 from hadaptive.export.proof import file_size
+from hadaptive.export.untrained import liven
 from hadaptive.info import inspect_network
 from hadaptive.models import HadaptiveNet, create_model
-from hadaptive.nn import BatchNorm, DySoft, expansions
+from hadaptive.nn import expansions
 from hadaptive.provenance import provenance
-from hadaptive.runs import append_csv, card_for
+from hadaptive.runs import append_csv, card_for, read_csv
 
 TOLERANCE = 1e-3  # of the largest logit, of random weights
 VARIANTS = ("frozen", "int8")
@@ -47,6 +50,7 @@ class LatencyBenchConfig:
         threads: numbers of threads to time with.
         batches: images at a time.
         results: CSV file that the rows are appended to.
+        accuracy: rows of bench accuracy; networks that have some are drawn against latency, beside the results.
         image_size: height and width.
         align: multiple that expanded widths are filled up to.
         rounds: processes for each network; they take turns.
@@ -65,6 +69,7 @@ class LatencyBenchConfig:
     threads: tuple[int, ...] = (2,)
     batches: tuple[int, ...] = (1,)
     results: Path = Path("benchmarks/results/latency.csv")
+    accuracy: Path | None = None
     image_size: int = 224
     align: int = 16
     rounds: int = 3
@@ -79,6 +84,8 @@ class LatencyBenchConfig:
             raise ValueError("calls must be at least 2, for a spread")
         if self.isa != "native" and "onnxruntime" in self.runtimes:
             raise ValueError("ONNX Runtime has no setting that forbids AVX-512: leave it out with --isa avx2")
+        if self.accuracy is not None and not self.accuracy.is_file():
+            raise ValueError(f"there is no file {self.accuracy} with accuracies to draw")
         for model in self.models:
             _, _, variant = model.partition(":")
             if variant and variant not in VARIANTS:
@@ -93,10 +100,13 @@ def bench_latency(config: LatencyBenchConfig) -> list[dict[str, Any]]:
     """
     for runtime in config.runtimes:
         if runtime in ("onnxruntime", "openvino"):
-            check_format("onnx" if runtime == "onnxruntime" else runtime)
+            int8 = any(name.endswith(":int8") for name in config.models)
+            check_format("onnx" if runtime == "onnxruntime" else runtime, int8=int8)
     rows: list[dict[str, Any]] = []
+    started = datetime.now(timezone.utc).isoformat(timespec="seconds")  # ratios are within one session
     networks = {name: network_of(name, config.image_size) for name in config.models}
     costs = {name: _costs(network, config) for name, network in networks.items()}
+    config.results.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         data = {batch: _data(networks, batch, config, Path(folder)) for batch in config.batches}
         for runtime in config.runtimes:
@@ -115,8 +125,9 @@ def bench_latency(config: LatencyBenchConfig) -> list[dict[str, Any]]:
                         )
                     times[name] += answer["times"]
                 where = {**provenance("cpu"), "threads": count}
-                rows += [
+                new = [
                     {
+                        "session": started,
                         "model": name,
                         "runtime": runtime,
                         "isa": config.isa,
@@ -129,9 +140,15 @@ def bench_latency(config: LatencyBenchConfig) -> list[dict[str, Any]]:
                     }
                     for name in models
                 ]
-    config.results.parent.mkdir(parents=True, exist_ok=True)
-    append_csv(config.results, rows)
+                append_csv(config.results, new)
+                rows += new
     print_latency(rows)
+    if config.accuracy is not None:
+        picture = config.results.with_suffix(".png")
+        if plot_tradeoff(rows, read_csv(config.accuracy), picture):
+            console().print(f"accuracy against latency: {picture}", soft_wrap=True)
+        else:
+            console().print(f"{config.accuracy} has rows of none of these networks: nothing is drawn")
     return rows
 
 
@@ -145,20 +162,13 @@ def network_of(name: str, image_size: int) -> nn.Module:
     source, _, variant = name.partition(":")
     torch.manual_seed(0)
     network = create_model(source, num_classes=1000)
-    # Statistics of one batch: without them an untrained network's outputs vanish, and a check says nothing.
-    for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.momentum = 1.0
-    layers = expansions(network).values()
-    with torch.no_grad():
-        network.train()(torch.randn(4, 3, image_size, image_size))
-        for layer in layers:
-            if isinstance(layer.norm, DySoft | BatchNorm):
-                layer.norm.bias.normal_(0, 0.1)  # at its start, zero, a simplifier removes the addition
-    if variant:
-        for layer in layers:
+    if variant == "frozen" and type(network) is not HadaptiveNet:
+        raise ValueError(f"{source} has no selections to freeze: leave out :frozen")
+    liven(network, (3, image_size, image_size))
+    if variant and type(network) is HadaptiveNet:
+        for layer in expansions(network).values():
             layer.freeze(torch.randperm(layer.channels)[: layer.k])
-    return network.eval()
+    return network
 
 
 def _costs(network: nn.Module, config: LatencyBenchConfig) -> dict[str, Any]:

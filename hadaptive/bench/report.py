@@ -103,18 +103,77 @@ def networks_table(rows: Rows) -> str:
     return markdown_table(["what", "model", "ms", "quartiles", "ratio"], lines)
 
 
+RIVALS = ("mobilenetv4_conv_small", "mobilenetv4_conv_medium")
+
+
 def latency_table(rows: Rows) -> str:
-    """Whole networks in deployment runtimes: medians, quartiles, ratios to the last network measured there."""
-    found = _last(rows, ("runtime", "threads", "batch", "model"))
-    base = {tuple(key[:-1]): row for key, row in found.items()}
+    """Whole networks in deployment runtimes: medians, quartiles, and ratios to two rivals of the last session."""
+    places = ("runtime", "isa", "threads", "batch", "image_size")
+    sessions = {tuple(row[key] for key in places): row["session"] for row in rows}
+    latest = [row for row in rows if row["session"] == sessions[tuple(row[key] for key in places)]]
+    found = _last(latest, (*places, "model"))
     lines = []
     for (*place, model), row in found.items():
-        runtime, threads, batch = place
+        runtime, isa, threads, batch, size = place
         spread = f"{float(row['lower_quartile_ms']):.2f} to {float(row['upper_quartile_ms']):.2f}"
-        ratio = f"{_ratio(row, base[tuple(place)]):.2f}"
-        case = f"{runtime}, {threads} threads, batch {batch}"
-        lines.append([case, model, f"{float(row['median_ms']):.2f}", spread, ratio])
-    return markdown_table(["runtime", "model", "ms", "quartiles", "ratio"], lines)
+        rivals = [found.get((*place, rival)) for rival in RIVALS]
+        ratios = ["" if rival is None else f"{_ratio(row, rival):.2f}" for rival in rivals]
+        case = (
+            f"{runtime}{'' if isa == 'native' else f' ({isa})'}, {threads} threads, batch {batch}, {size}x{size}"
+        )
+        stored = f"{int(row['bytes']) / 2**20:.1f}" if row["bytes"] else ""
+        figures = [f"{float(row['median_ms']):.2f}", spread, *ratios, f"{int(row['macs']) / 1e6:.0f}", stored]
+        lines.append([case, _short(model), *figures])
+    header = ["runtime", "model", "ms", "quartiles", *(f"/ {rival}" for rival in RIVALS), "MMACs", "MiB"]
+    return markdown_table(header, lines)
+
+
+def _short(model: str) -> str:
+    """A network's name without the folder of its file."""
+    return model.rpartition("/")[2].replace(".json", "")
+
+
+def parity_table(rows: Rows) -> str:
+    """Exported files against PyTorch: agreement of classes and largest error, over the sources."""
+    lines = []
+    for (form, selections), group in _groups(rows, ("format", "selections")).items():
+        worst = max(group.values(), key=lambda row: float(row["relative_error"]))
+        agreement = min(float(row["top1"]) for row in group.values())
+        images = min(int(row["images"]) for row in group.values())
+        names = ", ".join(_short(source) for source in group)
+        lines.append(
+            [
+                f"{form}, {selections}",
+                names,
+                f"{images:,}",
+                f"{agreement:.2%}",
+                f"{float(worst['relative_error']):.1e}",
+            ]
+        )
+    header = ["format, selections", "networks", "images each", "same class, least", "relative error, largest"]
+    return markdown_table(header, lines)
+
+
+def _groups(rows: Rows, keys: tuple[str, ...]) -> dict[tuple[str, ...], dict[str, dict[str, str]]]:
+    """The last row of each source, by these columns."""
+    groups: dict[tuple[str, ...], dict[str, dict[str, str]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), {})[row["source"]] = row
+    return groups
+
+
+def deployment_table(rows: Rows) -> str:
+    """Test accuracy of deployed networks, and points lost against the dynamic one of the same seed."""
+    lines = []
+    for model, variant in dict.fromkeys((row["model"], row["variant"]) for row in rows):
+        own = list(_last([r for r in rows if (r["model"], r["variant"]) == (model, variant)], ("seed",)).values())
+        mean, half = mean_interval([100 * float(row["test_accuracy"]) for row in own])
+        lost, lost_half = mean_interval([float(row["lost_points"]) for row in own])
+        each = " ".join(f"{float(row['lost_points']):+.2f}" for row in own)
+        spread = ("", "") if len(own) < 2 else (f" ± {half:.2f}", f" ± {lost_half:.2f}")
+        lines.append([model, variant, f"{mean:.2f}{spread[0]}", f"{lost:+.2f}{spread[1]}", each])
+    header = ["model", "deployed", "test accuracy, %", "points lost", "each seed"]
+    return markdown_table(header, lines)
 
 
 def price_table(rows: Rows) -> str:
@@ -195,9 +254,11 @@ def planted_table(rows: Rows) -> str:
 
 TABLES: dict[str, Callable[[Rows], str]] = {
     "accuracy": accuracy_table,
+    "deployment": deployment_table,
     "latency": latency_table,
     "networks": networks_table,
     "operators": operators_table,
+    "parity": parity_table,
     "search-comparison": comparison_table,
     "search-kinds": kinds_table,
     "search-planted": planted_table,

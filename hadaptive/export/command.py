@@ -1,10 +1,8 @@
 """`hadaptive export`: from a run, a spec or a name to a file that runs elsewhere, and the proof beside it."""
 
-import dataclasses
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
-from importlib.util import find_spec
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,16 +15,18 @@ from hadaptive.console import console
 from hadaptive.data import ImageDataset, create_loader, eval_transform
 from hadaptive.export.deploy import DeployNet, DeployProducts
 from hadaptive.export.finetune import finetune
-from hadaptive.export.formats import SUFFIXES, check_format, load, write
+from hadaptive.export.formats import SUFFIXES, check_format, load, write, write_metadata
 from hadaptive.export.freeze import calibrate, freeze
 from hadaptive.export.int8 import BATCH, quantise, quantise_within
 from hadaptive.export.passes import prepare
 from hadaptive.export.proof import accuracy_of, prove, write_table
-from hadaptive.export.sensitivity import sensitivity
+from hadaptive.export.sensitivity import LayerCost, sensitivity
+from hadaptive.export.untrained import liven
 from hadaptive.metrics import evaluate_model
 from hadaptive.models import HadaptiveNet
+from hadaptive.nn import FixedSelection, expansions
 from hadaptive.provenance import provenance
-from hadaptive.runs import ModelCard, RunFolder, append_csv, card_for, write_json
+from hadaptive.runs import ModelCard, RunFolder, append_csv, card_for, first_line, write_json
 from hadaptive.train.config import TrainConfig
 from hadaptive.train.setup import DataParts, create_accelerator, create_data, create_network, preprocessing_of
 
@@ -98,42 +98,68 @@ def export_command(config: ExportConfig) -> dict[str, Any]:
         ValueError: something is missing or exists already, freezing costs too much, or the file computes
             something else (it is left for inspection).
     """
-    check_format(config.format)
-    if config.int8 and config.format == "openvino" and find_spec("nncf") is None:
-        raise ValueError('int8 for OpenVINO needs the package nncf: pip install "hadaptive[openvino]"')
+    check_format(config.format, int8=config.int8)
     network, card, training = _open(config)
     output = config.output or _default_output(config)
-    proof = output.with_name(f"{output.name}.proof.json")
     if output.suffix != SUFFIXES[config.format]:
         raise ValueError(f"a file of format {config.format} ends in {SUFFIXES[config.format]}, got {output.name}")
-    for path in (output, proof, proof.with_suffix(".md"), output.with_name(f"{output.name}.layers.csv")):
-        if path.exists():
-            raise ValueError(f"{path} exists already and is never overwritten: choose another --output")
+    names = [output.name, *(f"{output.name}.{ending}" for ending in ("proof.json", "proof.md", "layers.csv"))]
+    names += [output.with_suffix(".bin").name] if config.format == "openvino" else []
+    for name in names:
+        if output.with_name(name).exists():
+            raise ValueError(
+                f"{output.with_name(name)} exists already and is never overwritten: choose another --output"
+            )
     if not output.parent.is_dir():
         raise ValueError(f"there is no folder {output.parent} to write {output.name} into")
     if config.freeze and not isinstance(network, HadaptiveNet):
         raise ValueError(f"{config.source} is no Hadaptive-Net and has no selections to freeze")
-    accelerator = create_accelerator(training)
-    parts = create_data(training, accelerator)
-    about: dict[str, Any] = {"source": config.source, "format": config.format, "frozen": config.freeze}
+    parts = create_data(training, create_accelerator(training))
+    if not parts.names:
+        raise ValueError(f"{training.data} is a stream, which an export cannot sample: pass a folder as --data")
+    is_run = Path(config.source).is_dir()
+    if is_run and parts.classes != card.classes:
+        raise ValueError(
+            f"{training.data} has other classes than the run was trained on "
+            f"({len(parts.classes)} now, {len(card.classes)} then)"
+        )
+    about: dict[str, Any] = {"source": config.source, "format": config.format}
     if config.freeze:
+        assert isinstance(network, HadaptiveNet)
         network = _frozen(network, card, parts, config, about)
+    layers = expansions(network).values()
+    about["frozen"] = bool(layers) and all(isinstance(layer.select, FixedSelection) for layer in layers)
     deployed, about["passes"] = network, []
     if config.format != "safetensors" and isinstance(network, HadaptiveNet):
         deployed, about["passes"] = prepare(network, config.align)
     for said in about["passes"]:
         print(said)
     about |= provenance("cpu")
-    if config.int8:
-        _write_int8(deployed, output, card, parts, config, about)
-    else:
-        write(deployed, output, config.format, card, about)
-    agreement, figures = prove(network, output, _images(parts, card, config.images))
-    if config.int8:
-        figures["holds"] = about["int8"].get("lost", 0.0) <= config.max_loss
-        figures["tolerance"] = None
-    write_json(proof, {**about, **figures})
-    write_table(proof.with_suffix(".md"), {**about, **figures})
+    # Whatever goes wrong, what lies beside the output is whole files only.
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=output.parent) as folder:
+        staged = Path(folder) / output.name
+        if config.int8:
+            _write_int8(deployed, staged, card, parts, config, about)
+        else:
+            _write(deployed, staged, card, config, about)
+        try:
+            agreement, figures = prove(network, staged, _images(parts, card, config.images))
+        except RuntimeError as error:
+            raise ValueError(f"{config.source} does not run as {config.format}: {first_line(error)}") from None
+        if config.int8:
+            lost = about["int8"]["lost"]
+            figures |= {"holds": None if lost is None else lost <= config.max_loss, "tolerance": None}
+        write_json(staged.with_name(f"{output.name}.proof.json"), {**about, **figures})
+        write_table(staged.with_name(f"{output.name}.proof.md"), {**about, **figures})
+        if config.int8 and figures["holds"] is False and not config.force:
+            raise ValueError(
+                f"int8 costs {about['int8']['lost']:.2f} points of accuracy, more than --max-loss "
+                f"{config.max_loss:g}, whatever stays in float: export without --int8, or pass --force"
+            )
+        for name in reversed(names):
+            if staged.with_name(name).exists():
+                staged.with_name(name).replace(output.with_name(name))
+    proof = output.with_name(f"{output.name}.proof.json")
     _print(output, proof, figures)
     if not config.int8 and not agreement.holds:
         assert agreement.output is not None
@@ -142,12 +168,17 @@ def export_command(config: ExportConfig) -> dict[str, Any]:
             f"most in output {card.classes[agreement.output]!r} (relative error {agreement.relative_error:.1e}); "
             f"see {proof}"
         )
-    if not figures["holds"] and not config.force:
-        raise ValueError(
-            f"int8 costs {about['int8']['lost']:.2f} points of accuracy, more than --max-loss "
-            f"{config.max_loss:g}, whatever stays in float: {output} was written all the same; see {proof}"
-        )
     return {**about, **figures, "file": str(output)}
+
+
+def _write(net: nn.Module, path: Path, card: ModelCard, config: ExportConfig, about: dict[str, Any]) -> None:
+    """Write a network, of which exporters may know some operator no better than by a long message."""
+    try:
+        write(net, path, config.format, card, about)
+    except ValueError:
+        raise
+    except Exception as error:  # each exporter has its own classes of errors
+        raise ValueError(f"{config.source} cannot be written as {config.format}: {first_line(error)}") from None
 
 
 def _default_output(config: ExportConfig) -> Path:
@@ -159,12 +190,14 @@ def _default_output(config: ExportConfig) -> Path:
 def _open(config: ExportConfig) -> tuple[nn.Module, ModelCard, TrainConfig]:
     """The network in eval mode, its card, and settings that open its images."""
     training = _training(config)
-    plain = dataclasses.replace(training, cpu=True, workers=0, compile=False, mixed_precision="no")
+    plain = replace(training, cpu=True, workers=0, compile=False, mixed_precision="no")
     if Path(config.source).is_dir():
         return *RunFolder.open(config.source).load_model(config.weights or training.select), plain
-    network = create_network(training, config.num_classes).eval()
+    preprocessing = preprocessing_of(training)
+    network = liven(create_network(training, config.num_classes), preprocessing.input_size)
     classes = [str(number) for number in range(config.num_classes)]
-    return network, card_for(config.source, network, classes, preprocessing_of(training)), training
+    # The loaders are not used, and a smaller batch needs fewer images.
+    return network, card_for(config.source, network, classes, preprocessing), replace(plain, batch_size=2)
 
 
 def _training(config: ExportConfig) -> TrainConfig:
@@ -173,7 +206,7 @@ def _training(config: ExportConfig) -> TrainConfig:
     if not Path(config.source).is_dir():
         return TrainConfig(model=config.source, image_size=config.image_size, seed=config.seed, **moved)
     run = RunFolder.open(config.source)
-    return dataclasses.replace(TrainConfig.from_dict(run.read_json(run.config)), **moved)
+    return replace(TrainConfig.from_dict(run.read_json(run.config)), **moved)
 
 
 def _samples(
@@ -244,27 +277,24 @@ def _write_int8(
     calibration = torch.cat(list(_images(parts, card, config.calibration, "train"))).numpy()
     # What chooses channels stays exact: a selection is no matter of rounding.
     keep = [n for n, m in deployed.named_modules() if isinstance(m, DeployProducts) and m.score is not None]
-    about["int8"] = {"float": keep}
-    with tempfile.TemporaryDirectory() as folder:
-        plain = Path(folder) / f"float{output.suffix}"
-        write(deployed, plain, config.format, card, about)
-        if not Path(config.source).is_dir() or not isinstance(deployed, DeployNet):
-            quantise(plain, output, config.format, calibration, keep)
-            return
-        some = list(_samples(parts, card, config.sensitivity))
-        print(f"int8: what each layer costs alone, on {sum(len(t) for _, t in some)} images")
-        costs = sensitivity(
-            deployed,
-            torch.from_numpy(calibration).split(BATCH),
-            [x for x, _ in some],
-            torch.cat([t for _, t in some]),
-        )
-        report = output.with_name(f"{output.name}.layers.csv")
-        append_csv(report, [cost.to_dict() for cost in costs])
+    found: dict[str, Any] = {"float": keep, "lost": None}
+    plain = output.with_stem("float32")
+    _write(deployed, plain, card, config, about)
+    if not Path(config.source).is_dir():
+        quantise(plain, output, config.format, calibration, keep)  # random weights have no accuracy
+    else:
+        costs: list[LayerCost] = []
+        if isinstance(deployed, DeployNet):
+            some = list(_samples(parts, card, config.sensitivity))
+            targets = torch.cat([targets for _, targets in some])
+            print(f"int8: what each layer costs alone, on {len(targets)} images")
+            ranges = torch.from_numpy(calibration).split(BATCH)
+            costs = sensitivity(deployed, ranges, [images for images, _ in some], targets)
+            append_csv(output.with_name(f"{output.name}.layers.csv"), [cost.to_dict() for cost in costs])
         keep += [cost.layer for cost in costs if cost.lost > config.max_loss and cost.layer not in keep]
         samples = list(_samples(parts, card, config.images))
         before = accuracy_of(load(plain)[0], samples)
-        kept, lost = quantise_within(
+        found["float"], found["lost"] = quantise_within(
             plain,
             output,
             config.format,
@@ -274,12 +304,17 @@ def _write_int8(
             lost=lambda run: 100 * (before - accuracy_of(run, samples)),
             max_loss=config.max_loss,
         )
-    worst = max(costs, key=lambda cost: cost.lost)
-    about["int8"] = {"float": kept, "lost": lost, "accuracy_float32": before, "report": report.name}
-    print(
-        f"int8: {lost:.2f} points of accuracy lost on {sum(len(t) for _, t in samples)} images, {len(kept)} of "
-        f"{len(costs)} layers stay in float; {worst.layer} costs most alone, {worst.lost:.2f} points; see {report}"
-    )
+        found["accuracy_float32"] = before
+        print(
+            f"int8: {found['lost']:.2f} points of accuracy lost on {sum(len(t) for _, t in samples)} images, "
+            f"{len(found['float'])} layers stay in float"
+        )
+        for cost in sorted(costs, key=lambda cost: -cost.lost)[:3]:
+            print(
+                f"int8: {cost.layer} alone costs {cost.lost:.2f} points, range {cost.low:.3g} to {cost.high:.3g}"
+            )
+    about["int8"] = found
+    write_metadata(output, config.format, card, about)
 
 
 def _print(output: Path, proof: Path, figures: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Files that a deployed network is written to, and what runs each of them.
 
 Every file carries what is needed to use it: class names, preprocessing and provenance, under "hadaptive" in its
-metadata. Loading one unpickles nothing.
+metadata. Loading one runs no code that it holds, except PyTorch's own format, which is loaded on demand only.
 """
 
 import functools
@@ -26,7 +26,8 @@ SUFFIXES = {
     "torch": ".pt2",
     "safetensors": ".safetensors",
 }
-NEEDS = {  # each has an extra of its own name
+RUNS = {"onnx": ("onnxruntime",), "openvino": ("openvino",), "executorch": ("executorch",)}
+WRITES = {  # each has an extra of its own name
     "onnx": ("onnx", "onnxruntime", "onnxscript", "onnxslim"),
     "openvino": ("openvino", "onnx", "onnxscript", "onnxslim"),
     "executorch": ("executorch",),
@@ -34,13 +35,20 @@ NEEDS = {  # each has an extra of its own name
 Run = Callable[[np.ndarray], np.ndarray]  # images (B, C, H, W) float32 -> logits (B, classes)
 
 
-def check_format(name: str) -> None:
-    """Raise one clear ValueError unless this format is known and its packages are there."""
+def check_format(name: str, *, writing: bool = True, int8: bool = False) -> None:
+    """Raise one clear ValueError unless this format is known and its packages are there.
+
+    Args:
+        name: of the format.
+        writing: what exports needs is asked for, else what running needs.
+        int8: so is what quantisation needs.
+    """
     if name not in SUFFIXES:
         raise ValueError(f"there is no format {name!r}; choose one of {', '.join(SUFFIXES)}")
     import importlib.util
 
-    for package in NEEDS.get(name, ()):
+    needed = (WRITES if writing else RUNS).get(name, ())
+    for package in (*needed, "nncf") if int8 and name == "openvino" else needed:
         if importlib.util.find_spec(package) is None:
             raise ValueError(f'format {name} needs the package {package}: pip install "hadaptive[{name}]"')
 
@@ -216,6 +224,26 @@ def _write_openvino(net: nn.Module, path: Path, size: tuple[int, int, int], meta
         openvino.save_model(model, path, compress_to_fp16=False)
 
 
+def write_metadata(path: Path, name: str, card: ModelCard, about: dict[str, Any]) -> None:
+    """Replace what an ONNX or OpenVINO file says about itself."""
+    metadata = json.dumps({"card": card.to_dict(), "about": about})
+    if name == "onnx":
+        import onnx
+
+        model = onnx.load(path)
+        onnx.helper.set_model_props(model, {METADATA_KEY: metadata})
+        write_atomically(path, lambda p: onnx.save(model, p))
+        return
+    import openvino
+
+    program = openvino_core().read_model(path)
+    program.set_rt_info(metadata, [METADATA_KEY])
+    renewed = path.with_stem(f"{path.stem}-renewed")
+    openvino.save_model(program, renewed, compress_to_fp16=False)
+    for suffix in (".bin", ".xml"):
+        renewed.with_suffix(suffix).replace(path.with_suffix(suffix))
+
+
 def format_of(path: Path) -> str:
     """The format of an exported file, by its suffix.
 
@@ -228,11 +256,14 @@ def format_of(path: Path) -> str:
     raise ValueError(f"{path} is no exported network: its name must end in one of {', '.join(SUFFIXES.values())}")
 
 
-def load(path: Path, threads: int = 0) -> tuple[Run, ModelCard]:
+def load(path: Path, threads: int = 0, *, trust: bool = False) -> tuple[Run, ModelCard]:
     """What runs an exported file, and the card it carries.
 
     Args:
+        path: of the file.
         threads: of the runtime; 0 leaves their number to it.
+
+        trust: load a ``torch.export`` program, too; PyTorch may run code that it holds.
 
     Raises:
         ValueError: there is no such file, it is damaged or not ours, or its runtime is missing.
@@ -240,7 +271,9 @@ def load(path: Path, threads: int = 0) -> tuple[Run, ModelCard]:
     name = format_of(path)
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
-    check_format(name)
+    check_format(name, writing=False)
+    if name == "torch" and not trust:
+        raise ValueError(f"{path} can run code when PyTorch loads it: pass --trust if you made it yourself")
     opened = {
         "onnx": _open_onnx,
         "openvino": _open_openvino,

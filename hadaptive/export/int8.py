@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hadaptive.export.formats import Run, load, openvino_core
+from hadaptive.export.formats import Run, check_format, load, openvino_core
 from hadaptive.runs import METADATA_KEY
 
 BATCH = 32
@@ -40,7 +40,6 @@ def quantise_within(
     """
     kept, more = list(keep), 1
     while True:
-        target.unlink(missing_ok=True)
         quantise(source, target, form, calibration, kept)
         points = lost(load(target)[0])
         rest = [name for name in order if name not in kept]
@@ -62,6 +61,7 @@ def quantise(source: Path, target: Path, form: str, calibration: np.ndarray, kee
     Raises:
         ValueError: the quantiser's package is missing.
     """
+    check_format(form, int8=True)
     with warnings.catch_warnings(), _quiet():
         warnings.simplefilter("ignore")  # the quantisers' own
         if form == "onnx":

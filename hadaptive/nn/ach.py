@@ -75,7 +75,11 @@ class CrossHadamardExpansion(nn.Module):
             ValueError: they are not k different channels.
         """
         numbers = index.tolist()
-        if len(set(numbers)) != self.k or not all(0 <= c < self.channels for c in numbers):
+        if (
+            len(numbers) != self.k
+            or len(set(numbers)) != self.k
+            or not all(0 <= c < self.channels for c in numbers)
+        ):
             raise ValueError(f"expected {self.k} different channels of {self.channels}, got {numbers}")
         self.register_module("score", nn.Identity())
         self.register_module("select", FixedSelection(index))

@@ -8,7 +8,18 @@ from hadaptive.search.runtimes import Setting
 from hadaptive.train.config import TrainConfig
 
 # Settings of a training that mean nothing while paths change from step to step.
-FIXED = ("model", "accumulate", "mixup", "cutmix", "ema", "drop_path_rate", "select", "compile", "clip_grad")
+FIXED = (
+    "model",
+    "init",
+    "accumulate",
+    "mixup",
+    "cutmix",
+    "ema",
+    "drop_path_rate",
+    "select",
+    "compile",
+    "clip_grad",
+)
 
 
 @dataclass(frozen=True)

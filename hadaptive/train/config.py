@@ -17,7 +17,7 @@ class TrainConfig:
         data: digits, fashion-mnist, cifar10, cifar100, a folder of images, a tar file, or timm's hfds/<name>,
             wds/<name>, tfds/<name>.
         recipe: the named settings that the other flags start from.
-        init: run folder or exported .safetensors whose network is trained on; model is then ignored.
+        init: run folder or exported .safetensors whose network is trained on, instead of a new model.
         output: run folder to make; default runs/<time>-<model>-<data>.
         epochs: passes over the training part.
         batch_size: images per optimiser step, over all processes and accumulation steps.

@@ -28,6 +28,7 @@ from hadaptive.train.plots import plot_curves
 from hadaptive.train.processes import on_main
 from hadaptive.train.progress import Progress
 from hadaptive.train.setup import (
+    begun_network,
     create_accelerator,
     create_data,
     create_optimizer,
@@ -44,12 +45,13 @@ def default_output(config: TrainConfig) -> Path:
     return Path("runs") / stem
 
 
-def train(config: TrainConfig, *, quiet: bool = False) -> dict[str, Any]:
+def train(config: TrainConfig, *, quiet: bool = False, test: bool = True) -> dict[str, Any]:
     """Train a network from scratch and leave a run folder.
 
     Args:
         config: every setting; ``config.output`` is the folder to make.
         quiet: print nothing.
+        test: measure on the test part at the end, where there is one.
 
     Returns:
         The summary that is also in the folder, with its path under "run".
@@ -61,7 +63,7 @@ def train(config: TrainConfig, *, quiet: bool = False) -> dict[str, Any]:
     accelerator = create_accelerator(config)
     output = config.output or default_output(config)
     # Every mistake in the settings shows here, before there is a folder.
-    trainer = Trainer(config, accelerator, quiet=quiet)
+    trainer = Trainer(config, accelerator, quiet=quiet, test=test)
 
     def create() -> Path:
         run = RunFolder.create(output)
@@ -72,7 +74,7 @@ def train(config: TrainConfig, *, quiet: bool = False) -> dict[str, Any]:
     return trainer.fit(RunFolder(on_main(accelerator, create)))
 
 
-def resume(path: str | Path, *, quiet: bool = False) -> dict[str, Any]:
+def resume(path: str | Path, *, quiet: bool = False, test: bool = True) -> dict[str, Any]:
     """Continue an interrupted run exactly where its last checkpoint left it.
 
     Raises:
@@ -82,40 +84,54 @@ def resume(path: str | Path, *, quiet: bool = False) -> dict[str, Any]:
     if run.summary.is_file():
         raise ValueError(f"{path} is finished: there is nothing to resume")
     config = TrainConfig.from_dict(run.read_json(run.config))
-    trainer = Trainer(config, create_accelerator(config), quiet=quiet)
+    trainer = Trainer(config, create_accelerator(config), quiet=quiet, test=test, run=run)
     if run.checkpoint.is_file():
         trainer.load(run)
     return trainer.fit(run)
 
 
-def train_or_resume(config: TrainConfig, *, quiet: bool = False) -> dict[str, Any]:
+def train_or_resume(config: TrainConfig, *, quiet: bool = False, test: bool = True) -> dict[str, Any]:
     """The summary of the run in ``config.output``: read if it is finished, resumed if begun, else trained.
 
     Raises:
         ValueError: as :func:`train` and :func:`resume`; the folder holds a run of other settings.
     """
     if config.output is None or not config.output.is_dir():
-        return train(config, quiet=quiet)
+        return train(config, quiet=quiet, test=test)
     run = RunFolder.open(config.output)
     settings = [
-        {**data, "output": "", "model": Path(data["model"]).name}
+        {**data, "output": "", "model": Path(data["model"]).name, "init": Path(data["init"] or "").name}
         for data in (TrainConfig.from_dict(run.read_json(run.config)).to_dict(), config.to_dict())
     ]
     if settings[0] != settings[1]:
         raise ValueError(f"{config.output} is a run with other settings: move it away")
-    return run.read_json(run.summary) if run.summary.is_file() else resume(config.output, quiet=quiet)
+    return run.read_json(run.summary) if run.summary.is_file() else resume(config.output, quiet=quiet, test=test)
 
 
 class Trainer:
     """One run in progress: the network, its optimiser, and where in the schedule it stands."""
 
-    def __init__(self, config: TrainConfig, accelerator: Accelerator, *, quiet: bool = False) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        *,
+        quiet: bool = False,
+        test: bool = True,
+        run: RunFolder | None = None,
+    ) -> None:
         self.config = config
         self.accelerator = accelerator
         self.show = accelerator.is_main_process and not quiet
         self.data = create_data(config, accelerator)
+        if not test:
+            self.data.test = None
         self.num_classes = len(self.data.classes)
-        network, self.card = starting_network(config, self.data.classes)
+        if run is not None and config.init is not None and run.checkpoint.is_file():
+            # What the run started from may be gone; the checkpoint holds it all.
+            network, self.card = begun_network(run, config)
+        else:
+            network, self.card = starting_network(config, self.data.classes)
         self.network = network.to(accelerator.device)
         self.ema = ModelEmaV3(self.network, decay=config.ema, use_warmup=True) if config.ema else None
         self.recorder = SelectionRecorder(self.network, every=RECORD_EVERY)

@@ -282,8 +282,40 @@ def starting_network(config: TrainConfig, classes: list[str]) -> tuple[nn.Module
     if card.preprocessing.in_chans != config.in_chans:
         raise ValueError(f"{config.init} takes {card.preprocessing.in_chans} channels, not {config.in_chans}")
     torch.manual_seed(config.seed)
-    network = network.to(memory_format=torch.channels_last) if config.channels_last else network  # pyright: ignore
-    return network.train(), replace(card, preprocessing=preprocessing)
+    _try(network, config)
+    return _laid_out(network, config).train(), replace(card, preprocessing=preprocessing)
+
+
+def begun_network(run: RunFolder, config: TrainConfig) -> tuple[nn.Module, ModelCard]:
+    """The network in training mode of a run that has a checkpoint, without what it started from, and its card."""
+    card = run.read_card()
+    network = card.create_model()
+    network.load_state_dict(run.load_checkpoint()["model"])
+    torch.manual_seed(config.seed)
+    return _laid_out(network, config).train(), card
+
+
+def _laid_out(network: nn.Module, config: TrainConfig) -> nn.Module:
+    return network.to(memory_format=torch.channels_last) if config.channels_last else network  # pyright: ignore
+
+
+def _try(network: nn.Module, config: TrainConfig) -> None:
+    """Run one blank image through a network.
+
+    Raises:
+        ValueError: the images are too small for it.
+    """
+    size = config.image_size
+    network.eval()
+    try:
+        with torch.no_grad():
+            network(torch.zeros(1, config.in_chans, size, size))
+    except (RuntimeError, AssertionError) as error:
+        hint = " or stem_strides 1 1" if config.model.startswith("hadaptive_net") and config.init is None else ""
+        raise ValueError(
+            f"{config.init or config.model} cannot take {size}x{size} images ({first_line(error)}): "
+            f"try a larger image_size{hint}"
+        ) from None
 
 
 def create_network(config: TrainConfig, num_classes: int) -> nn.Module:
@@ -301,18 +333,8 @@ def create_network(config: TrainConfig, num_classes: int) -> nn.Module:
         drop_path_rate=config.drop_path_rate,
         stem_strides=config.stem_strides,
     )
-    size = config.image_size
-    model.eval()
-    try:
-        with torch.no_grad():
-            model(torch.zeros(1, config.in_chans, size, size))
-    except (RuntimeError, AssertionError) as error:
-        hint = " or stem_strides 1 1" if config.model.startswith("hadaptive_net") else ""
-        raise ValueError(
-            f"{config.model} cannot take {size}x{size} images ({first_line(error)}): try a larger image_size{hint}"
-        ) from None
-    model.train()
-    return model.to(memory_format=torch.channels_last) if config.channels_last else model
+    _try(model, config)
+    return _laid_out(model.train(), config)
 
 
 def create_optimizer(module: nn.Module, config: TrainConfig, steps_per_epoch: int) -> tuple[Optimizer, Scheduler]:

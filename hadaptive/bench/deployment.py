@@ -1,0 +1,160 @@
+"""What deployment costs in test accuracy, and whether exported files compute what the network does."""
+
+import dataclasses
+import itertools
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from hadaptive.data import ImageDataset, create_loader, eval_transform
+from hadaptive.evaluate import evaluate_run
+from hadaptive.export.command import ExportConfig, export_command
+from hadaptive.export.formats import SUFFIXES, load
+from hadaptive.export.proof import accuracy_of
+from hadaptive.provenance import provenance
+from hadaptive.runs import RunFolder, append_csv
+from hadaptive.train import TrainConfig, train_or_resume
+from hadaptive.train.setup import create_accelerator, create_data
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "dynamic": {},
+    "frozen": {"freeze": True},
+    "frozen, fine-tuned": {"freeze": True, "finetune": True},
+    "frozen, int8, ONNX Runtime": {"freeze": True, "int8": True},
+    "frozen, int8, OpenVINO": {"freeze": True, "int8": True, "format": "openvino"},
+}
+CONTROL = "dynamic, trained on"
+
+
+@dataclass(frozen=True)
+class DeploymentConfig:
+    """Export trained runs in every way and measure each file's accuracy on the test part.
+
+    Attributes:
+        runs: run folders, of one model or several; what is trained on stays in them.
+        epochs: of fine-tuning, and of the control that is trained on as long with dynamic selections.
+        results: CSV file that the rows are appended to.
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    epochs: int = 1
+    results: Path = Path("benchmarks/results/deployment.csv")
+
+
+def bench_deployment(config: DeploymentConfig) -> list[dict[str, Any]]:
+    """A row for each run and way of deploying it, appended as they are measured; returns them.
+
+    Raises:
+        ValueError: a run is none, has no test part, or its data have moved.
+    """
+    if not config.runs or config.epochs < 1:
+        raise ValueError("name the run folders to export, and train on for at least one epoch")
+    rows = []
+    config.results.parent.mkdir(parents=True, exist_ok=True)
+    for path in config.runs:
+        run = RunFolder.open(path)
+        training = TrainConfig.from_dict(run.read_json(run.config))
+        plain = dataclasses.replace(training, cpu=True, workers=0)
+        part = create_data(plain, create_accelerator(plain)).names.get("test")
+        if part is None:
+            raise ValueError(f"{path} has no test part to measure on")
+        card = run.read_card()
+        blank = card.preprocessing.input_size
+        dataset = ImageDataset(part, eval_transform(card.preprocessing), blank=blank)
+        loader = create_loader(dataset, 100, workers=0)
+        batches = [(images[bad < 0], targets[bad < 0]) for images, targets, bad in loader]
+        accuracies: dict[str, float] = {}
+        notes: dict[str, str] = {}
+        for variant, settings in VARIANTS.items():
+            with tempfile.TemporaryDirectory() as folder:
+                form = settings.get("format", "onnx")
+                output = Path(folder) / f"net{SUFFIXES[form]}"
+                changes = {**settings, "finetune": config.epochs if settings.get("finetune") else 0}
+                about = export_command(ExportConfig(str(path), output=output, force=True, **changes))
+                accuracies[variant] = accuracy_of(load(output, trust=True)[0], batches)
+                notes[variant] = " ".join(about.get("int8", {}).get("float", []))
+        continued = path / "continued"
+        train_or_resume(
+            dataclasses.replace(
+                training, init=path, output=continued, epochs=config.epochs, lr=training.lr / 4, select="last"
+            )
+        )
+        accuracies[CONTROL], notes[CONTROL] = evaluate_run(continued, cpu=True)[0].accuracy, ""
+        new = [
+            {
+                "model": card.spec.name if card.spec else card.model,
+                "seed": training.seed,
+                "variant": variant,
+                "test_accuracy": accuracy,
+                "lost_points": round(100 * (accuracies["dynamic"] - accuracy), 3),
+                "test_images": len(dataset),
+                "epochs": config.epochs if variant in ("frozen, fine-tuned", CONTROL) else 0,
+                "float_layers": notes[variant],
+                **provenance("cpu"),
+            }
+            for variant, accuracy in accuracies.items()
+        ]
+        append_csv(config.results, new)
+        rows += new
+    return rows
+
+
+@dataclass(frozen=True)
+class ParityConfig:
+    """Export networks to every format, dynamic and frozen, and compare each file with PyTorch on real images.
+
+    Attributes:
+        sources: run folders, NetSpec files, or timm names (the last two with seeded random weights).
+        formats: that are written.
+        images: real images that each file is compared on.
+        data: images for networks without a run.
+        image_size: of networks without a run.
+        num_classes: of networks without a run.
+        results: CSV file that the rows are appended to.
+    """
+
+    sources: tyro.conf.Positional[tuple[str, ...]]
+    formats: tuple[Literal["onnx", "openvino", "executorch", "torch", "safetensors"], ...] = (
+        "onnx",
+        "openvino",
+        "executorch",
+        "torch",
+        "safetensors",
+    )
+    images: int = 1000
+    data: str = "fashion-mnist"
+    image_size: int = 64
+    num_classes: int = 10
+    results: Path = Path("benchmarks/results/parity.csv")
+
+
+def bench_parity(config: ParityConfig) -> list[dict[str, Any]]:
+    """A row for each file, appended as it is compared; returns them.
+
+    Raises:
+        ValueError: a source cannot be exported, or a file computes something else.
+    """
+    if not config.sources:
+        raise ValueError("name the networks to export")
+    rows = []
+    config.results.parent.mkdir(parents=True, exist_ok=True)
+    for source, form, frozen in itertools.product(config.sources, config.formats, (False, True)):
+        bare = {"data": config.data, "image_size": config.image_size, "num_classes": config.num_classes}
+        with tempfile.TemporaryDirectory() as folder:
+            settings: Any = {"format": form, "freeze": frozen, "force": True, "images": config.images}
+            settings |= {} if Path(source).is_dir() else bare
+            found = export_command(ExportConfig(source, output=Path(folder) / f"net{SUFFIXES[form]}", **settings))
+        row = {
+            "source": Path(source).name,
+            "format": form,
+            "selections": "fixed" if frozen else "dynamic",
+            **{key: found[key] for key in ("images", "top1", "relative_error", "bytes")},
+        }
+        for count, times in found["latency"].items():
+            row |= {f"{key}, {count}": value for key, value in times.items()}
+        rows.append({**row, **provenance("cpu")})
+        append_csv(config.results, rows[-1:])
+    return rows
