@@ -1,5 +1,6 @@
 """Exported files: the same classes in every runtime, ties as in PyTorch, and what a person is told."""
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -13,7 +14,7 @@ from tiny import tiny_config
 
 from hadaptive.cli import main
 from hadaptive.data import Preprocessing
-from hadaptive.export.formats import SUFFIXES, load, write
+from hadaptive.export.formats import SUFFIXES, Run, load, write
 from hadaptive.export.passes import prepare
 from hadaptive.export.proof import compare
 from hadaptive.nn import NORMS, expansions, top_k_channels
@@ -66,6 +67,8 @@ def test_a_frozen_graph_gathers_and_concatenates_nothing(tmp_path: Path) -> None
         assert kinds.count("Softsign") == 2
         assert kinds.count("GlobalAveragePool") == 1
         assert "Concat" not in kinds
+        read = {name for node in graph.graph.node for name in node.input}
+        assert {tensor.name for tensor in graph.graph.initializer} <= read
         assert ("TopK" in kinds) is not frozen
         assert bool({"Gather", "GatherND", "GatherElements"} & set(kinds)) is not frozen
         assert [opset.version for opset in graph.opset_import if opset.domain in ("", "ai.onnx")] == [18]
@@ -89,6 +92,31 @@ def test_equal_scores_choose_the_lower_channel_everywhere(name: str, tmp_path: P
     for layer in expansions(lower).values():
         layer.freeze(torch.arange(layer.channels - layer.k, layer.channels))
     assert not compare(lower, run, [images]).holds
+
+
+@pytest.mark.parametrize("order", ["rank", "index"])
+def test_only_differences_at_near_ties_are_excused(order: str) -> None:
+    model, images = network(order=order), torch.randn(6, 3, 16, 16)
+
+    def differing(other: torch.nn.Module, row: int) -> Run:
+        def run(x: np.ndarray) -> np.ndarray:
+            with torch.no_grad():
+                logits = other(torch.from_numpy(x)).numpy()
+            logits[row : row + 1] += 1
+            return logits
+
+        return run
+
+    agreement = compare(model, differing(copy.deepcopy(model), 2), [images[:3], images[3:]])
+    assert (agreement.first, agreement.near_ties) == (2, 0)
+    for layer in expansions(model).values():
+        torch.nn.init.zeros_(layer.score.conv.weight)  # every score is equal
+    agreement = compare(model, differing(copy.deepcopy(model), 2), [images[:3], images[3:]])
+    assert (agreement.first, agreement.near_ties) == (None, 2)
+    assert agreement.relative_error < 1e-5
+    frozen = fixed(model)  # nothing is selected by scores: nothing is excused
+    agreement = compare(frozen, differing(copy.deepcopy(frozen), 2), [images])
+    assert (agreement.first, agreement.near_ties) == (2, 0)
 
 
 def test_a_run_is_exported_proved_and_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

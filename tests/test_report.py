@@ -123,11 +123,11 @@ def test_deployment_tables(tmp_path: Path) -> None:
     assert "| openvino (avx2), 2 threads, batch 1, 64x64 |" in text
     assert "medium |" not in text.split("---", 1)[1]  # of an earlier session
     (tmp_path / "parity.csv").write_text(
-        "source,format,selections,images,top1,relative_error\n"
-        "a,onnx,fixed,1000,1.0,1e-06\nb,onnx,fixed,900,0.999,2e-05\na,onnx,fixed,1000,1.0,3e-06\n"
+        "source,format,selections,images,top1,relative_error,near_ties\n"
+        "a,onnx,fixed,1000,1.0,1e-06,7\nb,onnx,fixed,900,0.999,2e-05,1\na,onnx,fixed,1000,1.0,3e-06,0\n"
     )
     text = render(document("parity", "parity.csv"), tmp_path)
-    assert "| onnx, fixed | a, b | 900 | 99.90% | 2.0e-05 |" in text
+    assert "| onnx, fixed | a, b | 900 | 99.90% | 2.0e-05 | 1 |" in text
     (tmp_path / "deployment.csv").write_text(
         "model,seed,variant,test_accuracy,lost_points\n"
         "S,0,dynamic,0.80,0\nS,1,dynamic,0.82,0\nS,0,frozen,0.79,1\nS,1,frozen,0.82,0\n"

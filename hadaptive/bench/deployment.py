@@ -151,7 +151,7 @@ def bench_parity(config: ParityConfig) -> list[dict[str, Any]]:
             "source": Path(source).name,
             "format": form,
             "selections": "fixed" if frozen else "dynamic",
-            **{key: found[key] for key in ("images", "top1", "relative_error", "bytes")},
+            **{key: found[key] for key in ("images", "top1", "relative_error", "near_ties", "bytes")},
         }
         for count, times in found["latency"].items():
             row |= {f"{key}, {count}": value for key, value in times.items()}

@@ -148,9 +148,11 @@ def parity_table(rows: Rows) -> str:
                 f"{images:,}",
                 f"{agreement:.2%}",
                 f"{float(worst['relative_error']):.1e}",
+                str(sum(int(row["near_ties"]) for row in group.values())),
             ]
         )
     header = ["format, selections", "networks", "images each", "same class, least", "relative error, largest"]
+    header += ["near ties in all"]
     return markdown_table(header, lines)
 
 

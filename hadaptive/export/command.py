@@ -324,6 +324,8 @@ def _print(output: Path, proof: Path, figures: dict[str, Any]) -> None:
         f"{figures['images']:,} images: the same class on {figures['top1']:.2%}, largest relative error "
         f"{figures['relative_error']:.1e}{tolerance}"
     )
+    if figures["near_ties"] and figures["tolerance"] is not None:
+        out.print(f"{figures['near_ties']} of them select otherwise, where two scores are equal up to rounding")
     for threads, times in figures["latency"].items():
         out.print(f"{threads}: {times['p50_ms']:.2f} ms, 95% within {times['p95_ms']:.2f} ms")
     out.print(f"{output}: {figures['bytes'] / 2**20:.1f} MiB; proof in {proof}", soft_wrap=True)

@@ -123,6 +123,7 @@ def write_onnx(
     _name_nodes(model)
     if shifts:
         _write_shifts(model)
+    _drop_unused(model)
     if metadata:
         onnx.helper.set_model_props(model, {METADATA_KEY: metadata})
     onnx.checker.check_model(model)
@@ -207,6 +208,14 @@ def _write_shifts(model: Any) -> None:
         source = next(i for i in node.input if i in products)
         kind, outputs = "BatchNormalization", list(node.output)
         node.CopyFrom(onnx.helper.make_node(kind, [source, *names], outputs, node.name, epsilon=0.0))
+
+
+def _drop_unused(model: Any) -> None:
+    """Remove constants that nothing reads: ONNX Runtime warns of each."""
+    graph = model.graph
+    read = {name for node in graph.node for name in node.input}
+    for tensor in [tensor for tensor in graph.initializer if tensor.name not in read]:
+        graph.initializer.remove(tensor)
 
 
 def _write_openvino(net: nn.Module, path: Path, size: tuple[int, int, int], metadata: str) -> None:
