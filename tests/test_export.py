@@ -207,7 +207,7 @@ def test_executorch_files_are_checked_and_run_in_any_batch(tmp_path: Path) -> No
     path = tmp_path / "net.pte"
     write(deployed(model), path, "executorch", card_of(model), {})
     one, _ = load(path, 1)
-    two, _ = load(path, 2)  # another number of threads: the pool of both changes
+    two, _ = load(path, 2)  # the pool stays as it is: changing it would end the process
     images = torch.randn(70, 3, 16, 16)
     for run in (one, two, one):
         assert compare(model, run, [images]).holds

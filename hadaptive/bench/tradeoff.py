@@ -50,5 +50,5 @@ def plot_tradeoff(rows: Sequence[dict[str, Any]], accuracies: Sequence[dict[str,
         axes.set_xlabel(f"latency at {next(iter(points.values()))['image_size']} pixels, ms (bars: quartiles)")
         axes.set_ylabel("test accuracy, % (bars: seeds)")
         axes.margins(0.2)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, bbox_inches="tight")
     return len({name for points in panels.values() for name in points})

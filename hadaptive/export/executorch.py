@@ -67,18 +67,17 @@ def write_executorch(net: nn.Module, path: Path, size: tuple[int, int, int], met
 class ExecutorchRun:
     """What runs a file, in batches of any size. (B, C, H, W) float32 -> (B, classes).
 
-    ExecuTorch has one pool of threads for the whole process, and a program that was loaded before the pool changed
-    must not be run any more: so programs load themselves again.
+    ExecuTorch has one pool of threads for the whole process; changing it under a loaded program ends the process.
 
     Args:
         path: of the file.
-        threads: of the pool, which other programs share; 0 leaves it as it is.
+        threads: of the pool; it is set by the first program of a process only. 0 leaves it as it is.
 
     Raises:
         ValueError: the file is damaged.
     """
 
-    changes = 0  # of the pool, in this process
+    in_use = False  # whether this process has loaded a program
 
     def __init__(self, path: Path, threads: int) -> None:
         content = path.read_bytes()
@@ -89,27 +88,15 @@ class ExecutorchRun:
             import executorch.extension.pybindings.portable_lib as library
             from executorch.runtime import Runtime
 
-            self.pool: Any = library
+            pool: Any = library
+            if threads and not ExecutorchRun.in_use and pool._threadpool_get_thread_count() != threads:
+                pool._unsafe_reset_threadpool(threads)
+            ExecutorchRun.in_use = True
             self.program = Runtime.get().load_program(data)
             self.metadata = str(self.program.load_method(METADATA_KEY).execute([])[0])  # pyright: ignore[reportOptionalMemberAccess]
-        self.threads = threads
-        self.loaded = -1
-        self.method: Any = None
-
-    def _ready(self) -> None:
-        with _quiet():
-            if self.threads and self.pool._threadpool_get_thread_count() != self.threads:
-                self.pool._unsafe_reset_threadpool(self.threads)
-                ExecutorchRun.changes += 1
-            if self.loaded != ExecutorchRun.changes:
-                self.method = self.program.load_method("forward")
-                self.loaded = ExecutorchRun.changes
+            self.method: Any = self.program.load_method("forward")
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        if self.loaded != ExecutorchRun.changes or (
-            self.threads and self.pool._threadpool_get_thread_count() != self.threads
-        ):
-            self._ready()
         shape = tuple(self.method.metadata.input_tensor_meta(0).sizes())
         if images.shape[1:] != shape[1:]:
             raise ValueError(f"expected images of shape {list(shape[1:])}, got {list(images.shape[1:])}")
