@@ -53,11 +53,7 @@ def evaluate_run(
     model, card = run.load_model(weights or config.select)
     accelerator = create_accelerator(config)
     parts = create_data(config, accelerator)
-    if parts.classes != card.classes:
-        raise ValueError(
-            f"{config.data} has other classes than the run was trained on "
-            f"({len(parts.classes)} now, {len(card.classes)} then)"
-        )
+    parts.check_classes(card.classes, config.data)
     loader = parts.test if split == "test" else parts.validation
     if loader is None:
         raise ValueError(f"{config.data} has no test part; try --split validation")

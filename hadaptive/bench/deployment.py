@@ -5,14 +5,13 @@ import itertools
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 import tyro
 
-from hadaptive.data import ImageDataset, create_loader, eval_transform
 from hadaptive.evaluate import evaluate_run
 from hadaptive.export.command import ExportConfig, export_command
-from hadaptive.export.formats import SUFFIXES, load
+from hadaptive.export.formats import SUFFIXES, Format, load
 from hadaptive.export.proof import accuracy_of
 from hadaptive.provenance import provenance
 from hadaptive.runs import RunFolder, append_csv
@@ -58,14 +57,11 @@ def bench_deployment(config: DeploymentConfig) -> list[dict[str, Any]]:
         run = RunFolder.open(path)
         training = TrainConfig.from_dict(run.read_json(run.config))
         plain = dataclasses.replace(training, cpu=True, workers=0)
-        part = create_data(plain, create_accelerator(plain)).names.get("test")
-        if part is None:
+        parts = create_data(plain, create_accelerator(plain))
+        if parts.test is None or parts.names.get("test") is None:
             raise ValueError(f"{path} has no test part to measure on")
         card = run.read_card()
-        blank = card.preprocessing.input_size
-        dataset = ImageDataset(part, eval_transform(card.preprocessing), blank=blank)
-        loader = create_loader(dataset, 100, workers=0)
-        batches = [(images[bad < 0], targets[bad < 0]) for images, targets, bad in loader]
+        batches = [(images[bad < 0], targets[bad < 0]) for images, targets, bad in parts.test]
         accuracies: dict[str, float] = {}
         notes: dict[str, str] = {}
         for variant, settings in VARIANTS.items():
@@ -90,7 +86,7 @@ def bench_deployment(config: DeploymentConfig) -> list[dict[str, Any]]:
                 "variant": variant,
                 "test_accuracy": accuracy,
                 "lost_points": round(100 * (accuracies["dynamic"] - accuracy), 3),
-                "test_images": len(dataset),
+                "test_images": len(parts.names["test"]),
                 "epochs": config.epochs if variant in ("frozen, fine-tuned", CONTROL) else 0,
                 "float_layers": notes[variant],
                 **provenance("cpu"),
@@ -117,13 +113,7 @@ class ParityConfig:
     """
 
     sources: tyro.conf.Positional[tuple[str, ...]]
-    formats: tuple[Literal["onnx", "openvino", "executorch", "torch", "safetensors"], ...] = (
-        "onnx",
-        "openvino",
-        "executorch",
-        "torch",
-        "safetensors",
-    )
+    formats: tuple[Format, ...] = get_args(Format)
     images: int = 1000
     data: str = "fashion-mnist"
     image_size: int = 64

@@ -201,11 +201,10 @@ def _file(name: str, network: nn.Module, runtime: str, config: LatencyBenchConfi
     ours = type(network) is HadaptiveNet
     deployed = prepare(network, config.align)[0] if ours else network
     preprocessing = Preprocessing(image_size=config.image_size, mean=(0.5,) * 3, std=(0.5,) * 3)
-    write(deployed, path, form, card_for(name, network, ["?"] * 1000, preprocessing), {})
-    if name.endswith(":int8"):
-        plain = path.with_stem("float32")
-        for suffix in {path.suffix, ".bin"} if form == "openvino" else {path.suffix}:
-            path.with_suffix(suffix).rename(plain.with_suffix(suffix))
+    int8 = name.endswith(":int8")
+    plain = path.with_stem(f"{path.stem}-float32") if int8 else path
+    write(deployed, plain, form, card_for(name, network, ["?"] * 1000, preprocessing), {})
+    if int8:
         images = np.random.default_rng(1).standard_normal((32, 3, *[config.image_size] * 2), np.float32)
         quantise(plain, path, form, images, keep=())
     return path

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from hadaptive.bench.timing import interleaved
 from hadaptive.export.formats import Run, load
 
 
@@ -47,11 +48,7 @@ def session(task: dict[str, Any]) -> dict[str, Any]:
     start = time.perf_counter()
     while time.perf_counter() - start < task["warm_seconds"]:
         run(images)
-    times = []
-    for _ in range(task["calls"]):
-        start = time.perf_counter()
-        run(images)
-        times.append(1e3 * (time.perf_counter() - start))
+    times = interleaved({"run": lambda: run(images)}, warmup=0, rounds=task["calls"])["run"]
     return {"error": error, "times": times}
 
 

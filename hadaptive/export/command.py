@@ -15,7 +15,7 @@ from hadaptive.console import console
 from hadaptive.data import ImageDataset, create_loader, eval_transform
 from hadaptive.export.deploy import DeployNet, DeployProducts
 from hadaptive.export.finetune import finetune
-from hadaptive.export.formats import SUFFIXES, check_format, load, write, write_metadata
+from hadaptive.export.formats import SUFFIXES, Format, check_format, load, write, write_metadata
 from hadaptive.export.freeze import calibrate, freeze
 from hadaptive.export.int8 import BATCH, quantise, quantise_within
 from hadaptive.export.passes import prepare
@@ -59,7 +59,7 @@ class ExportConfig:
 
     source: tyro.conf.Positional[str]
     output: Path | None = None
-    format: Literal["onnx", "openvino", "executorch", "torch", "safetensors"] = "onnx"
+    format: Format = "onnx"
     freeze: bool = False
     finetune: int = 0
     finetune_lr: float | None = None
@@ -77,13 +77,18 @@ class ExportConfig:
     data_dir: Path | None = None
     seed: int = 0
 
+    @property
+    def is_run(self) -> bool:
+        """Whether a trained run is exported, and not a network with random weights."""
+        return Path(self.source).is_dir()
+
     def __post_init__(self) -> None:
         for name in ("calibration", "align", "images", "image_size", "num_classes", "sensitivity"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.finetune < 0 or (self.finetune_lr is not None and not 0 < self.finetune_lr < float("inf")):
             raise ValueError("finetune must not be negative, and finetune_lr must be positive")
-        if self.finetune and not (self.freeze and Path(self.source).is_dir()):
+        if self.finetune and not (self.freeze and self.is_run):
             raise ValueError("--finetune trains the fixed selections of a run: pass --freeze and a run folder")
         if self.int8 and self.format not in ("onnx", "openvino"):
             raise ValueError(f"int8 is for formats onnx and openvino, not {self.format}")
@@ -117,12 +122,8 @@ def export_command(config: ExportConfig) -> dict[str, Any]:
     parts = create_data(training, create_accelerator(training))
     if not parts.names:
         raise ValueError(f"{training.data} is a stream, which an export cannot sample: pass a folder as --data")
-    is_run = Path(config.source).is_dir()
-    if is_run and parts.classes != card.classes:
-        raise ValueError(
-            f"{training.data} has other classes than the run was trained on "
-            f"({len(parts.classes)} now, {len(card.classes)} then)"
-        )
+    if config.is_run:
+        parts.check_classes(card.classes, training.data)
     about: dict[str, Any] = {"source": config.source, "format": config.format}
     if config.freeze:
         assert isinstance(network, HadaptiveNet)
@@ -191,7 +192,7 @@ def _open(config: ExportConfig) -> tuple[nn.Module, ModelCard, TrainConfig]:
     """The network in eval mode, its card, and settings that open its images."""
     training = _training(config)
     plain = replace(training, cpu=True, workers=0, compile=False, mixed_precision="no")
-    if Path(config.source).is_dir():
+    if config.is_run:
         return *RunFolder.open(config.source).load_model(config.weights or training.select), plain
     preprocessing = preprocessing_of(training)
     network = liven(create_network(training, config.num_classes), preprocessing.input_size)
@@ -203,7 +204,7 @@ def _open(config: ExportConfig) -> tuple[nn.Module, ModelCard, TrainConfig]:
 def _training(config: ExportConfig) -> TrainConfig:
     """The settings of the run, or of one that a bare network could have."""
     moved = {key: value for key in ("data", "data_dir") if (value := getattr(config, key)) is not None}
-    if not Path(config.source).is_dir():
+    if not config.is_run:
         return TrainConfig(model=config.source, image_size=config.image_size, seed=config.seed, **moved)
     run = RunFolder.open(config.source)
     return replace(TrainConfig.from_dict(run.read_json(run.config)), **moved)
@@ -242,7 +243,7 @@ def _frozen(
         print(
             f"{name}: {layer.agreement:.0%} of a dynamic choice is in the fixed one, entropy {layer.entropy:.2f}"
         )
-    if not Path(config.source).is_dir():
+    if not config.is_run:
         return frozen  # random weights have no accuracy
 
     def accuracy(model: nn.Module) -> float:
@@ -280,7 +281,7 @@ def _write_int8(
     found: dict[str, Any] = {"float": keep, "lost": None}
     plain = output.with_stem("float32")
     _write(deployed, plain, card, config, about)
-    if not Path(config.source).is_dir():
+    if not config.is_run:
         quantise(plain, output, config.format, calibration, keep)  # random weights have no accuracy
     else:
         costs: list[LayerCost] = []

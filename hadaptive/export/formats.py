@@ -9,7 +9,7 @@ import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from hadaptive.export.executorch import ExecutorchRun, write_executorch
 from hadaptive.runs import METADATA_KEY, ModelCard, first_line, open_weights, write_atomically
 
 OPSET = 18
+Format = Literal["onnx", "openvino", "executorch", "torch", "safetensors"]
 SUFFIXES = {
     "onnx": ".onnx",
     "openvino": ".xml",

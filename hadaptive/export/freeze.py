@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hadaptive.nn import FixedSelection, expansions
+from hadaptive.nn.telemetry import selection_entropy
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,7 @@ class Calibration:
     @property
     def entropy(self) -> float:
         """Entropy of the frequencies relative to an even choice's: 1 spreads, log k / log C is fixed."""
-        p = self.frequency / self.frequency.sum()
-        return float(torch.special.entr(p).sum() / torch.log(torch.tensor(float(max(2, len(p))))))
+        return selection_entropy(self.frequency)
 
     def summary(self) -> dict[str, Any]:
         """The figures, ready for JSON."""
@@ -103,5 +103,5 @@ def freeze(network: nn.Module, calibration: dict[str, Calibration]) -> nn.Module
             continue
         if name not in calibration:
             raise ValueError(f"the calibration knows no layer {name}: it is of another network")
-        layer.freeze(calibration[name].index.to(next(layer.parameters()).device))
+        layer.freeze(calibration[name].index)
     return frozen

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hadaptive.bench.timing import quartiles
+from hadaptive.bench.timing import interleaved, quartiles
 from hadaptive.export.formats import Run, load
 from hadaptive.nn import ChannelSelection, CrossHadamardExpansion, expansions
 from hadaptive.runs import write_atomically
@@ -66,10 +65,11 @@ def compare(network: nn.Module, run: Run, batches: Iterable[Tensor]) -> Agreemen
         raise ValueError("there are no images to compare the export on")
     a, b = np.concatenate(expected), np.concatenate(found)
     errors = np.abs(a - b).max(1) / max(float(np.abs(a).max()), 1e-12)
-    excused = ~(errors <= TOLERANCE) & np.isfinite(errors) & (np.concatenate(margins) <= NEAR)
+    differs = ~(errors <= TOLERANCE)  # so does what is not a number
+    excused = differs & np.isfinite(errors) & (np.concatenate(margins) <= NEAR)
     same = a.argmax(1) == b.argmax(1)
     # A class may change where two logits are equal up to rounding: that is no difference of networks.
-    wrong = np.flatnonzero(~(errors <= TOLERANCE) & ~excused)
+    wrong = np.flatnonzero(differs & ~excused)
     first = int(wrong[0]) if len(wrong) else None
     output = None if first is None else int(np.abs(a[first] - b[first]).argmax())
     largest = float(np.where(excused, 0, errors).max())
@@ -127,12 +127,7 @@ def accuracy_of(run: Run, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
 
 def latency(run: Run, image: np.ndarray, rounds: int = 60) -> dict[str, float]:
     """Milliseconds for one image, warm: median and 95th percentile."""
-    times = []
-    for turn in range(rounds + 10):
-        start = time.perf_counter()
-        run(image)
-        if turn >= 10:
-            times.append(1e3 * (time.perf_counter() - start))
+    times = interleaved({"run": lambda: run(image)}, warmup=10, rounds=rounds)["run"]
     return {"p50_ms": quartiles(times)["median_ms"], "p95_ms": round(float(np.percentile(times, 95)), 4)}
 
 

@@ -72,7 +72,6 @@ def sensitivity(
     calibration: Sequence[Tensor],
     images: Sequence[Tensor],
     targets: Tensor,
-    progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> list[LayerCost]:
     """Quantise one layer after another, each alone, and see what it costs.
 
@@ -81,7 +80,6 @@ def sensitivity(
         calibration: batches (B, C, H, W) that give the ranges.
         images: batches that accuracy is measured on.
         targets: (N,) their classes.
-        progress: called after each layer.
 
     Returns:
         A row for each layer, in the network's order.
@@ -90,14 +88,12 @@ def sensitivity(
     expected = torch.cat([net(batch) for batch in images])
     right = (expected.argmax(1) == targets).float().mean()
     rows = []
-    parts = layers(net)
-    for number, name in enumerate(parts, 1):
-        with _quantised(net, name, parts[name], ranges):
+    for name, parts in layers(net).items():
+        with _quantised(net, name, parts, ranges):
             found = torch.cat([net(batch) for batch in images])
         noise = (found - expected).square().mean().sqrt() / expected.square().mean().sqrt().clamp(min=1e-12)
         lost = 100 * (right - (found.argmax(1) == targets).float().mean())
         rows.append(LayerCost(name, *ranges[name], float(noise), float(lost)))
-        progress(number, len(parts))
     return rows
 
 

@@ -81,14 +81,15 @@ class CrossHadamardExpansion(nn.Module):
             or not all(0 <= c < self.channels for c in numbers)
         ):
             raise ValueError(f"expected {self.k} different channels of {self.channels}, got {numbers}")
+        device = next(self.parameters()).device
         self.register_module("score", nn.Identity())
-        self.register_module("select", FixedSelection(index))
+        self.register_module("select", FixedSelection(index.to(device)))
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         # A state of fixed selections has no score: become what it was saved from.
         index = state_dict.get(f"{prefix}select.index")
         if index is not None and not isinstance(self.select, FixedSelection):
-            self.freeze(index.to(next(self.parameters()).device))
+            self.freeze(index)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def update_temperature(self) -> None:

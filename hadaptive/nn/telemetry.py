@@ -10,6 +10,12 @@ from hadaptive.nn.normalisation import DySoft
 from hadaptive.nn.selection import FixedSelection, top_k_channels
 
 
+def selection_entropy(frequency: Tensor) -> float:
+    """Entropy of selection frequencies (C,) relative to the uniform's, in [0, 1]."""
+    p = frequency / frequency.sum().clamp(min=1e-12)
+    return float(torch.special.entr(p).sum() / torch.log(torch.tensor(float(max(2, len(p))))))
+
+
 @dataclass
 class SelectionReport:
     """One layer's selections since the recorder was last reset.
@@ -34,9 +40,7 @@ class SelectionReport:
     @property
     def entropy(self) -> float:
         """Entropy of the selection frequencies relative to the uniform's: 1 spreads, log k / log C is fixed."""
-        p = self.frequency / self.frequency.sum().clamp(min=1e-12)
-        entropy = torch.special.entr(p).sum()
-        return float(entropy / torch.log(torch.tensor(float(max(2, len(p))))))
+        return selection_entropy(self.frequency)
 
     def most_selected(self, n: int = 8) -> list[int]:
         """The n channels selected most often, most frequent first."""

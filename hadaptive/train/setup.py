@@ -52,6 +52,14 @@ class DataParts:
     alpha_order: EpochSampler | None = None
     alpha_steps_per_epoch: int = 0
 
+    def check_classes(self, classes: list[str], data: str) -> None:
+        """Raise one clear ValueError unless these data have the classes that a run was trained on."""
+        if self.classes != classes:
+            raise ValueError(
+                f"{data} has other classes than the run was trained on "
+                f"({len(self.classes)} now, {len(classes)} then)"
+            )
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order the training loaders follow."""
         for order, loader in ((self.order, self.train), (self.alpha_order, self.alpha)):
