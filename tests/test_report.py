@@ -53,10 +53,11 @@ def test_no_such_page(tmp_path: Path) -> None:
         report(tmp_path / "page.md")
 
 
-def test_readme_agrees_with_the_results() -> None:
-    text = (ROOT / "README.md").read_text()
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs" / "latency.md"], ids=lambda page: page.name)
+def test_pages_agree_with_the_results(page: Path) -> None:
+    text = page.read_text()
     assert text.count("<!-- table ") >= 2
-    assert render(text, ROOT) == text
+    assert render(text, page.parent) == text
 
 
 def test_operators_and_networks_tables(tmp_path: Path) -> None:
@@ -122,6 +123,10 @@ def test_deployment_tables(tmp_path: Path) -> None:
     assert f"| {place} | found:frozen | 3.00 | 2.00 to 4.00 | 1.50 |  | 5 | 2.0 |" in text
     assert "| openvino (avx2), 2 threads, batch 1, 64x64 |" in text
     assert "medium |" not in text.split("---", 1)[1]  # of an earlier session
+    text = render(document("latency-summary", "latency.csv"), tmp_path)
+    assert f"| ms (ratio to each rival) | {place} | openvino (avx2), 2 threads, batch 1, 64x64 |" in text
+    assert "| found:frozen | 3.00 (1.50) |  |" in text
+    assert "| mobilenetv4_conv_small | 2.00 (1.00) | 9.00 (1.00) |" in text
     (tmp_path / "parity.csv").write_text(
         "source,format,selections,images,top1,relative_error,near_ties\n"
         "a,onnx,fixed,1000,1.0,1e-06,7\nb,onnx,fixed,900,0.999,2e-05,1\na,onnx,fixed,1000,1.0,3e-06,0\n"

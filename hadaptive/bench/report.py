@@ -106,26 +106,47 @@ def networks_table(rows: Rows) -> str:
 RIVALS = ("mobilenetv4_conv_small", "mobilenetv4_conv_medium")
 
 
-def latency_table(rows: Rows) -> str:
-    """Whole networks in deployment runtimes: medians, quartiles, and ratios to two rivals of the last session."""
+def _latencies(rows: Rows) -> tuple[dict[tuple[str, str], dict[str, str]], dict[tuple[str, str], list[str]]]:
+    """The rows of each setting's last session by setting and network, and their ratios to the two rivals."""
     places = ("runtime", "isa", "threads", "batch", "image_size")
     sessions = {tuple(row[key] for key in places): row["session"] for row in rows}
     latest = [row for row in rows if row["session"] == sessions[tuple(row[key] for key in places)]]
-    found = _last(latest, (*places, "model"))
+    found = {}
+    for (runtime, isa, threads, batch, size, model), row in _last(latest, (*places, "model")).items():
+        where = f"{runtime}{'' if isa == 'native' else f' ({isa})'}, {threads} thread{'s' * (threads != '1')}"
+        found[f"{where}, batch {batch}, {size}x{size}", model] = row
+    ratios = {}
+    for (case, model), row in found.items():
+        rivals = [found.get((case, rival)) for rival in RIVALS]
+        ratios[case, model] = ["" if rival is None else f"{_ratio(row, rival):.2f}" for rival in rivals]
+    return found, ratios
+
+
+def latency_table(rows: Rows) -> str:
+    """Whole networks in deployment runtimes: medians, quartiles, and ratios to two rivals of the last session."""
+    found, ratios = _latencies(rows)
     lines = []
-    for (*place, model), row in found.items():
-        runtime, isa, threads, batch, size = place
+    for (case, model), row in found.items():
         spread = f"{float(row['lower_quartile_ms']):.2f} to {float(row['upper_quartile_ms']):.2f}"
-        rivals = [found.get((*place, rival)) for rival in RIVALS]
-        ratios = ["" if rival is None else f"{_ratio(row, rival):.2f}" for rival in rivals]
-        case = (
-            f"{runtime}{'' if isa == 'native' else f' ({isa})'}, {threads} threads, batch {batch}, {size}x{size}"
-        )
         stored = f"{int(row['bytes']) / 2**20:.1f}" if row["bytes"] else ""
-        figures = [f"{float(row['median_ms']):.2f}", spread, *ratios, f"{int(row['macs']) / 1e6:.0f}", stored]
-        lines.append([case, _short(model), *figures])
+        figures = [f"{float(row['median_ms']):.2f}", spread, *ratios[case, model]]
+        lines.append([case, _short(model), *figures, f"{int(row['macs']) / 1e6:.0f}", stored])
     header = ["runtime", "model", "ms", "quartiles", *(f"/ {rival}" for rival in RIVALS), "MMACs", "MiB"]
     return markdown_table(header, lines)
+
+
+def latency_summary(rows: Rows) -> str:
+    """The same with a line for each network and a column for each setting: median (ratio to each rival)."""
+    found, ratios = _latencies(rows)
+    cases = list(dict.fromkeys(case for case, _ in found))
+    lines = []
+    for model in dict.fromkeys(model for _, model in found):
+        cells = []
+        for case in cases:
+            row, known = found.get((case, model)), ", ".join(filter(None, ratios.get((case, model), ())))
+            cells.append("" if row is None else f"{float(row['median_ms']):.2f}" + f" ({known})" * bool(known))
+        lines.append([_short(model), *cells])
+    return markdown_table(["ms (ratio to each rival)", *cases], lines)
 
 
 def _short(model: str) -> str:
@@ -258,6 +279,7 @@ TABLES: dict[str, Callable[[Rows], str]] = {
     "accuracy": accuracy_table,
     "deployment": deployment_table,
     "latency": latency_table,
+    "latency-summary": latency_summary,
     "networks": networks_table,
     "operators": operators_table,
     "parity": parity_table,
