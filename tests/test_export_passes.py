@@ -22,13 +22,18 @@ def network(
     order: str = "rank",
     alpha: float = 0.7,
     stage1: ConvSpec = ConvSpec(10, 2, 2),  # noqa: B008
+    halve: int = 1,
+    kernel: int | None = None,
 ) -> HadaptiveNet:
     """A small network whose every constant is something else than its start value."""
     spec = NetSpec(
         name="tiny",
         stem=ConvSpec(8, 2, 2, act=False),
         stage1=(stage1,),
-        stages=((ghost(1.5, 3, 12), ach(k, 3, 12, norm=norm)), (inverted(2, 2, 14, 2), ach(k, 5, 14, norm=norm))),
+        stages=(
+            (ghost(1.5, kernel or (2 if halve == 2 else 3), 12, halve), ach(k, 3, 12, norm=norm)),
+            (inverted(2, 2, 14, 2), ach(k, 5, 14, norm=norm)),
+        ),
         last_channels=20,
         head_channels=16,
         order=order,
@@ -153,12 +158,28 @@ def test_two_convolutions_at_the_input_are_one(size: int) -> None:
     net = fold(network())
     x = torch.randn(2, 3, size, size)
     expected, layers = net(x), len(net.layers)
-    assert merge(net).startswith("merge: 1 convolution")
+    assert merge(net).startswith("merge: 1 convolutions at the input and 0 cheap ones")
     assert len(net.layers) == layers - 1
     torch.testing.assert_close(net(x), expected, rtol=1e-4, atol=1e-4)
     assert merge(net).startswith("merge: 0")  # an activation lies between these
     padded = fold(network(stage1=ConvSpec(10, 3, 1)))
     assert merge(padded).startswith("merge: 0")
+
+
+@pytest.mark.parametrize("size", [16, 17, 18, 19])
+def test_cheap_convolutions_are_part_of_the_next_one_where_the_map_is_halved(size: int) -> None:
+    model = network(halve=2)
+    net = fold(model)
+    x = torch.randn(2, 3, size, size)
+    assert merge(net).startswith("merge: 1 convolutions at the input and 1 cheap ones")
+    align(net)
+    torch.testing.assert_close(net(x), model(x), rtol=1e-4, atol=1e-4)
+    assert merge(net).startswith("merge: 0 convolutions at the input and 0 cheap ones")
+    first = next(iter(net.blocks()))
+    assert conv_of(first.derived_depthwise).kernel_size == (4, 4)
+    # With padding between the two, the border is another function.
+    padded = fold(network(halve=2, kernel=3))
+    assert "and 0 cheap ones" in merge(padded)
 
 
 @settings(max_examples=30, deadline=None)
@@ -167,14 +188,20 @@ def test_two_convolutions_at_the_input_are_one(size: int) -> None:
     strides=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     padding=st.integers(0, 1),
     size=st.integers(9, 14),
+    widths=st.sampled_from([(1, 9, 2, 1), (3, 3, 3, 3)]),
 )
 def test_whatever_is_merged_is_the_same(
-    kernels: tuple[int, int], strides: tuple[int, int], padding: int, size: int
+    kernels: tuple[int, int],
+    strides: tuple[int, int],
+    padding: int,
+    size: int,
+    widths: tuple[int, int, int, int],
 ) -> None:
-    first = torch.nn.Conv2d(1, 9, kernels[0], strides[0], padding)
-    second = torch.nn.Conv2d(9, 2, kernels[1], strides[1])
+    read, between, written, groups = widths
+    first = torch.nn.Conv2d(read, between, kernels[0], strides[0], padding, groups=groups)
+    second = torch.nn.Conv2d(between, written, kernels[1], strides[1], groups=groups)
     net = DeployNet(torch.nn.Sequential(first, second), torch.nn.Identity())
-    x = torch.randn(1, 1, size, size)
+    x = torch.randn(1, read, size, size)
     expected = net(x)
     merge(net)
     torch.testing.assert_close(net(x), expected, rtol=1e-4, atol=1e-5)

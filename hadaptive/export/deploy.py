@@ -36,7 +36,11 @@ def conv_of(module: nn.Module) -> nn.Conv2d:
 
 
 class DeployCheap(nn.Module):
-    """A Ghost block's cheap channels, of its primary ones: (B, h, H, W) -> (B, h, H, W)."""
+    """A Ghost block's cheap channels, of its primary ones: (B, h, H, W) -> (B, h, H, W).
+
+    Attributes:
+        conv: the cheap convolution, or an identity where it is part of the depthwise one that follows.
+    """
 
     def __init__(self, conv: nn.Module) -> None:
         super().__init__()

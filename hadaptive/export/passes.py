@@ -53,35 +53,55 @@ def absorb(net: DeployNet) -> str:
 
 @torch.no_grad()
 def merge(net: DeployNet) -> str:
-    """Make one convolution of two in a row that have no activation between them, where that is less work."""
-    layers, count = list(net.layers), 0
+    """Make one convolution of two in a row that have no activation between them, where that is less work.
+
+    At the input both are dense. In Ghost blocks that halve the map both are depthwise: the cheap one and the next.
+    """
+    layers, count, cheap = list(net.layers), 0, 0
     while len(layers) > 1 and isinstance(layers[0], nn.Conv2d):
         merged = _merged(layers[0], layers[1])
         if merged is None:
             break
         layers[:2], count = [merged], count + 1
     net.layers = nn.Sequential(*layers)
-    return f"merge: {count} convolutions at the input are part of the next one"
+    for block in net.blocks():
+        derived, following = block.derived, block.derived_depthwise
+        if isinstance(derived, DeployCheap) and isinstance(derived.conv, nn.Conv2d) and following is not None:
+            merged = _merged(derived.conv, following)
+            if merged is not None:
+                derived.conv, block.derived_depthwise, cheap = nn.Identity(), merged, cheap + 1
+    return f"merge: {count} convolutions at the input and {cheap} cheap ones are part of the next one"
 
 
 def _merged(first: nn.Conv2d, layer: nn.Module) -> nn.Module | None:
     """Both layers as one, or None where they are not linear between, padded between, or cheaper as two."""
     second = layer[0] if isinstance(layer, nn.Sequential) else layer
-    if not isinstance(second, nn.Conv2d) or second.padding != (0, 0) or first.groups != 1 or second.groups != 1:
+    if not isinstance(second, nn.Conv2d) or second.padding != (0, 0) or first.groups != second.groups:
         return None
     assert not isinstance(first.padding, str)
-    stride, kernel = first.stride[0], first.kernel_size[0] + (second.kernel_size[0] - 1) * first.stride[0]
-    area = second.stride[0] ** 2  # outputs of the first per output of the second
-    apart = first.weight.numel() * area + second.weight.numel()
-    if first.in_channels * second.out_channels * kernel**2 > apart:
-        return None
     assert first.bias is not None
     assert second.bias is not None
+    stride, groups, total = first.stride[0], first.groups, second.weight.sum((2, 3))
+    if groups == 1:
+        weight = F.conv_transpose2d(second.weight, first.weight, stride=stride)
+        bias = second.bias + total @ first.bias
+    elif groups == first.in_channels == first.out_channels == second.out_channels:
+        weight = F.conv_transpose2d(second.weight.transpose(0, 1), first.weight, stride=stride, groups=groups)
+        weight, bias = weight.transpose(0, 1), second.bias + total.squeeze(1) * first.bias
+    else:
+        return None
+    area = second.stride[0] ** 2  # outputs of the first per output of the second
+    if weight.numel() > first.weight.numel() * area + second.weight.numel():
+        return None
     conv = nn.Conv2d(
-        first.in_channels, second.out_channels, kernel, stride * second.stride[0], first.padding[0]
+        first.in_channels,
+        second.out_channels,
+        weight.shape[-1],
+        stride * second.stride[0],
+        first.padding[0],
+        groups=groups,
     ).requires_grad_(False)
-    conv.weight.data = F.conv_transpose2d(second.weight, first.weight, stride=stride)
-    conv.bias.data = second.bias + second.weight.sum((2, 3)) @ first.bias  # pyright: ignore[reportOptionalMemberAccess]
+    conv.weight.data, conv.bias.data = weight.contiguous(), bias  # pyright: ignore[reportOptionalMemberAccess]
     return nn.Sequential(conv, *layer[1:]) if isinstance(layer, nn.Sequential) else conv
 
 
@@ -117,8 +137,9 @@ def align(net: DeployNet, multiple: int = 16) -> str:
             rows = rows[: derived.left.out_channels]  # as many as there are where a norm forbids more
         else:
             assert isinstance(derived, DeployCheap)
-            take_depthwise(conv_of(derived.conv), rows)
-            added += int((rows < 0).sum())
+            if isinstance(derived.conv, nn.Conv2d):
+                take_depthwise(derived.conv, rows)
+                added += int((rows < 0).sum())
         take_depthwise(conv_of(block.derived_depthwise), rows)
         take_inputs(block.derived_project, rows)
     return f"align: {added} channels of zeros fill expanded widths up to multiples of {multiple}"
