@@ -27,11 +27,14 @@ install: $(STAMP)
 demo: $(STAMP)
 	$(BIN)/hadaptive demo
 
+# Two processes of one thread each: idle threads of several would spin on the same cores.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

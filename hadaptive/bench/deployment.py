@@ -143,8 +143,6 @@ def bench_parity(config: ParityConfig) -> list[dict[str, Any]]:
             "selections": "fixed" if frozen else "dynamic",
             **{key: found[key] for key in ("images", "top1", "relative_error", "near_ties", "bytes")},
         }
-        for count, times in found["latency"].items():
-            row |= {f"{key}, {count}": value for key, value in times.items()}
         rows.append({**row, **provenance("cpu")})
         append_csv(config.results, rows[-1:])
     return rows
