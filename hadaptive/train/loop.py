@@ -405,7 +405,7 @@ class Trainer:
         test = summary["test"]
         print(f"best validation accuracy {self.best_accuracy:.2%} in epoch {self.best_epoch + 1}")
         if test is None:
-            print("there is no test part")
+            print("no test part was measured")
         else:
             print(
                 f"test accuracy {test['accuracy']:.2%} (95% interval {test['accuracy_low']:.2%} to "
