@@ -41,6 +41,7 @@ def deployed(model):
 @pytest.mark.parametrize("name", sorted(SUFFIXES))
 def test_every_format_computes_the_same_for_any_batch(name: str, frozen: bool, tmp_path: Path) -> None:
     model = fixed(network()) if frozen else network()
+    model.to(memory_format=torch.channels_last)  # as training lays weights out
     path = tmp_path / f"net{SUFFIXES[name]}"
     write(model if name == "safetensors" else deployed(model), path, name, card_of(model), {"by": "a test"})
     run, card = load(path, threads=1, trust=True)

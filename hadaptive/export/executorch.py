@@ -42,7 +42,8 @@ def _quiet() -> Iterator[None]:
 
 def write_executorch(net: nn.Module, path: Path, size: tuple[int, int, int], metadata: str) -> None:
     """Write a deployed network for batches of up to 64 images (batch, C, H, W)."""
-    net = copy.deepcopy(net)
+    # As training may lay weights out, XNNPACK's results would reach operators that cannot read that layout.
+    net = copy.deepcopy(net).to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
     for module in net.modules():
         if isinstance(module, DeployProducts):
             module.ties = "key"  # its top-k promises nothing about equal scores, and it has no sort
