@@ -97,7 +97,7 @@ def test_equal_scores_choose_the_lower_channel_everywhere(name: str, tmp_path: P
 
 @pytest.mark.parametrize("order", ["rank", "index"])
 def test_only_differences_at_near_ties_are_excused(order: str) -> None:
-    model, images = network(order=order), torch.randn(6, 3, 16, 16)
+    model, images = network(order=order), torch.randn(24, 3, 16, 16)
 
     def differing(other: torch.nn.Module, row: int) -> Run:
         def run(x: np.ndarray) -> np.ndarray:
@@ -108,13 +108,15 @@ def test_only_differences_at_near_ties_are_excused(order: str) -> None:
 
         return run
 
-    agreement = compare(model, differing(copy.deepcopy(model), 2), [images[:3], images[3:]])
+    agreement = compare(model, differing(copy.deepcopy(model), 2), [images[:12], images[12:]])
     assert (agreement.first, agreement.near_ties) == (2, 0)
     for layer in expansions(model).values():
         torch.nn.init.zeros_(layer.score.conv.weight)  # every score is equal
-    agreement = compare(model, differing(copy.deepcopy(model), 2), [images[:3], images[3:]])
+    agreement = compare(model, differing(copy.deepcopy(model), 2), [images[:12], images[12:]])
     assert (agreement.first, agreement.near_ties) == (None, 2)
     assert agreement.relative_error < 1e-5
+    moved = compare(model, lambda x: model(torch.from_numpy(x)).detach().numpy() + 1, [images])
+    assert (moved.first, moved.near_ties) == (0, 0)  # too many for a coincidence
     frozen = fixed(model)  # nothing is selected by scores: nothing is excused
     agreement = compare(frozen, differing(copy.deepcopy(frozen), 2), [images])
     assert (agreement.first, agreement.near_ties) == (2, 0)

@@ -157,14 +157,14 @@ def network_of(name: str, image_size: int) -> nn.Module:
 
     Args:
         name: timm name or NetSpec file, with ":frozen" or ":int8" for fixed selections.
-        image_size: of the images that give BatchNorm its statistics.
+        image_size: of the noise that gives BatchNorm its statistics.
     """
     source, _, variant = name.partition(":")
     torch.manual_seed(0)
     network = create_model(source, num_classes=1000)
     if variant == "frozen" and type(network) is not HadaptiveNet:
         raise ValueError(f"{source} has no selections to freeze: leave out :frozen")
-    liven(network, (3, image_size, image_size))
+    liven(network, torch.randn(4, 3, image_size, image_size))
     if variant and type(network) is HadaptiveNet:
         for layer in expansions(network).values():
             layer.freeze(torch.randperm(layer.channels)[: layer.k])

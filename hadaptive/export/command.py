@@ -19,7 +19,7 @@ from hadaptive.export.formats import SUFFIXES, Format, check_format, load, write
 from hadaptive.export.freeze import calibrate, freeze
 from hadaptive.export.int8 import BATCH, quantise, quantise_within
 from hadaptive.export.passes import prepare
-from hadaptive.export.proof import accuracy_of, prove, write_table
+from hadaptive.export.proof import TOLERANCE, UNTRAINED, accuracy_of, prove, write_table
 from hadaptive.export.sensitivity import LayerCost, sensitivity
 from hadaptive.export.untrained import liven
 from hadaptive.metrics import evaluate_model
@@ -29,6 +29,8 @@ from hadaptive.provenance import provenance
 from hadaptive.runs import ModelCard, RunFolder, append_csv, card_for, first_line, write_json
 from hadaptive.train.config import TrainConfig
 from hadaptive.train.setup import DataParts, create_accelerator, create_data, create_network, preprocessing_of
+
+LIVEN = 256  # training images that give a network without a run its statistics
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,8 @@ def export_command(config: ExportConfig) -> dict[str, Any]:
         raise ValueError(f"{training.data} is a stream, which an export cannot sample: pass a folder as --data")
     if config.is_run:
         parts.check_classes(card.classes, training.data)
+    else:
+        liven(network, torch.cat(list(_images(parts, card, LIVEN, "train"))))
     about: dict[str, Any] = {"source": config.source, "format": config.format}
     if config.freeze:
         assert isinstance(network, HadaptiveNet)
@@ -144,7 +148,8 @@ def export_command(config: ExportConfig) -> dict[str, Any]:
         else:
             _write(deployed, staged, card, config, about)
         try:
-            agreement, figures = prove(network, staged, _images(parts, card, config.images))
+            tolerance = TOLERANCE if config.is_run else UNTRAINED
+            agreement, figures = prove(network, staged, _images(parts, card, config.images), tolerance)
         except RuntimeError as error:
             raise ValueError(f"{config.source} does not run as {config.format}: {first_line(error)}") from None
         if config.int8:
@@ -194,11 +199,11 @@ def _open(config: ExportConfig) -> tuple[nn.Module, ModelCard, TrainConfig]:
     plain = replace(training, cpu=True, workers=0, compile=False, mixed_precision="no")
     if config.is_run:
         return *RunFolder.open(config.source).load_model(config.weights or training.select), plain
-    preprocessing = preprocessing_of(training)
-    network = liven(create_network(training, config.num_classes), preprocessing.input_size)
+    network = create_network(training, config.num_classes).eval()
     classes = [str(number) for number in range(config.num_classes)]
     # The loaders are not used, and a smaller batch needs fewer images.
-    return network, card_for(config.source, network, classes, preprocessing), replace(plain, batch_size=2)
+    card = card_for(config.source, network, classes, preprocessing_of(training))
+    return network, card, replace(plain, batch_size=2)
 
 
 def _training(config: ExportConfig) -> TrainConfig:

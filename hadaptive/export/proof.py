@@ -18,8 +18,10 @@ from hadaptive.export.formats import Run, load
 from hadaptive.nn import ChannelSelection, CrossHadamardExpansion, expansions
 from hadaptive.runs import write_atomically
 
-TOLERANCE = 1e-4  # of the largest logit
-NEAR = 5e-6  # of the largest score: what runtimes round differently
+TOLERANCE = 1e-4  # of an image's largest logit
+UNTRAINED = 1e-3  # random weights amplify rounding: L's differ by a third of this from themselves in float64
+NEAR = 0.2  # of the tolerance: gaps of scores, over the largest, that runtimes round away
+EXCUSED = 0.1  # share of the images that near ties may explain
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class Agreement:
 
     Attributes:
         images: compared.
-        relative_error: largest difference of two logits over the largest logit, near ties aside.
+        relative_error: largest difference of two logits over their image's largest one, or over the median
+            image's where that is larger; near ties aside.
         near_ties: images that differ where two scores are equal up to rounding, so that either selection is right.
         top1: share of the images whose class is the same.
         first: number of the first image whose logits differ, None where none does.
@@ -49,8 +52,14 @@ class Agreement:
 
 
 @torch.no_grad()
-def compare(network: nn.Module, run: Run, batches: Iterable[Tensor]) -> Agreement:
+def compare(network: nn.Module, run: Run, batches: Iterable[Tensor], tolerance: float = TOLERANCE) -> Agreement:
     """Compare a PyTorch network in eval mode with what runs an exported file.
+
+    Args:
+        network: with float32 weights, on the CPU.
+        run: (B, C, H, W) float32 -> (B, classes).
+        batches: of images, (B, C, H, W).
+        tolerance: relative error up to which an image's logits are the same.
 
     Raises:
         ValueError: there are no images.
@@ -64,16 +73,20 @@ def compare(network: nn.Module, run: Run, batches: Iterable[Tensor]) -> Agreemen
     if not expected:
         raise ValueError("there are no images to compare the export on")
     a, b = np.concatenate(expected), np.concatenate(found)
-    errors = np.abs(a - b).max(1) / max(float(np.abs(a).max()), 1e-12)
-    differs = ~(errors <= TOLERANCE)  # so does what is not a number
-    excused = differs & np.isfinite(errors) & (np.concatenate(margins) <= NEAR)
+    largest = np.abs(a).max(1)
+    # An image whose logits all but vanish is held to what is usual.
+    errors = np.abs(a - b).max(1) / np.maximum(largest, max(float(np.median(largest)), 1e-12))
+    differs = ~(errors <= tolerance)  # so does what is not a number
+    excused = differs & np.isfinite(errors) & (np.concatenate(margins) <= NEAR * tolerance)
+    if excused.sum() > max(EXCUSED * len(a), 1):
+        excused[:] = False  # so many are no coincidence
     same = a.argmax(1) == b.argmax(1)
     # A class may change where two logits are equal up to rounding: that is no difference of networks.
     wrong = np.flatnonzero(differs & ~excused)
     first = int(wrong[0]) if len(wrong) else None
     output = None if first is None else int(np.abs(a[first] - b[first]).argmax())
-    largest = float(np.where(excused, 0, errors).max())
-    return Agreement(len(a), largest, int(excused.sum()), float(same.mean()), first, output)
+    error = float(np.where(excused, 0, errors).max())
+    return Agreement(len(a), error, int(excused.sum()), float(same.mean()), first, output)
 
 
 @contextmanager
@@ -149,14 +162,16 @@ def _latency_alone(path: Path, threads: int) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def prove(network: nn.Module, path: Path, batches: Iterable[Tensor]) -> tuple[Agreement, dict[str, Any]]:
+def prove(
+    network: nn.Module, path: Path, batches: Iterable[Tensor], tolerance: float = TOLERANCE
+) -> tuple[Agreement, dict[str, Any]]:
     """Load a file again, compare and time it; the agreement, and all figures ready for JSON."""
     run, _ = load(path, trust=True)
-    agreement = compare(network, run, batches)
+    agreement = compare(network, run, batches, tolerance)
     timed = _latency_alone if path.suffix == ".pte" else _latency_here
     figures: dict[str, Any] = {
         **asdict(agreement),
-        "tolerance": TOLERANCE,
+        "tolerance": tolerance,
         "holds": agreement.holds,
         "bytes": file_size(path),
         "latency": {f"{n} threads": timed(path, n) for n in (1, 2)},
