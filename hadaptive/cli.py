@@ -111,7 +111,7 @@ class PredictCommand:
         run: run folder, or a file of ``hadaptive export``.
         images: image files, and folders to search for images.
         top: how many classes to show.
-        weights: which weights.
+        weights: which weights of a run; default the best.
         json: print JSON lines instead of a table.
         sheet: also draw the images with their predictions into this new PNG.
         trust: load a torch.export file (.pt2), which can run code: only one that you made yourself.
@@ -120,7 +120,7 @@ class PredictCommand:
     run: Positional[Path]
     images: Positional[tuple[Path, ...]]
     top: int = 3
-    weights: Literal["best", "last"] = "best"
+    weights: Literal["best", "last"] | None = None
     json: bool = False
     sheet: Path | None = None
     trust: bool = False

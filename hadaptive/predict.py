@@ -101,10 +101,12 @@ def predict_images(
             yield Prediction(str(path), [(classes[i], p) for i, p in pairs])
 
 
-def _open(path: Path, weights: str, trust: bool) -> tuple[Callable[[Tensor], Tensor], ModelCard]:
+def _open(path: Path, weights: str | None, trust: bool) -> tuple[Callable[[Tensor], Tensor], ModelCard]:
     """The network of a run folder or of an exported file."""
     if not path.is_file():
-        return RunFolder.open(path).load_model(weights)
+        return RunFolder.open(path).load_model(weights or "best")
+    if weights is not None:
+        raise ValueError(f"--weights is of a run folder, and {path} is one file: leave it out")
     from hadaptive.export.formats import load
 
     run, card = load(path, trust=trust)
@@ -116,7 +118,7 @@ def predict_command(
     paths: Iterable[Path],
     *,
     top: int,
-    weights: str = "best",
+    weights: str | None = None,
     as_json: bool = False,
     sheet: Path | None = None,
     trust: bool = False,

@@ -39,8 +39,9 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its kind where it has none."""
-    return (str(error).splitlines() or [""])[0] or type(error).__name__
+    """The first line of an error's message that says something, or its kind where there is none."""
+    lines = [line for line in str(error).splitlines() if line and not line.startswith("Exception from ")]
+    return lines[0] if lines else type(error).__name__
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -158,6 +159,8 @@ class RunFolder:
             ValueError: `path` is not a run folder.
         """
         run = cls(path)
+        if not run.path.exists():
+            raise ValueError(f"there is no run folder {path}")
         if not run.config.is_file():
             raise ValueError(f"{path} is not a run folder: it has no config.json")
         return run

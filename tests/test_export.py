@@ -14,9 +14,10 @@ from tiny import tiny_config
 
 from hadaptive.cli import main
 from hadaptive.data import Preprocessing
+from hadaptive.export.command import ExportConfig
 from hadaptive.export.formats import SUFFIXES, Run, load, write
 from hadaptive.export.passes import prepare
-from hadaptive.export.proof import compare
+from hadaptive.export.proof import TRAINED, compare
 from hadaptive.nn import NORMS, expansions, top_k_channels
 from hadaptive.runs import ModelCard
 from hadaptive.train import train
@@ -112,11 +113,14 @@ def test_only_differences_at_near_ties_are_excused(order: str) -> None:
     assert (agreement.first, agreement.near_ties) == (2, 0)
     for layer in expansions(model).values():
         torch.nn.init.zeros_(layer.score.conv.weight)  # every score is equal
-    agreement = compare(model, differing(copy.deepcopy(model), 2), [images[:12], images[12:]])
+    run, halves = differing(copy.deepcopy(model), 2), [images[:12], images[12:]]
+    agreement = compare(model, run, halves, dataclasses.replace(TRAINED, excused=0.1))
+    assert agreement.near_tie_error > 1e-3
+    assert compare(model, run, halves, dataclasses.replace(TRAINED, excused=0.05)).first == 2
     assert (agreement.first, agreement.near_ties) == (None, 2)
     assert agreement.relative_error < 1e-5
     moved = compare(model, lambda x: model(torch.from_numpy(x)).detach().numpy() + 1, [images])
-    assert (moved.first, moved.near_ties) == (0, 0)  # too many for a coincidence
+    assert (moved.first, moved.near_ties) == (0, 24)  # too many for chance
     frozen = fixed(model)  # nothing is selected by scores: nothing is excused
     agreement = compare(frozen, differing(copy.deepcopy(frozen), 2), [images])
     assert (agreement.first, agreement.near_ties) == (2, 0)
@@ -145,10 +149,20 @@ def test_a_run_is_exported_proved_and_used(tmp_path: Path, capsys: pytest.Captur
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8)).save(tmp_path / "image.png")
     capsys.readouterr()
     answers = []
-    for source in (run, run / "network.onnx"):
-        assert main(["predict", str(source), str(tmp_path / "image.png"), "--json", "--weights", "best"]) == 0
+    for source, *flags in ((run, "--weights", selected_weights(run)), (run / "network.onnx",)):
+        assert main(["predict", str(source), str(tmp_path / "image.png"), "--json", *flags]) == 0
         answers.append(json.loads(capsys.readouterr().out)["classes"])
     assert [name for name, _ in answers[0]] == [name for name, _ in answers[1]]
+    assert main(["predict", str(run / "network.onnx"), str(tmp_path), "--weights", "last"]) == 1
+    assert "--weights is of a run folder" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="--image-size is that of the run"):
+        ExportConfig(str(run), image_size=64)
+    with pytest.raises(ValueError, match="pass --finetune as well"):
+        ExportConfig(str(run), finetune_lr=0.1)
+
+
+def selected_weights(run: Path) -> str:
+    return json.loads((run / "config.json").read_text())["select"]
 
 
 def test_a_file_that_computes_something_else_is_kept_and_said(tmp_path: Path, monkeypatch, capsys) -> None:
@@ -179,6 +193,8 @@ def test_bare_names_have_seeded_weights(tmp_path: Path) -> None:
     ("flags", "sentence"),
     [
         (["nowhere"], "no model 'nowhere'"),
+        (["runs/nowhere"], "there is no run folder runs/nowhere"),
+        (["net.onnx"], "would be an exported file"),
         (["hadaptive_net_s", "--output", "net.txt"], "ends in .onnx"),
         (["hadaptive_net_s", "--output", "no/such/net.onnx"], "no folder"),
         (["mobilenetv3_small_050", "--freeze"], "no selections to freeze"),
@@ -192,7 +208,30 @@ def test_mistakes(flags: list[str], sentence: str, tmp_path: Path, monkeypatch, 
     assert not list(tmp_path.iterdir())
 
 
+def test_images_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in "ab":
+        (tmp_path / "bad" / name).mkdir(parents=True)
+        for number in range(9):
+            (tmp_path / "bad" / name / f"{number}.png").write_text("no image")
+    flags = ["--image-size", "32", "--num-classes", "2", "--data", str(tmp_path / "bad"), "--format", "torch"]
+    assert main(["export", "hadaptive_net_s", *flags, "--output", str(tmp_path / "net.pt2")]) == 1
+    assert "not one of the images to export with could be read" in capsys.readouterr().err
+    assert not (tmp_path / "net.pt2").exists()
+
+
+def test_fixed_selections_are_fixed_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(tiny_config(tmp_path, epochs=1), quiet=True)
+    flags = ["--freeze", "--force", "--finetune", "1", "--images", "8", "--format", "safetensors"]
+    assert main(["export", str(tmp_path / "run"), *flags]) == 0
+    assert main(["export", str(tmp_path / "run" / "finetuned"), *flags]) == 1
+    assert "fixed already: leave out --freeze" in capsys.readouterr().err
+
+
 def test_files_that_are_not_ours(tmp_path: Path) -> None:
+    (tmp_path / "alone.xml").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"needs its weights beside it, and .*alone.bin is not there"):
+        load(tmp_path / "alone.xml")
+    (tmp_path / "broken.bin").write_bytes(b"nothing")
     for suffix in SUFFIXES.values():
         (tmp_path / f"broken{suffix}").write_bytes(b"nothing")
         with pytest.raises(ValueError, match="damaged or was not written by"):

@@ -134,18 +134,19 @@ def test_a_run_is_quantised_with_a_report(tmp_path: Path) -> None:
     train(tiny_config(tmp_path, epochs=1), quiet=True)
     run = str(tmp_path / "run")
     command = ["export", run, "--int8", "--images", "60", "--calibration", "32", "--max-loss", "100"]
+    command += ["--output", f"{run}/float32.onnx"]  # what a float32 file in between could be called
     assert main(command) == 0
-    proof = json.loads((tmp_path / "run/network-int8.onnx.proof.json").read_text())
+    proof = json.loads((tmp_path / "run/float32.onnx.proof.json").read_text())
     assert proof["holds"] is True
     assert proof["tolerance"] is None
-    rows = read_csv(tmp_path / "run/network-int8.onnx.layers.csv")
+    rows = read_csv(tmp_path / "run/float32.onnx.layers.csv")
     assert len(rows) > 10
     products = {row["layer"] for row in rows if row["layer"].endswith(".derived") and row["low"] != row["high"]}
     selecting = {name for name in proof["int8"]["float"] if name.endswith(".derived")}
     assert len(selecting) == 2  # dynamic selections stay exact
     assert selecting <= products
-    props = {p.key: p.value for p in onnx.load(tmp_path / "run/network-int8.onnx").metadata_props}
+    props = {p.key: p.value for p in onnx.load(tmp_path / "run/float32.onnx").metadata_props}
     assert json.loads(props["hadaptive"])["about"]["int8"] == proof["int8"]
-    assert "| int8, lost |" in (tmp_path / "run/network-int8.onnx.proof.md").read_text()
+    assert "| int8, lost |" in (tmp_path / "run/float32.onnx.proof.md").read_text()
     with pytest.raises(ValueError, match="int8 is for formats onnx and openvino"):
         ExportConfig(run, int8=True, format="torch")

@@ -1,5 +1,6 @@
 """`hadaptive export`: from a run, a spec or a name to a file that runs elsewhere, and the proof beside it."""
 
+import math
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from hadaptive.export.formats import SUFFIXES, Format, check_format, load, write
 from hadaptive.export.freeze import calibrate, freeze
 from hadaptive.export.int8 import BATCH, quantise, quantise_within
 from hadaptive.export.passes import prepare
-from hadaptive.export.proof import TOLERANCE, UNTRAINED, accuracy_of, prove, write_table
+from hadaptive.export.proof import TRAINED, UNTRAINED, accuracy_of, prove, write_table
 from hadaptive.export.sensitivity import LayerCost, sensitivity
 from hadaptive.export.untrained import liven
 from hadaptive.metrics import evaluate_model
@@ -30,7 +31,7 @@ from hadaptive.runs import ModelCard, RunFolder, append_csv, card_for, first_lin
 from hadaptive.train.config import TrainConfig
 from hadaptive.train.setup import DataParts, create_accelerator, create_data, create_network, preprocessing_of
 
-LIVEN = 256  # training images that give a network without a run its statistics
+LIVEN = 64 * 224**2  # pixels of the training images that give a network without a run its statistics
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,11 @@ class ExportConfig:
         align: fill expanded widths up to this multiple; 1 leaves them.
         images: real images (validation, then training) that the file is compared on, and int8's accuracy.
         weights: of a run: best or last.
-        image_size: of a network without a run.
-        num_classes: of a network without a run; its images' classes are not looked at.
+        image_size: of a network without a run; default 224.
+        num_classes: of a network without a run, default 1000; its images' classes are not looked at.
         data: images for a network without a run, or where a run's data lie now.
         data_dir: where named data sets lie.
-        seed: of random weights.
+        seed: of random weights; default 0.
     """
 
     source: tyro.conf.Positional[str]
@@ -73,11 +74,11 @@ class ExportConfig:
     align: int = 16
     images: int = 1000
     weights: Literal["best", "last"] | None = None
-    image_size: int = 224
-    num_classes: int = 1000
+    image_size: int | None = None
+    num_classes: int | None = None
     data: str | None = None
     data_dir: Path | None = None
-    seed: int = 0
+    seed: int | None = None
 
     @property
     def is_run(self) -> bool:
@@ -86,8 +87,15 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         for name in ("calibration", "align", "images", "image_size", "num_classes", "sensitivity"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("image_size", "num_classes", "seed") if self.is_run else ("weights",):
+            if getattr(self, name) is not None:
+                flag = name.replace("_", "-")
+                whose = "is that of the run" if self.is_run else "is of a run, and this is none"
+                raise ValueError(f"--{flag} {whose}: leave it out for {self.source}")
+        if self.finetune_lr is not None and not self.finetune:
+            raise ValueError("--finetune-lr is of fine-tuning: pass --finetune as well")
         if self.finetune < 0 or (self.finetune_lr is not None and not 0 < self.finetune_lr < float("inf")):
             raise ValueError("finetune must not be negative, and finetune_lr must be positive")
         if self.finetune and not (self.freeze and self.is_run):
@@ -127,7 +135,8 @@ def export_command(config: ExportConfig) -> dict[str, Any]:
     if config.is_run:
         parts.check_classes(card.classes, training.data)
     else:
-        liven(network, torch.cat(list(_images(parts, card, LIVEN, "train"))))
+        count = min(max(LIVEN // math.prod(card.preprocessing.input_size[1:]), 8), 256)
+        liven(network, torch.cat(list(_images(parts, card, count, "train"))))
     about: dict[str, Any] = {"source": config.source, "format": config.format}
     if config.freeze:
         assert isinstance(network, HadaptiveNet)
@@ -148,8 +157,8 @@ def export_command(config: ExportConfig) -> dict[str, Any]:
         else:
             _write(deployed, staged, card, config, about)
         try:
-            tolerance = TOLERANCE if config.is_run else UNTRAINED
-            agreement, figures = prove(network, staged, _images(parts, card, config.images), tolerance)
+            limits = TRAINED if config.is_run else UNTRAINED
+            agreement, figures = prove(network, staged, _images(parts, card, config.images), limits)
         except RuntimeError as error:
             raise ValueError(f"{config.source} does not run as {config.format}: {first_line(error)}") from None
         if config.int8:
@@ -169,10 +178,11 @@ def export_command(config: ExportConfig) -> dict[str, Any]:
     _print(output, proof, figures)
     if not config.int8 and not agreement.holds:
         assert agreement.output is not None
+        ties = f", {agreement.near_ties} images at near ties, too many for chance" if agreement.near_ties else ""
         raise ValueError(
             f"{output} computes something else than the network: image {agreement.first} is the first to differ, "
-            f"most in output {card.classes[agreement.output]!r} (relative error {agreement.relative_error:.1e}); "
-            f"see {proof}"
+            f"most in output {card.classes[agreement.output]!r} (relative error {agreement.relative_error:.1e}"
+            f"{ties}); see {proof}"
         )
     return {**about, **figures, "file": str(output)}
 
@@ -199,8 +209,9 @@ def _open(config: ExportConfig) -> tuple[nn.Module, ModelCard, TrainConfig]:
     plain = replace(training, cpu=True, workers=0, compile=False, mixed_precision="no")
     if config.is_run:
         return *RunFolder.open(config.source).load_model(config.weights or training.select), plain
-    network = create_network(training, config.num_classes).eval()
-    classes = [str(number) for number in range(config.num_classes)]
+    number = config.num_classes or 1000
+    network = create_network(training, number).eval()
+    classes = [str(n) for n in range(number)]
     # The loaders are not used, and a smaller batch needs fewer images.
     card = card_for(config.source, network, classes, preprocessing_of(training))
     return network, card, replace(plain, batch_size=2)
@@ -210,7 +221,14 @@ def _training(config: ExportConfig) -> TrainConfig:
     """The settings of the run, or of one that a bare network could have."""
     moved = {key: value for key in ("data", "data_dir") if (value := getattr(config, key)) is not None}
     if not config.is_run:
-        return TrainConfig(model=config.source, image_size=config.image_size, seed=config.seed, **moved)
+        path = Path(config.source)
+        if path.suffix in SUFFIXES.values():
+            raise ValueError(f"{path} would be an exported file: export the run or the specification it is of")
+        if len(path.parts) > 1 and path.suffix != ".json" and not config.source.startswith("hf-hub:"):
+            raise ValueError(f"there is no run folder {path}")
+        return TrainConfig(
+            model=config.source, image_size=config.image_size or 224, seed=config.seed or 0, **moved
+        )
     run = RunFolder.open(config.source)
     return replace(TrainConfig.from_dict(run.read_json(run.config)), **moved)
 
@@ -221,15 +239,20 @@ def _samples(
     """Batches of real images as the network sees them, and their classes: of validation, then of training, never
     of the test part."""
     transform = eval_transform(card.preprocessing)
-    left = number
+    left, readable = number, 0
     for name in (only,) if only else ("validation", "train"):
         dataset = ImageDataset(parts.names[name], transform, blank=card.preprocessing.input_size)
         # Evenly over the part, which may be sorted by class.
         count = min(left, len(dataset))
         chosen = torch.linspace(0, len(dataset) - 1, count).long().tolist() if count else []
         for images, targets, unreadable in create_loader(Subset(dataset, chosen), 32, workers=0) if count else ():
-            yield images[unreadable < 0], targets[unreadable < 0]
+            kept = unreadable < 0
+            readable += int(kept.sum())
+            if kept.any():
+                yield images[kept], targets[kept]
         left -= count
+    if not readable:
+        raise ValueError("not one of the images to export with could be read")
 
 
 def _images(parts: DataParts, card: ModelCard, number: int, only: str | None = None) -> Iterator[Tensor]:
@@ -241,6 +264,8 @@ def _frozen(
     network: nn.Module, card: ModelCard, parts: DataParts, config: ExportConfig, about: dict[str, Any]
 ) -> nn.Module:
     """The network with fixed selections, if they cost little enough."""
+    if all(isinstance(layer.select, FixedSelection) for layer in expansions(network).values()):
+        raise ValueError(f"there is no selection in {config.source} that is not fixed already: leave out --freeze")
     calibration = calibrate(network, _images(parts, card, config.calibration, "train"))
     frozen = freeze(network, calibration)
     about["layers"] = {name: layer.summary() for name, layer in calibration.items()}
@@ -250,6 +275,8 @@ def _frozen(
         )
     if not config.is_run:
         return frozen  # random weights have no accuracy
+
+    number = len(parts.names["validation"])
 
     def accuracy(model: nn.Module) -> float:
         return evaluate_model(model, parts.validation, len(card.classes)).accuracy
@@ -263,10 +290,12 @@ def _frozen(
         )
         after = about["accuracy_finetuned"] = accuracy(frozen)
         print(f"validation accuracy: {after:.2%} after {config.finetune} epochs with the fixed selections")
-    if 100 * (before - after) > config.max_loss and not config.force:
+    lost = round((before - after) * number)  # of few images, one may be more than the limit
+    if lost > 1 and 100 * (before - after) > config.max_loss and not config.force:
+        way = "" if config.finetune else "train on with --finetune, "
         raise ValueError(
-            f"fixed selections cost {100 * (before - after):.2f} points of validation accuracy, more than "
-            f"--max-loss {config.max_loss:g}: export without --freeze, or pass --force"
+            f"fixed selections cost {100 * (before - after):.2f} points of validation accuracy ({lost} of {number}"
+            f" images), more than --max-loss {config.max_loss:g}: {way}export without --freeze, or pass --force"
         )
     return frozen
 
@@ -284,7 +313,7 @@ def _write_int8(
     # What chooses channels stays exact: a selection is no matter of rounding.
     keep = [n for n, m in deployed.named_modules() if isinstance(m, DeployProducts) and m.score is not None]
     found: dict[str, Any] = {"float": keep, "lost": None}
-    plain = output.with_stem("float32")
+    plain = output.with_stem(f"{output.stem}-float32")
     _write(deployed, plain, card, config, about)
     if not config.is_run:
         quantise(plain, output, config.format, calibration, keep)  # random weights have no accuracy

@@ -7,6 +7,7 @@ metadata. Loading one runs no code that it holds, except PyTorch's own format, w
 import functools
 import json
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -284,6 +285,8 @@ def load(path: Path, threads: int = 0, *, trust: bool = False) -> tuple[Run, Mod
     check_format(name, writing=False)
     if name == "torch" and not trust:
         raise ValueError(f"{path} can run code when PyTorch loads it: pass --trust if you made it yourself")
+    if name == "openvino" and not path.with_suffix(".bin").is_file():
+        raise ValueError(f"{path} needs its weights beside it, and {path.with_suffix('.bin')} is not there")
     opened = {
         "onnx": _open_onnx,
         "openvino": _open_openvino,
@@ -349,6 +352,8 @@ def _in_torch(net: nn.Module, threads: int) -> Run:
 
 
 def _open_torch(path: Path, threads: int) -> tuple[Run, str]:
+    if not zipfile.is_zipfile(path):  # PyTorch would print a traceback first
+        raise ValueError("it is no archive")
     extra = {METADATA_KEY: ""}
     program = torch.export.load(path, extra_files=extra)
     return _in_torch(program.module(), threads), extra[METADATA_KEY]

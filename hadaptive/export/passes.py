@@ -24,7 +24,8 @@ from hadaptive.models import HadaptiveNet
 def absorb(net: DeployNet) -> str:
     """Put what scales channels, DySoft's alpha and weight, into the convolutions around the products.
 
-    The depthwise convolution is linear in each channel, and the largest scores are the same ones at any scale.
+    The depthwise convolution is linear in each channel, and the largest scores are the same ones at any scale. A
+    product's weight stays where it is next to nothing and the product is not bounded, as it is behind DySoft.
     """
     count = 0
     for block in net.blocks():
@@ -40,11 +41,10 @@ def absorb(net: DeployNet) -> str:
             if products.fixed is None:
                 conv_of(block.depthwise).weight.data /= products.scale
             products.scale = None
-        if products.weight is not None and products.bias is not None:
+        weight = products.weight
+        if weight is not None and products.bias is not None and (products.softsign or weight.abs().min() >= 1e-6):
             # A weight of zero would lose the bias; this one changes an output by a millionth at the most.
-            weight = torch.where(
-                products.weight.abs() < 1e-6, torch.full_like(products.weight, 1e-6), products.weight
-            )
+            weight = torch.where(weight.abs() < 1e-6, torch.full_like(weight, 1e-6), weight)
             conv_of(block.derived_depthwise).weight.data *= weight.unsqueeze(1)
             products.bias, products.weight = products.bias / weight, None
         count += 1

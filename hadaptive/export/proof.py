@@ -18,10 +18,25 @@ from hadaptive.export.formats import Run, load
 from hadaptive.nn import ChannelSelection, CrossHadamardExpansion, expansions
 from hadaptive.runs import write_atomically
 
-TOLERANCE = 1e-4  # of an image's largest logit
-UNTRAINED = 1e-3  # random weights amplify rounding: L's differ by a third of this from themselves in float64
-NEAR = 0.2  # of the tolerance: gaps of scores, over the largest, that runtimes round away
-EXCUSED = 0.1  # share of the images that near ties may explain
+
+@dataclass(frozen=True)
+class Limits:
+    """What may differ between a network and its export.
+
+    Attributes:
+        tolerance: relative error up to which an image's logits are the same.
+        near: gap of two scores, over the largest score, that runtimes round away.
+        excused: share of the images that such near ties may explain.
+    """
+
+    tolerance: float
+    near: float
+    excused: float
+
+
+TRAINED = Limits(1e-4, 2e-5, 0.01)
+# Random weights amplify rounding: L differs by a third of this tolerance from itself in float64.
+UNTRAINED = Limits(1e-3, 2e-4, 0.1)
 
 
 @dataclass(frozen=True)
@@ -32,7 +47,9 @@ class Agreement:
         images: compared.
         relative_error: largest difference of two logits over their image's largest one, or over the median
             image's where that is larger; near ties aside.
-        near_ties: images that differ where two scores are equal up to rounding, so that either selection is right.
+        near_ties: images that differ where two scores are equal up to rounding, so that either selection is right;
+            where there are too many of them for chance, they count as errors all the same.
+        near_tie_error: largest relative error of those.
         top1: share of the images whose class is the same.
         first: number of the first image whose logits differ, None where none does.
         output: number of the logit that differs there most.
@@ -41,6 +58,7 @@ class Agreement:
     images: int
     relative_error: float
     near_ties: int
+    near_tie_error: float
     top1: float
     first: int | None
     output: int | None
@@ -52,14 +70,14 @@ class Agreement:
 
 
 @torch.no_grad()
-def compare(network: nn.Module, run: Run, batches: Iterable[Tensor], tolerance: float = TOLERANCE) -> Agreement:
+def compare(network: nn.Module, run: Run, batches: Iterable[Tensor], limits: Limits = TRAINED) -> Agreement:
     """Compare a PyTorch network in eval mode with what runs an exported file.
 
     Args:
         network: with float32 weights, on the CPU.
         run: (B, C, H, W) float32 -> (B, classes).
         batches: of images, (B, C, H, W).
-        tolerance: relative error up to which an image's logits are the same.
+        limits: what may differ.
 
     Raises:
         ValueError: there are no images.
@@ -76,17 +94,18 @@ def compare(network: nn.Module, run: Run, batches: Iterable[Tensor], tolerance: 
     largest = np.abs(a).max(1)
     # An image whose logits all but vanish is held to what is usual.
     errors = np.abs(a - b).max(1) / np.maximum(largest, max(float(np.median(largest)), 1e-12))
-    differs = ~(errors <= tolerance)  # so does what is not a number
-    excused = differs & np.isfinite(errors) & (np.concatenate(margins) <= NEAR * tolerance)
-    if excused.sum() > max(EXCUSED * len(a), 1):
-        excused[:] = False  # so many are no coincidence
+    differs = ~(errors <= limits.tolerance)  # so does what is not a number
+    near = differs & np.isfinite(errors) & (np.concatenate(margins) <= limits.near)
+    few = near.sum() <= min(max(limits.excused * len(a), 1), len(a) - 1)
+    excused = near if few else np.zeros_like(near)
     same = a.argmax(1) == b.argmax(1)
     # A class may change where two logits are equal up to rounding: that is no difference of networks.
     wrong = np.flatnonzero(differs & ~excused)
     first = int(wrong[0]) if len(wrong) else None
     output = None if first is None else int(np.abs(a[first] - b[first]).argmax())
     error = float(np.where(excused, 0, errors).max())
-    return Agreement(len(a), error, int(excused.sum()), float(same.mean()), first, output)
+    tied = float(np.where(near, errors, 0).max())
+    return Agreement(len(a), error, int(near.sum()), tied, float(same.mean()), first, output)
 
 
 @contextmanager
@@ -163,15 +182,15 @@ def _latency_alone(path: Path, threads: int) -> dict[str, float]:
 
 
 def prove(
-    network: nn.Module, path: Path, batches: Iterable[Tensor], tolerance: float = TOLERANCE
+    network: nn.Module, path: Path, batches: Iterable[Tensor], limits: Limits = TRAINED
 ) -> tuple[Agreement, dict[str, Any]]:
     """Load a file again, compare and time it; the agreement, and all figures ready for JSON."""
     run, _ = load(path, trust=True)
-    agreement = compare(network, run, batches, tolerance)
+    agreement = compare(network, run, batches, limits)
     timed = _latency_alone if path.suffix == ".pte" else _latency_here
     figures: dict[str, Any] = {
         **asdict(agreement),
-        "tolerance": tolerance,
+        "tolerance": limits.tolerance,
         "holds": agreement.holds,
         "bytes": file_size(path),
         "latency": {f"{n} threads": timed(path, n) for n in (1, 2)},
