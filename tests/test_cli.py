@@ -88,10 +88,10 @@ def test_bad_flags_exit_with_two(arguments: list[str], capsys: pytest.CaptureFix
         (["train", "--recipe", "nope"], "no recipe 'nope'"),
         (["train", "--recipe=nope"], "no recipe 'nope'"),
         (["train", "--model", "hadaptive_net_x"], "did you mean hadaptive_net_"),
-        (["train", "--resume", "nowhere"], "not a run folder"),
+        (["train", "--resume", "nowhere"], "no run folder"),
         (["train", "--resume", "nowhere", "--epochs", "3"], "leave out --epochs"),
-        (["evaluate", "nowhere"], "not a run folder"),
-        (["predict", "nowhere", str(Path(__file__))], "not a run folder"),
+        (["evaluate", "nowhere"], "no run folder"),
+        (["predict", "nowhere", str(Path(__file__))], "no run folder"),
         (["info", "resnet_nope"], "no model 'resnet_nope'"),
         (["info", "spec.json"], "no network spec file"),
         (["bench"], "hadaptive bench accuracy"),
@@ -110,7 +110,7 @@ def test_bad_input_is_one_sentence(
 
 
 def test_traceback_on_demand() -> None:
-    with pytest.raises(ValueError, match="not a run folder"):
+    with pytest.raises(ValueError, match="no run folder"):
         cli.main(["--traceback", "evaluate", "nowhere"])
 
 
