@@ -1,6 +1,5 @@
 """What deployment costs, and whether files compute what networks do: the rows of both commands."""
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from tiny import tiny_config
 from hadaptive.bench import deployment
 from hadaptive.bench.deployment import CONTROL, DeploymentConfig, ParityConfig, bench_deployment, bench_parity
 from hadaptive.cli import main
-from hadaptive.runs import RunFolder
+from hadaptive.runs import RunFolder, read_csv
 from hadaptive.train import train
 
 # Libraries' own, while they export.
@@ -20,21 +19,22 @@ pytestmark = [
 ]
 
 
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open() as file:
-        return list(csv.DictReader(file))
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    train(tiny_config(folder, epochs=1), quiet=True)
+    return folder / "run"
 
 
-def test_a_row_for_each_way_of_deploying_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_for_each_way_of_deploying_a_run(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ways: dict[str, dict[str, Any]] = {
         "dynamic": {"format": "safetensors"},
         "frozen, fine-tuned": {"format": "safetensors", "freeze": True, "finetune": True},
     }
     monkeypatch.setattr(deployment, "VARIANTS", ways)
-    train(tiny_config(tmp_path, epochs=1), quiet=True)
-    run, results = tmp_path / "run", tmp_path / "results/deployment.csv"
+    results = tmp_path / "results/deployment.csv"
     bench_deployment(DeploymentConfig((run,), results=results))
-    rows = {row["variant"]: row for row in rows_of(results)}
+    rows = {row["variant"]: row for row in read_csv(results)}
     assert list(rows) == ["dynamic", "frozen, fine-tuned", CONTROL]
     measured = RunFolder.open(run).read_json(run / "summary.json")["test"]["accuracy"]
     assert float(rows["dynamic"]["test_accuracy"]) == pytest.approx(measured)
@@ -46,12 +46,11 @@ def test_a_row_for_each_way_of_deploying_a_run(tmp_path: Path, monkeypatch: pyte
     assert (run / "continued").is_dir()
 
 
-def test_a_row_for_each_file_that_agrees(tmp_path: Path) -> None:
-    train(tiny_config(tmp_path, epochs=1), quiet=True)
+def test_a_row_for_each_file_that_agrees(run: Path, tmp_path: Path) -> None:
     results = tmp_path / "parity.csv"
-    config = ParityConfig((str(tmp_path / "run"),), ("torch", "safetensors"), images=20, results=results)
+    config = ParityConfig((str(run),), ("torch", "safetensors"), images=20, results=results)
     bench_parity(config)
-    rows = rows_of(results)
+    rows = read_csv(results)
     assert [(row["format"], row["selections"]) for row in rows] == [
         ("torch", "dynamic"),
         ("torch", "fixed"),

@@ -88,10 +88,11 @@ def test_bad_flags_exit_with_two(arguments: list[str], capsys: pytest.CaptureFix
         (["train", "--recipe", "nope"], "no recipe 'nope'"),
         (["train", "--recipe=nope"], "no recipe 'nope'"),
         (["train", "--model", "hadaptive_net_x"], "did you mean hadaptive_net_"),
-        (["train", "--resume", "nowhere"], "no run folder"),
+        (["train", "--resume", "nowhere"], "there is no run folder nowhere"),
         (["train", "--resume", "nowhere", "--epochs", "3"], "leave out --epochs"),
-        (["evaluate", "nowhere"], "no run folder"),
-        (["predict", "nowhere", str(Path(__file__))], "no run folder"),
+        (["evaluate", "nowhere"], "there is no run folder nowhere"),
+        (["evaluate", str(Path(__file__).parent)], "is not a run folder: it has no config.json"),
+        (["predict", "nowhere", str(Path(__file__))], "there is no run folder nowhere"),
         (["info", "resnet_nope"], "no model 'resnet_nope'"),
         (["info", "spec.json"], "no network spec file"),
         (["bench"], "hadaptive bench accuracy"),
@@ -110,7 +111,7 @@ def test_bad_input_is_one_sentence(
 
 
 def test_traceback_on_demand() -> None:
-    with pytest.raises(ValueError, match="no run folder"):
+    with pytest.raises(ValueError, match="there is no run folder nowhere"):
         cli.main(["--traceback", "evaluate", "nowhere"])
 
 

@@ -22,8 +22,8 @@ def network(
     order: str = "rank",
     alpha: float = 0.7,
     stage1: ConvSpec = ConvSpec(10, 2, 2),  # noqa: B008
-    halve: int = 1,
-    kernel: int | None = None,
+    stride: int = 1,
+    kernel: int = 3,
 ) -> HadaptiveNet:
     """A small network whose every constant is something else than its start value."""
     spec = NetSpec(
@@ -31,7 +31,7 @@ def network(
         stem=ConvSpec(8, 2, 2, act=False),
         stage1=(stage1,),
         stages=(
-            (ghost(1.5, kernel or (2 if halve == 2 else 3), 12, halve), ach(k, 3, 12, norm=norm)),
+            (ghost(1.5, kernel, 12, stride), ach(k, 3, 12, norm=norm)),
             (inverted(2, 2, 14, 2), ach(k, 5, 14, norm=norm)),
         ),
         last_channels=20,
@@ -168,7 +168,7 @@ def test_two_convolutions_at_the_input_are_one(size: int) -> None:
 
 @pytest.mark.parametrize("size", [16, 17, 18, 19])
 def test_cheap_convolutions_are_part_of_the_next_one_where_the_map_is_halved(size: int) -> None:
-    model = network(halve=2)
+    model = network(stride=2, kernel=2)
     net = fold(model)
     x = torch.randn(2, 3, size, size)
     assert merge(net).startswith("merge: 1 convolutions at the input and 1 cheap ones")
@@ -178,7 +178,7 @@ def test_cheap_convolutions_are_part_of_the_next_one_where_the_map_is_halved(siz
     first = next(iter(net.blocks()))
     assert conv_of(first.derived_depthwise).kernel_size == (4, 4)
     # With padding between the two, the border is another function.
-    padded = fold(network(halve=2, kernel=3))
+    padded = fold(network(stride=2, kernel=3))
     assert "and 0 cheap ones" in merge(padded)
 
 

@@ -24,7 +24,7 @@ from hadaptive.data import Preprocessing
 from hadaptive.export.formats import SUFFIXES, check_format, write
 from hadaptive.export.int8 import quantise
 from hadaptive.export.passes import prepare
-from hadaptive.export.proof import file_size
+from hadaptive.export.proof import UNTRAINED, file_size
 from hadaptive.export.untrained import liven
 from hadaptive.info import inspect_network
 from hadaptive.models import HadaptiveNet, create_model
@@ -32,7 +32,6 @@ from hadaptive.nn import expansions
 from hadaptive.provenance import provenance
 from hadaptive.runs import append_csv, card_for, read_csv
 
-TOLERANCE = 1e-3  # of the largest logit, of random weights
 VARIANTS = ("frozen", "int8")
 Isa = Literal["native", "avx2"]
 
@@ -118,7 +117,7 @@ def bench_latency(config: LatencyBenchConfig) -> list[dict[str, Any]]:
                 for _, name in itertools.product(range(config.rounds), models):
                     answer = _session(name, files[name], data[batch][name], runtime, count, config)
                     # A quantised network is another function, whose accuracy is measured elsewhere.
-                    if not name.endswith(":int8") and not answer["error"] < TOLERANCE:
+                    if not name.endswith(":int8") and not answer["error"] < UNTRAINED.tolerance:
                         raise ValueError(
                             f"{name} in {runtime} computes something else (relative error {answer['error']:.1e}): "
                             "its rows are not written"

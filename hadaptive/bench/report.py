@@ -106,8 +106,11 @@ def networks_table(rows: Rows) -> str:
 RIVALS = ("mobilenetv4_conv_small", "mobilenetv4_conv_medium")
 
 
-def _latencies(rows: Rows) -> tuple[dict[tuple[str, str], dict[str, str]], dict[tuple[str, str], list[str]]]:
-    """The rows of each setting's last session by setting and network, and their ratios to the two rivals."""
+Latencies = dict[tuple[str, str], dict[str, str]]
+
+
+def _latencies(rows: Rows) -> Latencies:
+    """The rows of each setting's last session, by setting and network."""
     places = ("runtime", "isa", "threads", "batch", "image_size")
     sessions = {tuple(row[key] for key in places): row["session"] for row in rows}
     latest = [row for row in rows if row["session"] == sessions[tuple(row[key] for key in places)]]
@@ -115,21 +118,23 @@ def _latencies(rows: Rows) -> tuple[dict[tuple[str, str], dict[str, str]], dict[
     for (runtime, isa, threads, batch, size, model), row in _last(latest, (*places, "model")).items():
         where = f"{runtime}{'' if isa == 'native' else f' ({isa})'}, {threads} thread{'s' * (threads != '1')}"
         found[f"{where}, batch {batch}, {size}x{size}", model] = row
-    ratios = {}
-    for (case, model), row in found.items():
-        rivals = [found.get((case, rival)) for rival in RIVALS]
-        ratios[case, model] = ["" if rival is None else f"{_ratio(row, rival):.2f}" for rival in rivals]
-    return found, ratios
+    return found
+
+
+def _against_rivals(found: Latencies, case: str, model: str) -> list[str]:
+    """A network's ratio to each rival; empty where that was not measured."""
+    rivals = [found.get((case, rival)) for rival in RIVALS]
+    return ["" if rival is None else f"{_ratio(found[case, model], rival):.2f}" for rival in rivals]
 
 
 def latency_table(rows: Rows) -> str:
     """Whole networks in deployment runtimes: medians, quartiles, and ratios to two rivals of the last session."""
-    found, ratios = _latencies(rows)
+    found = _latencies(rows)
     lines = []
     for (case, model), row in found.items():
         spread = f"{float(row['lower_quartile_ms']):.2f} to {float(row['upper_quartile_ms']):.2f}"
         stored = f"{int(row['bytes']) / 2**20:.1f}" if row["bytes"] else ""
-        figures = [f"{float(row['median_ms']):.2f}", spread, *ratios[case, model]]
+        figures = [f"{float(row['median_ms']):.2f}", spread, *_against_rivals(found, case, model)]
         lines.append([case, _short(model), *figures, f"{int(row['macs']) / 1e6:.0f}", stored])
     header = ["runtime", "model", "ms", "quartiles", *(f"/ {rival}" for rival in RIVALS), "MMACs", "MiB"]
     return markdown_table(header, lines)
@@ -137,14 +142,18 @@ def latency_table(rows: Rows) -> str:
 
 def latency_summary(rows: Rows) -> str:
     """The same with a line for each network and a column for each setting: median (ratio to each rival)."""
-    found, ratios = _latencies(rows)
+    found = _latencies(rows)
     cases = list(dict.fromkeys(case for case, _ in found))
     lines = []
     for model in dict.fromkeys(model for _, model in found):
         cells = []
         for case in cases:
-            row, known = found.get((case, model)), ", ".join(filter(None, ratios.get((case, model), ())))
-            cells.append("" if row is None else f"{float(row['median_ms']):.2f}" + f" ({known})" * bool(known))
+            if (case, model) not in found:
+                cells.append("")
+                continue
+            ratios = ", ".join(filter(None, _against_rivals(found, case, model)))
+            median = f"{float(found[case, model]['median_ms']):.2f}"
+            cells.append(f"{median} ({ratios})" if ratios else median)
         lines.append([_short(model), *cells])
     return markdown_table(["ms (ratio to each rival)", *cases], lines)
 

@@ -127,8 +127,10 @@ def export_command(config: ExportConfig) -> dict[str, Any]:
             )
     if not output.parent.is_dir():
         raise ValueError(f"there is no folder {output.parent} to write {output.name} into")
-    if config.freeze and not isinstance(network, HadaptiveNet):
-        raise ValueError(f"{config.source} is no Hadaptive-Net and has no selections to freeze")
+    if config.freeze and (not isinstance(network, HadaptiveNet) or _selects_nothing(network)):
+        raise ValueError(
+            f"{config.source} has no selections to freeze, or they are fixed already: leave out --freeze"
+        )
     parts = create_data(training, create_accelerator(training))
     if not parts.names:
         raise ValueError(f"{training.data} is a stream, which an export cannot sample: pass a folder as --data")
@@ -141,8 +143,7 @@ def export_command(config: ExportConfig) -> dict[str, Any]:
     if config.freeze:
         assert isinstance(network, HadaptiveNet)
         network = _frozen(network, card, parts, config, about)
-    layers = expansions(network).values()
-    about["frozen"] = bool(layers) and all(isinstance(layer.select, FixedSelection) for layer in layers)
+    about["frozen"] = bool(expansions(network)) and _selects_nothing(network)
     deployed, about["passes"] = network, []
     if config.format != "safetensors" and isinstance(network, HadaptiveNet):
         deployed, about["passes"] = prepare(network, config.align)
@@ -185,6 +186,10 @@ def export_command(config: ExportConfig) -> dict[str, Any]:
             f"{ties}); see {proof}"
         )
     return {**about, **figures, "file": str(output)}
+
+
+def _selects_nothing(network: nn.Module) -> bool:
+    return all(isinstance(layer.select, FixedSelection) for layer in expansions(network).values())
 
 
 def _write(net: nn.Module, path: Path, card: ModelCard, config: ExportConfig, about: dict[str, Any]) -> None:
@@ -264,8 +269,6 @@ def _frozen(
     network: nn.Module, card: ModelCard, parts: DataParts, config: ExportConfig, about: dict[str, Any]
 ) -> nn.Module:
     """The network with fixed selections, if they cost little enough."""
-    if all(isinstance(layer.select, FixedSelection) for layer in expansions(network).values()):
-        raise ValueError(f"there is no selection in {config.source} that is not fixed already: leave out --freeze")
     calibration = calibrate(network, _images(parts, card, config.calibration, "train"))
     frozen = freeze(network, calibration)
     about["layers"] = {name: layer.summary() for name, layer in calibration.items()}
