@@ -2,6 +2,7 @@
 
 import json
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -11,11 +12,17 @@ import tyro
 
 from hadaptive import __version__
 from hadaptive.bench.commands import BENCHMARKS
+from hadaptive.errors import UserError
 from hadaptive.search.config import StudyConfig
 from hadaptive.search.runtimes import Setting
 from hadaptive.train.config import RECIPES, TrainConfig
 
 Positional = tyro.conf.Positional
+FAULT_STATUS = 70  # as sysexits.h has it for an internal fault
+FAULT = (
+    "this is a fault of hadaptive, not of your input: please report it where you got hadaptive from, with the "
+    "lines above, the command, and what 'hadaptive doctor' prints"
+)
 
 
 @dataclass(frozen=True)
@@ -209,7 +216,7 @@ def _refuse_settings(command: Any, default: Any, config: type) -> None:
     """A resumed run has all its settings already."""
     extra = [f.name for f in fields(config) if getattr(command, f.name) != getattr(default, f.name)]
     if extra:
-        raise ValueError(f"--resume takes every setting from the run: leave out --{extra[0].replace('_', '-')}")
+        raise UserError(f"--resume takes every setting from the run: leave out --{extra[0].replace('_', '-')}")
 
 
 def _latency(arguments: list[str]) -> None:
@@ -302,14 +309,14 @@ def _doctor(arguments: list[str]) -> None:
     print_diagnosis(checks)
     failed = [f"{check.operator} on {check.device}" for check in checks if not check.passed]
     if failed:
-        raise ValueError(
+        raise UserError(
             f"{', '.join(failed)} failed the check; until it is mended, use hadaptive.ops.backend('reference')"
         )
 
 
 def _bench(arguments: list[str]) -> None:
     if not arguments or arguments[0] not in BENCHMARKS:
-        raise ValueError(f"say which: {' or '.join(f'hadaptive bench {name}' for name in BENCHMARKS)}")
+        raise UserError(f"say which: {' or '.join(f'hadaptive bench {name}' for name in BENCHMARKS)}")
     BENCHMARKS[arguments[0]](arguments[1:])
 
 
@@ -351,10 +358,10 @@ def _usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; the exit status is 0, 1 (bad input or a failed run), 2 (bad flags) or 130 (interrupted)."""
+    """Run one command; the exit status is 0, 1 (bad input), 2 (bad flags), 70 (our fault) or 130."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    traceback = "--traceback" in arguments[:1]
-    if traceback:
+    show_traceback = "--traceback" in arguments[:1]
+    if show_traceback:
         arguments = arguments[1:]
     if arguments[:1] == ["--version"]:
         print(__version__)
@@ -375,9 +382,13 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except ValueError as error:
-        if traceback:
+    except UserError as error:
+        if show_traceback:
             raise
         print(f"hadaptive {arguments[0]}: {error}", file=sys.stderr)
         return 1
+    except Exception:
+        traceback.print_exc()
+        print(FAULT, file=sys.stderr)
+        return FAULT_STATUS
     return 0

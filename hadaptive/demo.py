@@ -27,7 +27,7 @@ def run_demo(output: Path | None = None, *, epochs: int | None = None) -> dict[s
         The training summary, with the contact sheet's path under "sheet".
 
     Raises:
-        ValueError: the folder exists.
+        UserError: the folder exists.
     """
     output = output or Path("runs") / f"demo-{datetime.now():%Y%m%d-%H%M%S}"
     changes = {} if epochs is None else {"epochs": epochs}

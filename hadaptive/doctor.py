@@ -11,9 +11,9 @@ from torch import Tensor
 
 from hadaptive import ops
 from hadaptive.console import console
+from hadaptive.errors import first_line
 from hadaptive.ops import num_pairs, reference
 from hadaptive.provenance import device_name
-from hadaptive.runs import first_line
 
 PACKAGES = ("hadaptive", "torch", "torchvision", "timm", "accelerate", "numba", "triton")
 TOLERANCE = 1e-4  # float32 against float64, relative to the largest value

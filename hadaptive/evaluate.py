@@ -7,9 +7,11 @@ from typing import Any, Literal
 import torch
 
 from hadaptive.console import console
+from hadaptive.errors import UserError
+from hadaptive.files import write_atomically, write_csv, write_json
 from hadaptive.metrics import Evaluation, evaluate_model
 from hadaptive.pictures import plot_confusion
-from hadaptive.runs import RunFolder, write_atomically, write_csv, write_json
+from hadaptive.runs import RunFolder
 from hadaptive.train.config import TrainConfig
 from hadaptive.train.setup import create_accelerator, create_data
 
@@ -38,7 +40,7 @@ def evaluate_run(
         The evaluation, the class names, and the paths of the files written.
 
     Raises:
-        ValueError: no such run, weights or part, or other data than it was trained on.
+        UserError: no such run, weights or part, or other data than it was trained on.
     """
     run = RunFolder.open(path)
     config = TrainConfig.from_dict(run.read_json(run.config))
@@ -56,7 +58,7 @@ def evaluate_run(
     parts.check_classes(card.classes, config.data)
     loader = parts.test if split == "test" else parts.validation
     if loader is None:
-        raise ValueError(f"{config.data} has no test part; try --split validation")
+        raise UserError(f"{config.data} has no test part; try --split validation")
     evaluation = evaluate_model(
         accelerator.prepare(model),
         loader,

@@ -13,9 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hadaptive import ops
 from hadaptive.console import console
+from hadaptive.errors import UserError, first_line
 from hadaptive.models import create_model, spec_of
 from hadaptive.nn import AdaptiveBottleneck, AdaptiveCrossHadamard, GhostExpansion, InvertedExpansion
-from hadaptive.runs import RunFolder, first_line
+from hadaptive.runs import RunFolder
 
 
 class _ProductCounter(TorchDispatchMode):
@@ -112,7 +113,7 @@ def inspect_network(model: nn.Module, input_size: tuple[int, int, int]) -> Netwo
     """Count one image's worth of everything, on the plain-PyTorch path and in eval mode.
 
     Raises:
-        ValueError: the network cannot take images of this size.
+        UserError: the network cannot take images of this size.
     """
     was_training = model.training
     model.eval()
@@ -143,7 +144,7 @@ def inspect_network(model: nn.Module, input_size: tuple[int, int, int]) -> Netwo
         with ops.backend("reference"), flops, counter:
             model(image)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"the network cannot take images of {input_size}: {first_line(error)}") from None
+        raise UserError(f"the network cannot take images of {input_size}: {first_line(error)}") from None
     finally:
         for handle in handles:
             handle.remove()
@@ -186,7 +187,7 @@ def info_command(
     """Build the network that is meant (timm name, spec file or run folder) and print its figures.
 
     Raises:
-        ValueError: no such model, or it cannot take such images.
+        UserError: no such model, or it cannot take such images.
     """
     if Path(model).is_dir():
         card = RunFolder.open(model).read_card()
@@ -205,9 +206,9 @@ def info_command(
     if save_spec is not None:
         spec = spec_of(network)
         if spec is None:
-            raise ValueError(f"{model} is not a Hadaptive-Net and has no spec to save")
+            raise UserError(f"{model} is not a Hadaptive-Net and has no spec to save")
         if save_spec.exists():
-            raise ValueError(f"{save_spec} exists already and is not overwritten")
+            raise UserError(f"{save_spec} exists already and is not overwritten")
         spec.save(save_spec)
     size = image_size or 224
     info = inspect_network(network, (in_chans or 3, size, size))

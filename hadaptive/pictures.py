@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from hadaptive.runs import write_atomically
+from hadaptive.files import write_atomically
 
 
 def plot_confusion(matrix: Tensor, classes: list[str], path: Path, title: str) -> None:

@@ -13,8 +13,9 @@ from torch import Tensor
 from hadaptive.console import console
 from hadaptive.data import Preprocessing, decode, eval_transform, to_eight_bit
 from hadaptive.data.files import is_image
+from hadaptive.errors import UserError, first_line
 from hadaptive.pictures import contact_sheet
-from hadaptive.runs import ModelCard, RunFolder, first_line
+from hadaptive.runs import ModelCard, RunFolder
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
     """The files named, and the images (by suffix) in the folders named, at any depth, in order.
 
     Raises:
-        ValueError: a path does not exist, or there is no image at all.
+        UserError: a path does not exist, or there is no image at all.
     """
     found: list[Path] = []
     paths = [Path(path) for path in paths]
@@ -46,9 +47,9 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
         elif path.is_file():
             found.append(path)
         else:
-            raise ValueError(f"there is no file or folder {path}")
+            raise UserError(f"there is no file or folder {path}")
     if not found:
-        raise ValueError(f"there are no images in {', '.join(map(str, paths))}")
+        raise UserError(f"there are no images in {', '.join(map(str, paths))}")
     return found
 
 
@@ -78,10 +79,10 @@ def predict_images(
         batch_size: images per forward pass.
 
     Raises:
-        ValueError: top is not positive.
+        UserError: top is not positive.
     """
     if top < 1:
-        raise ValueError(f"top must be at least 1, got {top}")
+        raise UserError(f"top must be at least 1, got {top}")
     transform = eval_transform(preprocessing)
     for batch in _batches(list(images), batch_size):
         tensors: list[Tensor] = []
@@ -106,7 +107,7 @@ def _open(path: Path, weights: str | None, trust: bool) -> tuple[Callable[[Tenso
     if not path.is_file():
         return RunFolder.open(path).load_model(weights or "best")
     if weights is not None:
-        raise ValueError(f"--weights is of a run folder, and {path} is one file: leave it out")
+        raise UserError(f"--weights is of a run folder, and {path} is one file: leave it out")
     from hadaptive.export.formats import load
 
     run, card = load(path, trust=trust)
@@ -126,15 +127,15 @@ def predict_command(
     """Predict and print: a table, or a JSON object per line; optionally a contact sheet.
 
     Raises:
-        ValueError: no such run, exported file or images, the sheet exists, or not one image could be read.
+        UserError: no such run, exported file or images, the sheet exists, or not one image could be read.
     """
     from rich.table import Table
 
     images = find_images(paths)
     if sheet is not None and sheet.exists():
-        raise ValueError(f"{sheet} exists already and is not overwritten: choose another --sheet")
+        raise UserError(f"{sheet} exists already and is not overwritten: choose another --sheet")
     if sheet is not None and not sheet.parent.is_dir():
-        raise ValueError(f"there is no folder {sheet.parent} to write {sheet.name} into")
+        raise UserError(f"there is no folder {sheet.parent} to write {sheet.name} into")
     model, card = _open(run_path, weights, trust)
     table = Table("image", "class", "probability")
     tiles: list[tuple[Image.Image, str, bool | None]] = []
@@ -157,4 +158,4 @@ def predict_command(
     if sheet is not None and tiles:
         contact_sheet(tiles, sheet, f"predictions of {card.model}")
     if failed == len(images):
-        raise ValueError("not one of the images could be read")
+        raise UserError("not one of the images could be read")

@@ -10,10 +10,7 @@ checkpoint.pt        all state needed to go on exactly; removed when training is
 curves.png, summary.json, skipped_images.txt
 """
 
-import csv
 import json
-import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,33 +21,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from hadaptive.data import Preprocessing
+from hadaptive.errors import UserError, first_line
+from hadaptive.files import append_csv, read_csv, write_atomically, write_csv
 from hadaptive.models import NetSpec, create_model, spec_of
 
 METADATA_KEY = "hadaptive"  # of what exported files say about themselves
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, then put it in place in one step."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    write(temporary)
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message that says something, or its kind where there is none."""
-    lines = [line for line in str(error).splitlines() if line and not line.startswith("Exception from ")]
-    return lines[0] if lines else type(error).__name__
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write JSON atomically."""
-
-    def write(temporary: Path) -> None:
-        temporary.write_text(json.dumps(data, indent=1) + "\n")
-
-    write_atomically(path, write)
 
 
 @dataclass(frozen=True)
@@ -104,7 +79,7 @@ def open_weights(path: Path) -> tuple[nn.Module, ModelCard]:
     """The network in eval mode that ``hadaptive export --format safetensors`` wrote, and its card.
 
     Raises:
-        ValueError: it is damaged, or another program wrote it.
+        UserError: it is damaged, or another program wrote it.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -112,9 +87,7 @@ def open_weights(path: Path) -> tuple[nn.Module, ModelCard]:
         network = card.create_model()
         network.load_state_dict(load_file(path))
     except Exception as error:  # safetensors raises its own class for a damaged file
-        raise ValueError(
-            f"{path} is damaged or was not written by hadaptive export: {first_line(error)}"
-        ) from None
+        raise UserError(f"{path} is damaged or was not written by hadaptive export: {first_line(error)}") from None
     return network.eval(), card
 
 
@@ -137,18 +110,18 @@ class RunFolder:
         """Make a new run folder.
 
         Raises:
-            ValueError: something is there already; runs are never overwritten.
+            UserError: something is there already; runs are never overwritten.
         """
         run = cls(path)
         try:
             run.path.mkdir(parents=True)
         except FileExistsError:
-            raise ValueError(
+            raise UserError(
                 f"{path} exists already and is never overwritten: choose another --output, "
                 f"or continue it with --resume {path}"
             ) from None
         except OSError as error:
-            raise ValueError(f"the run folder {path} cannot be made: {error.strerror}") from None
+            raise UserError(f"the run folder {path} cannot be made: {error.strerror}") from None
         return run
 
     @classmethod
@@ -156,13 +129,13 @@ class RunFolder:
         """Open an existing run.
 
         Raises:
-            ValueError: `path` is not a run folder.
+            UserError: `path` is not a run folder.
         """
         run = cls(path)
         if not run.path.exists():
-            raise ValueError(f"there is no run folder {path}")
+            raise UserError(f"there is no run folder {path}")
         if not run.config.is_file():
-            raise ValueError(f"{path} is not a run folder: it has no config.json")
+            raise UserError(f"{path} is not a run folder: it has no config.json")
         return run
 
     def weights(self, which: str = "best") -> Path:
@@ -173,25 +146,25 @@ class RunFolder:
         """The content of one of the run's JSON files.
 
         Raises:
-            ValueError: it is missing or damaged.
+            UserError: it is missing or damaged.
         """
         try:
             return json.loads(path.read_text())
         except FileNotFoundError:
-            raise ValueError(f"{self.path} has no {path.name}: the run did not get that far") from None
+            raise UserError(f"{self.path} has no {path.name}: the run did not get that far") from None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is damaged: {error}") from None
+            raise UserError(f"{path} is damaged: {error}") from None
 
     def read_card(self) -> ModelCard:
         """The run's model card.
 
         Raises:
-            ValueError: it is missing or damaged.
+            UserError: it is missing or damaged.
         """
         try:
             return ModelCard.from_dict(self.read_json(self.card))
         except (KeyError, TypeError) as error:
-            raise ValueError(f"{self.card} is damaged: {error}") from None
+            raise UserError(f"{self.card} is damaged: {error}") from None
 
     def save_weights(self, model: nn.Module, which: str) -> None:
         """Write all parameters and buffers as safetensors, atomically."""
@@ -202,17 +175,17 @@ class RunFolder:
         """The trained network in eval mode on the CPU, and its card.
 
         Raises:
-            ValueError: the run has no such weights, or they do not fit its spec.
+            UserError: the run has no such weights, or they do not fit its spec.
         """
         card = self.read_card()
         path = self.weights(which)
         if not path.is_file():
-            raise ValueError(f"{self.path} has no {path.name}: it has not finished an epoch yet")
+            raise UserError(f"{self.path} has no {path.name}: it has not finished an epoch yet")
         model = card.create_model()
         try:
             model.load_state_dict(load_file(path))
         except Exception as error:  # safetensors raises its own class for a damaged file
-            raise ValueError(f"{path} does not hold the weights of {card.model}: {first_line(error)}") from None
+            raise UserError(f"{path} does not hold the weights of {card.model}: {first_line(error)}") from None
         return model.eval(), card
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
@@ -223,14 +196,14 @@ class RunFolder:
         """Read the resumable state; tensors and plain data only, nothing is unpickled.
 
         Raises:
-            ValueError: there is none, or it is damaged.
+            UserError: there is none, or it is damaged.
         """
         if not self.checkpoint.is_file():
-            raise ValueError(f"{self.path} has no checkpoint to resume from")
+            raise UserError(f"{self.path} has no checkpoint to resume from")
         try:
             return torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         except Exception as error:  # zip, pickle and torch errors alike
-            raise ValueError(f"{self.checkpoint} is damaged: {first_line(error)}") from None
+            raise UserError(f"{self.checkpoint} is damaged: {first_line(error)}") from None
 
     def append_rows(self, path: Path, rows: list[dict[str, Any]]) -> None:
         """Append rows to one of the run's CSV files; the first row sets the columns."""
@@ -243,42 +216,6 @@ class RunFolder:
             kept = [row for row in rows if int(row["epoch"]) < epoch]
             if len(kept) < len(rows):
                 write_atomically(path, lambda p, kept=kept, rows=rows: write_csv(p, kept, list(rows[0])))
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file, none if there is no such file."""
-    if not path.is_file():
-        return []
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def write_csv(path: Path, rows: list[dict[str, Any]], columns: list[str]) -> None:
-    """Write a whole CSV file."""
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def append_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Append rows to a CSV file, with a header if it is new.
-
-    Raises:
-        ValueError: the file has other columns.
-    """
-    if not rows:
-        return
-    new = not path.is_file() or path.stat().st_size == 0
-    if not new:
-        with open(path, newline="") as file:
-            if next(csv.reader(file)) != list(rows[0]):
-                raise ValueError(f"{path} has other columns, from another version: move it away")
-    with open(path, "a", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
 
 
 def card_for(model_name: str, model: nn.Module, classes: list[str], preprocessing: Preprocessing) -> ModelCard:

@@ -7,7 +7,7 @@ from tiny import tiny_config, tiny_spec
 
 from hadaptive.bench import accuracy
 from hadaptive.bench.accuracy import AccuracyConfig, bench_accuracy, print_accuracy
-from hadaptive.runs import read_csv
+from hadaptive.files import read_csv
 from hadaptive.train import RECIPES, Trainer, TrainingInterruptedError
 from hadaptive.train.config import Recipe
 

@@ -9,7 +9,8 @@ from tiny import tiny_config
 from hadaptive.bench import deployment
 from hadaptive.bench.deployment import CONTROL, DeploymentConfig, ParityConfig, bench_deployment, bench_parity
 from hadaptive.cli import main
-from hadaptive.runs import RunFolder, read_csv
+from hadaptive.files import read_csv
+from hadaptive.runs import RunFolder
 from hadaptive.train import train
 
 # Libraries' own, while they export.

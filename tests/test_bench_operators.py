@@ -12,8 +12,8 @@ from hadaptive.bench import operators
 from hadaptive.bench.networks import NetworksConfig, bench_networks
 from hadaptive.bench.operators import OpsConfig, SlicedExpansion, bench_ops, saved_bytes
 from hadaptive.bench.timing import interleaved
+from hadaptive.files import read_csv
 from hadaptive.nn import CrossHadamardExpansion
-from hadaptive.runs import read_csv
 
 
 def test_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

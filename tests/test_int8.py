@@ -18,7 +18,8 @@ from hadaptive.export.deploy import fold
 from hadaptive.export.formats import load, write
 from hadaptive.export.passes import prepare
 from hadaptive.export.sensitivity import fake_quantise, layers, rounded_weight, sensitivity
-from hadaptive.runs import ModelCard, read_csv
+from hadaptive.files import read_csv
+from hadaptive.runs import ModelCard
 from hadaptive.train import train
 
 # Libraries' own, while they export and quantise.

@@ -9,9 +9,10 @@ from PIL import Image
 from tiny import TINY
 
 from hadaptive.data import Preprocessing, decode, eval_transform
+from hadaptive.files import write_json
 from hadaptive.models import create_model
 from hadaptive.predict import find_images, predict_command, predict_images
-from hadaptive.runs import RunFolder, card_for, write_json
+from hadaptive.runs import RunFolder, card_for
 
 CLASSES = ["cat", "dög", "a bird"]
 PREPROCESSING = Preprocessing(image_size=8)

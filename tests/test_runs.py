@@ -7,17 +7,10 @@ import pytest
 from tiny import TINY
 
 from hadaptive.data import Preprocessing
+from hadaptive.errors import first_line
+from hadaptive.files import append_csv, read_csv, write_atomically, write_json
 from hadaptive.models import create_model
-from hadaptive.runs import (
-    ModelCard,
-    RunFolder,
-    append_csv,
-    card_for,
-    first_line,
-    read_csv,
-    write_atomically,
-    write_json,
-)
+from hadaptive.runs import ModelCard, RunFolder, card_for
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:

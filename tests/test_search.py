@@ -11,8 +11,8 @@ import torch
 from processes import launch, run_python
 
 from hadaptive.cli import main
+from hadaptive.files import read_csv
 from hadaptive.models.spec import ConvSpec, NetSpec, ach, ghost
-from hadaptive.runs import read_csv
 from hadaptive.search import (
     LatencyTable,
     SearchConfig,

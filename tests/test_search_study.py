@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from hadaptive.cli import main
+from hadaptive.files import read_csv
 from hadaptive.models import NetSpec
 from hadaptive.models.spec import ConvSpec, ach, ghost, inverted
-from hadaptive.runs import read_csv
 from hadaptive.search import (
     LatencyTable,
     SearchSpace,

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from tiny import tiny_config, tiny_spec
 from torch import nn
 
-from hadaptive.runs import RunFolder, read_csv
+from hadaptive.files import read_csv
+from hadaptive.runs import RunFolder
 from hadaptive.train import NonFiniteLossError, TrainConfig, Trainer, TrainingInterruptedError, resume, train
 from hadaptive.train.finite import first_non_finite
 from hadaptive.train.setup import create_accelerator

@@ -6,8 +6,9 @@ from typing import Any
 
 import hadaptive.bench.textbook  # noqa: F401  (registers the published S)
 from hadaptive.console import console
+from hadaptive.errors import UserError
+from hadaptive.files import append_csv, read_csv
 from hadaptive.metrics import mean_interval
-from hadaptive.runs import append_csv, read_csv
 from hadaptive.train import TrainConfig, train_or_resume
 
 RIVALS = (
@@ -45,7 +46,7 @@ def bench_accuracy(config: AccuracyConfig) -> list[dict[str, Any]]:
     """Run what is missing and return all rows of this recipe.
 
     Raises:
-        ValueError: no such recipe or model.
+        UserError: no such recipe or model.
     """
     results = config.results or Path("benchmarks/results") / f"accuracy-{config.recipe}.csv"
     for seed in config.seeds:
@@ -66,7 +67,7 @@ def bench_accuracy(config: AccuracyConfig) -> list[dict[str, Any]]:
 def _row(summary: dict[str, Any]) -> dict[str, Any]:
     test = summary["test"]
     if test is None:
-        raise ValueError(f"{summary['data']} has no test part to compare on")
+        raise UserError(f"{summary['data']} has no test part to compare on")
     keys = ("model", "seed", "recipe", "data", "parameters", "train_images", "epochs", "weights")
     where = ("train_seconds", "device", "cores", "threads", "python", "torch", "timm", "hadaptive", "commit")
     return {

@@ -9,12 +9,14 @@ from typing import Any, get_args
 
 import tyro
 
+from hadaptive.errors import UserError
 from hadaptive.evaluate import evaluate_run
 from hadaptive.export.command import ExportConfig, export_command
 from hadaptive.export.formats import SUFFIXES, Format, load
 from hadaptive.export.proof import accuracy_of
+from hadaptive.files import append_csv
 from hadaptive.provenance import provenance
-from hadaptive.runs import RunFolder, append_csv
+from hadaptive.runs import RunFolder
 from hadaptive.train import TrainConfig, train_or_resume
 from hadaptive.train.setup import create_accelerator, create_data
 
@@ -47,10 +49,10 @@ def bench_deployment(config: DeploymentConfig) -> list[dict[str, Any]]:
     """A row for each run and way of deploying it, appended as they are measured; returns them.
 
     Raises:
-        ValueError: a run is none, has no test part, or its data have moved.
+        UserError: a run is none, has no test part, or its data have moved.
     """
     if not config.runs or config.epochs < 1:
-        raise ValueError("name the run folders to export, and train on for at least one epoch")
+        raise UserError("name the run folders to export, and train on for at least one epoch")
     rows = []
     config.results.parent.mkdir(parents=True, exist_ok=True)
     for path in config.runs:
@@ -59,7 +61,7 @@ def bench_deployment(config: DeploymentConfig) -> list[dict[str, Any]]:
         plain = dataclasses.replace(training, cpu=True, workers=0)
         parts = create_data(plain, create_accelerator(plain))
         if parts.test is None or parts.names.get("test") is None:
-            raise ValueError(f"{path} has no test part to measure on")
+            raise UserError(f"{path} has no test part to measure on")
         card = run.read_card()
         batches = [(images[bad < 0], targets[bad < 0]) for images, targets, bad in parts.test]
         accuracies: dict[str, float] = {}
@@ -125,10 +127,10 @@ def bench_parity(config: ParityConfig) -> list[dict[str, Any]]:
     """A row for each file, appended as it is compared; returns them.
 
     Raises:
-        ValueError: a source cannot be exported, or a file computes something else.
+        UserError: a source cannot be exported, or a file computes something else.
     """
     if not config.sources:
-        raise ValueError("name the networks to export")
+        raise UserError("name the networks to export")
     rows = []
     config.results.parent.mkdir(parents=True, exist_ok=True)
     for source, form, frozen in itertools.product(config.sources, config.formats, (False, True)):

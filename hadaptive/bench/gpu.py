@@ -15,6 +15,7 @@ import torch
 from hadaptive.bench.networks import NetworksConfig, bench_networks
 from hadaptive.bench.operators import OpsConfig, bench_ops
 from hadaptive.doctor import diagnose, print_diagnosis
+from hadaptive.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -23,19 +24,19 @@ def bench_gpu(results: Path) -> None:
     """Check, then time, then write rows to the folder `results`.
 
     Raises:
-        ValueError: there is no GPU, or a kernel computes something wrong.
+        UserError: there is no GPU, or a kernel computes something wrong.
     """
     if not torch.cuda.is_available():
-        raise ValueError("there is no GPU that PyTorch can use here")
+        raise UserError("there is no GPU that PyTorch can use here")
     checks = diagnose()
     print_diagnosis(checks)
     if not all(check.passed for check in checks):
-        raise ValueError("the doctor's checks failed: nothing was timed")
+        raise UserError("the doctor's checks failed: nothing was timed")
     tests = ROOT / "tests" / "test_triton.py"
     if importlib.util.find_spec("pytest") and tests.is_file():
         done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", str(tests)], cwd=ROOT)
         if done.returncode:
-            raise ValueError("the tests of the Triton kernels failed: nothing was timed")
+            raise UserError("the tests of the Triton kernels failed: nothing was timed")
     for dtype in ("bfloat16", "float32"):
         bench_ops(OpsConfig(results=results / "ops-gpu.csv", device="cuda", dtype=dtype, rounds=50, sweep=True))
     bench_networks(NetworksConfig(results=results / "networks-gpu.csv", device="cuda", batch=64))
@@ -44,5 +45,5 @@ def bench_gpu(results: Path) -> None:
 if __name__ == "__main__":
     try:
         bench_gpu(Path(sys.argv[1] if len(sys.argv) > 1 else "benchmarks/results"))
-    except ValueError as error:
+    except UserError as error:
         sys.exit(f"bench-gpu: {error}")

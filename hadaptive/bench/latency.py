@@ -21,16 +21,18 @@ from hadaptive.bench.timing import quartiles
 from hadaptive.bench.tradeoff import plot_tradeoff
 from hadaptive.console import console
 from hadaptive.data import Preprocessing
+from hadaptive.errors import UserError
 from hadaptive.export.formats import SUFFIXES, check_format, write
 from hadaptive.export.int8 import quantise
 from hadaptive.export.passes import prepare
 from hadaptive.export.proof import UNTRAINED, file_size
 from hadaptive.export.untrained import liven
+from hadaptive.files import append_csv, read_csv
 from hadaptive.info import inspect_network
 from hadaptive.models import HadaptiveNet, create_model
 from hadaptive.nn import expansions
 from hadaptive.provenance import provenance
-from hadaptive.runs import append_csv, card_for, read_csv
+from hadaptive.runs import card_for
 
 VARIANTS = ("frozen", "int8")
 Isa = Literal["native", "avx2"]
@@ -78,24 +80,24 @@ class LatencyBenchConfig:
     def __post_init__(self) -> None:
         for name in ("image_size", "align", "rounds", "calls"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.calls < 2:
-            raise ValueError("calls must be at least 2, for a spread")
+            raise UserError("calls must be at least 2, for a spread")
         if self.isa != "native" and "onnxruntime" in self.runtimes:
-            raise ValueError("ONNX Runtime has no setting that forbids AVX-512: leave it out with --isa avx2")
+            raise UserError("ONNX Runtime has no setting that forbids AVX-512: leave it out with --isa avx2")
         if self.accuracy is not None and not self.accuracy.is_file():
-            raise ValueError(f"there is no file {self.accuracy} with accuracies to draw")
+            raise UserError(f"there is no file {self.accuracy} with accuracies to draw")
         for model in self.models:
             _, _, variant = model.partition(":")
             if variant and variant not in VARIANTS:
-                raise ValueError(f"a network's name may end in :frozen or :int8, got {model!r}")
+                raise UserError(f"a network's name may end in :frozen or :int8, got {model!r}")
 
 
 def bench_latency(config: LatencyBenchConfig) -> list[dict[str, Any]]:
     """Time, print and append the rows; returns them.
 
     Raises:
-        ValueError: a network is unknown, a runtime's package is missing, or a runtime computes something else.
+        UserError: a network is unknown, a runtime's package is missing, or a runtime computes something else.
     """
     for runtime in config.runtimes:
         if runtime in ("onnxruntime", "openvino"):
@@ -118,7 +120,7 @@ def bench_latency(config: LatencyBenchConfig) -> list[dict[str, Any]]:
                     answer = _session(name, files[name], data[batch][name], runtime, count, config)
                     # A quantised network is another function, whose accuracy is measured elsewhere.
                     if not name.endswith(":int8") and not answer["error"] < UNTRAINED.tolerance:
-                        raise ValueError(
+                        raise UserError(
                             f"{name} in {runtime} computes something else (relative error {answer['error']:.1e}): "
                             "its rows are not written"
                         )
@@ -162,7 +164,7 @@ def network_of(name: str, image_size: int) -> nn.Module:
     torch.manual_seed(0)
     network = create_model(source, num_classes=1000)
     if variant == "frozen" and type(network) is not HadaptiveNet:
-        raise ValueError(f"{source} has no selections to freeze: leave out :frozen")
+        raise UserError(f"{source} has no selections to freeze: leave out :frozen")
     liven(network, torch.randn(4, 3, image_size, image_size))
     if variant and type(network) is HadaptiveNet:
         for layer in expansions(network).values():
@@ -230,7 +232,7 @@ def _session(
         text=True,
     )
     if done.returncode:
-        raise ValueError(f"{name} cannot be run in {runtime}: {(done.stderr.splitlines() or ['?'])[-1]}")
+        raise UserError(f"{name} cannot be run in {runtime}: {(done.stderr.splitlines() or ['?'])[-1]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 

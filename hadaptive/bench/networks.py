@@ -14,8 +14,9 @@ from hadaptive.bench import textbook  # noqa: F401 (registers the published netw
 from hadaptive.bench.operators import LAYOUTS
 from hadaptive.bench.timing import interleaved, quartiles, threads
 from hadaptive.console import console
+from hadaptive.errors import UserError
+from hadaptive.files import append_csv
 from hadaptive.provenance import provenance
-from hadaptive.runs import append_csv
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,11 @@ def bench_networks(config: NetworksConfig) -> list[dict[str, Any]]:
     """Time, print and append the rows; returns them.
 
     Raises:
-        ValueError: there is no model of that name.
+        UserError: there is no model of that name.
     """
     for name in config.models:
         if not timm.is_model(name):
-            raise ValueError(f"there is no model {name!r} in timm")
+            raise UserError(f"there is no model {name!r} in timm")
     rows: list[dict[str, Any]] = []
     with threads(config.threads):
         for what, make, rounds in (

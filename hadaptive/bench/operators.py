@@ -15,10 +15,11 @@ from hadaptive import ops
 from hadaptive.bench.textbook import TextbookExpansion
 from hadaptive.bench.timing import interleaved, quartiles, threads
 from hadaptive.console import console
+from hadaptive.errors import UserError
+from hadaptive.files import append_csv, write_atomically
 from hadaptive.nn import AdaptiveCrossHadamard, CrossHadamardExpansion
 from hadaptive.ops import num_pairs, reference
 from hadaptive.provenance import provenance
-from hadaptive.runs import append_csv, write_atomically
 
 SHAPES = ((96, 16, 14, 32), (128, 32, 7, 32), (192, 36, 7, 32), (128, 24, 14, 32))  # C, k, H = W, B
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -97,7 +98,7 @@ def saved_bytes(module: nn.Module, x: Tensor) -> int:
 def _check_same(name: str, found: Tensor, expected: Tensor) -> None:
     error = float(((found.float() - expected.float()).abs().max() / expected.float().abs().max()).detach())
     if not error < TOLERANCES[found.dtype]:
-        raise ValueError(
+        raise UserError(
             f"{name} does not compute what the reference computes (relative error {error:.1e}): no row"
         )
 
@@ -310,12 +311,12 @@ def bench_ops(config: OpsConfig) -> list[dict[str, Any]]:
     """Check, time, print and append the rows; returns them.
 
     Raises:
-        ValueError: a variant computes something else than the reference, or the fused kernel cannot run here.
+        UserError: a variant computes something else than the reference, or the fused kernel cannot run here.
     """
     if config.dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {config.dtype!r}")
+        raise UserError(f"dtype must be one of {', '.join(DTYPES)}; got {config.dtype!r}")
     if config.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError("there is no GPU that PyTorch can use; leave --device out to time the CPU")
+        raise UserError("there is no GPU that PyTorch can use; leave --device out to time the CPU")
     rows: list[dict[str, Any]] = []
 
     def keep(new: list[dict[str, Any]]) -> None:

@@ -11,8 +11,9 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
+from hadaptive.errors import UserError
+from hadaptive.files import read_csv, write_atomically
 from hadaptive.metrics import mean_interval
-from hadaptive.runs import read_csv, write_atomically
 
 BLOCK = re.compile(r"<!-- table (?P<kind>\S+) (?P<source>\S+) -->\n.*?<!-- end of table -->", re.DOTALL)
 Rows = list[dict[str, str]]
@@ -308,16 +309,16 @@ def render(text: str, root: Path) -> str:
         root: folder that the named files are relative to.
 
     Raises:
-        ValueError: a table is of no known kind, or its file has no rows.
+        UserError: a table is of no known kind, or its file has no rows.
     """
 
     def table(match: re.Match[str]) -> str:
         kind, source = match["kind"], match["source"]
         if kind not in TABLES:
-            raise ValueError(f"there is no table of kind {kind!r}; choose one of {', '.join(TABLES)}")
+            raise UserError(f"there is no table of kind {kind!r}; choose one of {', '.join(TABLES)}")
         rows = read_csv(root / source)
         if not rows:
-            raise ValueError(f"{source} has no rows to make a table of")
+            raise UserError(f"{source} has no rows to make a table of")
         return f"<!-- table {kind} {source} -->\n{TABLES[kind](rows)}\n\nFrom `{source}`.\n<!-- end of table -->"
 
     return BLOCK.sub(table, text)
@@ -327,10 +328,10 @@ def report(path: Path) -> int:
     """Write the tables of one Markdown file anew; returns how many there are.
 
     Raises:
-        ValueError: there is no such file, or a table cannot be made.
+        UserError: there is no such file, or a table cannot be made.
     """
     if not path.is_file():
-        raise ValueError(f"there is no file {path}")
+        raise UserError(f"there is no file {path}")
     text = path.read_text()
     new = render(text, path.parent)
 

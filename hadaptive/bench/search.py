@@ -14,10 +14,10 @@ from torch import nn
 from hadaptive.bench.planted import solves_planted
 from hadaptive.bench.timing import interleaved, quartiles
 from hadaptive.console import console
+from hadaptive.files import append_csv
 from hadaptive.models import HadaptiveNet
 from hadaptive.models.spec import HADAPTIVE_NET_S
 from hadaptive.provenance import provenance
-from hadaptive.runs import append_csv
 from hadaptive.search.estimators import gdas, rloo
 from hadaptive.search.latency import measure_networks, measure_table
 from hadaptive.search.loop import frozen_statistics
@@ -131,7 +131,7 @@ def bench_search(config: SearchBenchConfig) -> None:
     """Time, check, print and append the rows.
 
     Raises:
-        ValueError: a space is unknown or does not fit the images.
+        UserError: a space is unknown or does not fit the images.
     """
     open_space(config.table_space).input_shapes(3, config.image_size)
     config.results.mkdir(parents=True, exist_ok=True)

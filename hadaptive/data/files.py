@@ -10,6 +10,7 @@ import numpy as np
 from timm.utils import natural_key  # pyright: ignore[reportPrivateImportUsage]
 
 from hadaptive.data.sources import FileSource, Opened, Source
+from hadaptive.errors import UserError
 
 IMAGE_SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
@@ -43,7 +44,7 @@ def open_folder(path: Path) -> Opened:
     Hidden files, and files without an image's suffix, are passed over.
 
     Raises:
-        ValueError: the folder is not laid out like that, has fewer than two classes, or may not be read.
+        UserError: the folder is not laid out like that, has fewer than two classes, or may not be read.
     """
     return _divide(_scan(path, ()), None)
 
@@ -52,20 +53,20 @@ def open_tar(path: Path) -> Opened:
     """As :func:`open_folder`, inside an uncompressed tar file; tar files in it count as folders.
 
     Raises:
-        ValueError: also, the file is no tar file, a compressed one or a damaged one.
+        UserError: also, the file is no tar file, a compressed one or a damaged one.
     """
     root = Tree(str(path))
     try:
         with tarfile.open(path, "r:") as tar:
             _index(tar, 0, root)
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     except tarfile.TarError as error:
         if path.suffix.lower() in (".gz", ".tgz", ".bz2", ".xz", ".zst"):
-            raise ValueError(
+            raise UserError(
                 f"{path} is compressed, and its images cannot be reached one by one: unpack it and pass the folder"
             ) from None
-        raise ValueError(f"{path} is not a tar file, or a damaged one: {error}") from None
+        raise UserError(f"{path} is not a tar file, or a damaged one: {error}") from None
     # Whoever packs a folder packs its name too: data/cat/1.png. Parts and classes begin where it branches.
     while len(root.folders) == 1 and not root.images and next(iter(root.folders.values())).folders:
         root = next(iter(root.folders.values()))
@@ -91,7 +92,7 @@ def _scan(path: Path, above: tuple[str, ...]) -> Tree:
                 elif is_image(entry.name):
                     tree.images.append((entry.path, 0, 0))
     except OSError as error:
-        raise ValueError(f"the folder {path} cannot be read: {error.strerror or error}") from None
+        raise UserError(f"the folder {path} cannot be read: {error.strerror or error}") from None
     return tree
 
 
@@ -118,12 +119,12 @@ def _divide(root: Tree, container: Path | None) -> Opened:
         matches = [folder for name, folder in root.folders.items() if name.lower() in names]
         if len(matches) > 1:
             labels = " and ".join(sorted(folder.label for folder in matches))
-            raise ValueError(f"{labels} are both taken for the {part} part: merge or rename one of them")
+            raise UserError(f"{labels} are both taken for the {part} part: merge or rename one of them")
         if matches:
             found[part] = matches[0]
     if found and "train" not in found:
         other = next(iter(found.values())).label
-        raise ValueError(f"{other} has no train folder beside it: add one, or rename it if it is a class")
+        raise UserError(f"{other} has no train folder beside it: add one, or rename it if it is a class")
     train = found.get("train", root)
     classes = _classes(train)
     parts: dict[str, Source] = {"train": _source(train, classes, container)}
@@ -134,14 +135,14 @@ def _divide(root: Tree, container: Path | None) -> Opened:
         folder = found[part]
         unknown = sorted(n for n, f in folder.folders.items() if n not in classes and any(f.all_images()))
         if unknown:
-            raise ValueError(
+            raise UserError(
                 f"{folder.label} has classes that {train.label} lacks: {', '.join(unknown[:5])}; "
                 "every part needs the same class folders"
             )
         # The same class numbers as in training, even where this part lacks a class.
         parts[part] = _source(folder, classes, container)
         if not len(parts[part]):
-            raise ValueError(f"{folder.label} has no images in class folders: add them or remove that folder")
+            raise UserError(f"{folder.label} has no images in class folders: add them or remove that folder")
     return Opened(parts, classes, notes=notes if train.images else [])
 
 
@@ -149,22 +150,22 @@ def _classes(train: Tree) -> list[str]:
     classes = sorted(train.folders, key=lambda name: (natural_key(name), name))
     if not classes:
         held = f"holds {len(train.images)} images but no class folders" if train.images else "has no class folders"
-        raise ValueError(f"{train.label} {held}: put the images of each class into a folder of their own there")
+        raise UserError(f"{train.label} {held}: put the images of each class into a folder of their own there")
     empty = [name for name in classes if not any(train.folders[name].all_images())]
     if len(empty) == len(classes):
-        raise ValueError(
+        raise UserError(
             f"no images were found in the folders of {train.label}: files count whose names end in "
             f"{', '.join(IMAGE_SUFFIXES)}"
         )
     if empty:
-        raise ValueError(
+        raise UserError(
             f"the class folder {train.folders[empty[0]].label} holds no images: add some or remove it"
             + (f" (and so for {len(empty) - 1} more)" if len(empty) > 1 else "")
         )
     if len(classes) == 1:
         only = train.folders[classes[0]]
         hint = f"; or did you mean {only.label}?" if len(only.folders) > 1 else ""
-        raise ValueError(f"{train.label} has only one class, {classes[0]!r}: two at least are needed{hint}")
+        raise UserError(f"{train.label} has only one class, {classes[0]!r}: two at least are needed{hint}")
     return classes
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from hadaptive.data.images import decode
 from hadaptive.data.sources import Opened
+from hadaptive.errors import UserError
 
 LABEL_COLUMNS = ("label", "labels", "target", "fine_label")
 
@@ -18,15 +19,15 @@ def require(module: str, name: str, extra: str) -> Any:
     """Import an optional module.
 
     Raises:
-        ValueError: it is not installed; the message says what to install for `name`.
+        UserError: it is not installed; the message says what to install for `name`.
     """
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise ValueError(f"{name} needs a package that is not installed: pip install {extra}") from None
+        raise UserError(f"{name} needs a package that is not installed: pip install {extra}") from None
 
 
-class MissingSplitError(ValueError):
+class MissingSplitError(UserError):
     """The data set has no split of that name."""
 
 
@@ -39,7 +40,7 @@ class HuggingFaceSource:
         classes: of the training part, whose class numbers this part must share; None for the training part.
 
     Raises:
-        ValueError: a column is missing, or the classes are not those of the training part.
+        UserError: a column is missing, or the classes are not those of the training part.
     """
 
     def __init__(self, dataset: Any, label: str, classes: list[str] | None = None) -> None:
@@ -53,7 +54,7 @@ class HuggingFaceSource:
         labels += [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
         if not images or not labels:
             lacking = "labels" if images else "images"
-            raise ValueError(f"{label} has no column of {lacking}; its columns are {', '.join(features)}")
+            raise UserError(f"{label} has no column of {lacking}; its columns are {', '.join(features)}")
         self.image_column = images[0]
         self.data = dataset.cast_column(self.image_column, ImageFeature(decode=False))
         values, names = list(dataset[labels[0]]), getattr(features[labels[0]], "names", None)
@@ -65,7 +66,7 @@ class HuggingFaceSource:
             numbers = {name: number for number, name in enumerate(self.classes)}
             self.targets = np.array([numbers.get(str(value), -1) for value in values], np.int64)
         if classes is not None and self.classes != classes:
-            raise ValueError(f"the classes of {label} are not those of the training part")
+            raise UserError(f"the classes of {label} are not those of the training part")
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -93,7 +94,7 @@ def open_hugging_face(name: str, root: Path | None, split_names: tuple[str, str 
             such split, if it is the validation part, or if it has no labels.
 
     Raises:
-        ValueError: `datasets` is not installed, or the data set, a split, or a column is missing.
+        UserError: `datasets` is not installed, or the data set, a split, or a column is missing.
     """
     require("datasets.load", name, '"hadaptive[hfds]"')
     opened = Opened({}, [])
@@ -102,7 +103,7 @@ def open_hugging_face(name: str, root: Path | None, split_names: tuple[str, str 
         if split is None or (guess and split in split_names[:2]):
             continue
         if split in split_names[: ("train", "validation", "test").index(part)]:
-            raise ValueError(f"{name}: the split {split!r} cannot be two parts at once: name another {part} split")
+            raise UserError(f"{name}: the split {split!r} cannot be two parts at once: name another {part} split")
         try:
             dataset = _load(name, root, split)
         except MissingSplitError:
@@ -113,7 +114,7 @@ def open_hugging_face(name: str, root: Path | None, split_names: tuple[str, str 
         if len(source) == 0 or source.targets.min() < 0:
             fault = f"the split {split!r} of {name} is empty, or not all its images have a known label"
             if not guess:
-                raise ValueError(f"{fault}: name another")
+                raise UserError(f"{fault}: name another")
             opened.notes.append(f"{fault}: it is not used")
             continue
         opened.parts[part] = source
@@ -127,7 +128,7 @@ def _load(name: str, root: Path | None, split: str) -> Any:
 
     where = name.split("/", 1)[1]
     if not where:
-        raise ValueError("hfds/ must be followed by the name of a data set on the hub or by a path")
+        raise UserError("hfds/ must be followed by the name of a data set on the hub or by a path")
     try:
         path = Path(where).expanduser()
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():  # as save_to_disk leaves it
@@ -142,5 +143,5 @@ def _load(name: str, root: Path | None, split: str) -> Any:
         raise
     except (OSError, RuntimeError, ValueError, KeyError, DatasetsError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        kind = MissingSplitError if "nknown split" in reason else ValueError
+        kind = MissingSplitError if "nknown split" in reason else UserError
         raise kind(f"the split {split!r} of {name} cannot be opened: {reason}") from None

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from hadaptive.errors import UserError
+
 ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
 
 
@@ -51,10 +53,10 @@ def to_eight_bit(image: Image.Image, channels: int) -> Image.Image:
 
     Raises:
         OSError: the image data are damaged.
-        ValueError: channels is neither 1 nor 3.
+        UserError: channels is neither 1 nor 3.
     """
     if channels not in (1, 3):
-        raise ValueError(f"images have 1 or 3 channels here, not {channels}")
+        raise UserError(f"images have 1 or 3 channels here, not {channels}")
     with _as_os_errors():
         image.load()
         image = _upright(image)

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_
 
 from hadaptive.data.hugging_face import require
 from hadaptive.data.sources import Source
+from hadaptive.errors import UserError
 
 # What a stream needs: the module to try and what to install.
 STREAMS = {
@@ -48,7 +49,7 @@ def isolated_randomness(seed: int) -> Iterator[None]:
         generator.set_state(saved[1])
 
 
-class UnreadableImageError(ValueError):
+class UnreadableImageError(UserError):
     """An image could not be read, and the run was asked to be strict about it."""
 
 
@@ -109,12 +110,12 @@ class EpochSampler(Sampler):
     """Shuffled (index, epoch) keys, a function of (seed, epoch) only; `length` cuts the epoch to whole steps.
 
     Raises:
-        ValueError: `length` is not between 1 and `size`.
+        UserError: `length` is not between 1 and `size`.
     """
 
     def __init__(self, size: int, length: int, seed: int) -> None:
         if not 0 < length <= size:
-            raise ValueError(f"an epoch over {size} images cannot be {length} images long")
+            raise UserError(f"an epoch over {size} images cannot be {length} images long")
         self.size = size
         self.length = length
         self.seed = seed
@@ -231,7 +232,7 @@ def open_stream(
     """Open one split of a stream: wds/ (`root` is the folder of shards), tfds/<name> or hfids/<name>.
 
     Raises:
-        ValueError: a package is missing, or the split cannot be opened.
+        UserError: a package is missing, or the split cannot be opened.
     """
     from timm.data import create_dataset  # pyright: ignore[reportPrivateImportUsage]
 
@@ -253,21 +254,21 @@ def open_stream(
         )
     except (ImportError, AssertionError, RuntimeError, OSError, KeyError, TypeError, ValueError) as error:
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-        raise ValueError(f"the split {split!r} of {name} under {root} cannot be opened: {reason}") from None
+        raise UserError(f"the split {split!r} of {name} under {root} cannot be opened: {reason}") from None
     if prefix == "wds/":
         shards = dataset.reader.split_info.filenames
         missing = [shard for shard in shards if not os.path.exists(os.path.join(str(root), shard))]
         if missing:
-            raise ValueError(f"the shard {missing[0]} of the split {split!r} is not in {root}: check _info.json")
+            raise UserError(f"the shard {missing[0]} of the split {split!r} is not in {root}: check _info.json")
     return StreamDataset(dataset, transform, seed)
 
 
 def _shard_folder(name: str, root: Path | None, split: str) -> Path:
     folder = Path(name.split("/", 1)[1] if root is None else root).expanduser()
     if not folder.is_dir():
-        raise ValueError(f"{name} needs --data-dir, the folder its shards are in; {folder} is not one")
+        raise UserError(f"{name} needs --data-dir, the folder its shards are in; {folder} is not one")
     if ".tar" not in split and not any((folder / info).is_file() for info in ("_info.json", "info.json")):
-        raise ValueError(
+        raise UserError(
             f"{folder} has no _info.json to say which shards the split {split!r} has: write one as timm does, or "
             f"name shards and their number of images instead of the split, as in 'data-{{0000..0009}}.tar|5000'"
         )

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from hadaptive.data.sources import ArraySource, Opened, Source, hold_out
+from hadaptive.errors import UserError
 
 FASHION_MNIST_DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 FASHION_MNIST_CLASSES = [
@@ -27,7 +28,7 @@ def open_named(name: str, root: Path | None) -> Opened:
         root: where its files lie or a download goes; default is the user's cache.
 
     Raises:
-        ValueError: the files are damaged, or neither there nor to be downloaded.
+        UserError: the files are damaged, or neither there nor to be downloaded.
     """
     if name == "digits":
         return _digits()
@@ -50,20 +51,20 @@ def read_idx(path: Path) -> np.ndarray:
     """A gzipped IDX file of unsigned bytes (MNIST's format) as a uint8 array of the shape it states.
 
     Raises:
-        ValueError: the file is missing, not of that format, or cut short.
+        UserError: the file is missing, not of that format, or cut short.
     """
     try:
         data = gzip.decompress(path.read_bytes())
     except FileNotFoundError:
-        raise ValueError(f"{path} does not exist") from None
+        raise UserError(f"{path} does not exist") from None
     except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} is not a gzipped IDX file, or a damaged one: {error}") from None
+        raise UserError(f"{path} is not a gzipped IDX file, or a damaged one: {error}") from None
     if len(data) < 4 or data[:3] != b"\x00\x00\x08" or data[3] == 0:
-        raise ValueError(f"{path} is not an IDX file of unsigned bytes")
+        raise UserError(f"{path} is not an IDX file of unsigned bytes")
     offset = 4 + 4 * data[3]
     shape = struct.unpack_from(f">{data[3]}I", data, 4) if len(data) >= offset else (-1,)
     if len(data) - offset != math.prod(shape):
-        raise ValueError(f"{path} is damaged: its length is not what its header says")
+        raise UserError(f"{path} is damaged: its length is not what its header says")
     return np.frombuffer(data, np.uint8, offset=offset).reshape(shape).copy()
 
 
@@ -77,7 +78,7 @@ def _fashion_mnist(root: Path | None) -> Opened:
             targets = read_idx(folder / f"{prefix}-labels-idx1-ubyte.gz").astype(np.int64)
             fits = images.ndim == 3 and targets.shape == images.shape[:1] and targets.max(initial=0) < 10
             if not fits or not len(images):
-                raise ValueError(f"the {prefix} files in {folder} are not Fashion-MNIST's: they do not match")
+                raise UserError(f"the {prefix} files in {folder} are not Fashion-MNIST's: they do not match")
             parts[part] = ArraySource(images, targets, f"fashion-mnist {part}")
         return Opened(parts, FASHION_MNIST_CLASSES, in_memory=True)
     from torchvision.datasets import FashionMNIST
@@ -107,7 +108,7 @@ def _download(dataset: Any, root: Path | None, train: bool, name: str) -> Any:
         return dataset(folder, train=train, download=True)
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
+        raise UserError(
             f"{name} is not under {folder} and could not be downloaded ({reason}); "
             "put torchvision's files there or pass --data-dir"
         ) from None

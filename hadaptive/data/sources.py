@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from hadaptive.data.images import decode
+from hadaptive.errors import UserError
 
 
 class Source(Protocol):
@@ -124,11 +125,11 @@ def hold_out(source: Source, size: int, seed: int) -> tuple[Subset, Subset]:
     Each class gives its share to within one image, and none gives its last where another can give one instead.
 
     Raises:
-        ValueError: `size` leaves one of the parts empty.
+        UserError: `size` leaves one of the parts empty.
     """
     n = len(source)
     if not 0 < size < n:
-        raise ValueError(f"cannot hold {size} images out of {n}: both parts need at least one")
+        raise UserError(f"cannot hold {size} images out of {n}: both parts need at least one")
     order = np.random.default_rng(seed).permutation(n)
     if source.targets is not None:
         order = order[np.argsort(source.targets[order], kind="stable")]

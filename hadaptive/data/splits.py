@@ -9,6 +9,7 @@ from hadaptive.data.files import IMAGE_SUFFIXES, open_folder, open_tar
 from hadaptive.data.hugging_face import open_hugging_face
 from hadaptive.data.named import NAMED, open_named
 from hadaptive.data.sources import Opened, Source, Subset, hold_out
+from hadaptive.errors import UserError
 
 PLACES = ("folder", "tar")
 PREFIXES = ("hfds/", "wds/", "tfds/", "hfids/")
@@ -49,21 +50,21 @@ def open_splits(
         seed: of every random choice here.
 
     Raises:
-        ValueError: no such data set, or it cannot be divided as asked.
+        UserError: no such data set, or it cannot be divided as asked.
     """
     for label, fraction in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
         if not 0 < fraction < 1:
-            raise ValueError(f"{label} must lie between 0 and 1, such as 0.1 for a tenth; got {fraction}")
+            raise UserError(f"{label} must lie between 0 and 1, such as 0.1 for a tenth; got {fraction}")
     if train_size is not None and train_size < 1:
-        raise ValueError(f"train_size must be positive, got {train_size}")
+        raise UserError(f"train_size must be positive, got {train_size}")
     try:
         opened = _open(name, None if root is None else Path(root).expanduser(), split_names)
     except PermissionError as error:
-        raise ValueError(f"{error.filename or name} may not be read: permission denied") from None
+        raise UserError(f"{error.filename or name} may not be read: permission denied") from None
     parts, notes = opened.parts, opened.notes
     train, validation, test = parts["train"], parts.get("validation"), parts.get("test")
     if len(opened.classes) < 2:
-        raise ValueError(f"{name} has fewer than two classes, so there is nothing to tell apart")
+        raise UserError(f"{name} has fewer than two classes, so there is nothing to tell apart")
     if test is None and validation is None:
         train, test = _hold_fraction(train, test_fraction, "test_fraction", seed)
         notes.append(f"no test part: held out {len(test)} images, seed {seed}")
@@ -71,7 +72,7 @@ def open_splits(
         train, validation = _hold_fraction(train, val_fraction, "val_fraction", seed + 1)
     if train_size is not None and train_size != len(train):
         if train_size > len(train):
-            raise ValueError(
+            raise UserError(
                 f"train_size is {train_size}, but only {len(train)} images are left besides the other parts"
             )
         train = hold_out(train, train_size, seed + 2)[1]
@@ -81,7 +82,7 @@ def open_splits(
 def _hold_fraction(source: Source, fraction: float, label: str, seed: int) -> tuple[Subset, Subset]:
     size = round(len(source) * fraction)
     if not 0 < size < len(source):
-        raise ValueError(
+        raise UserError(
             f"{label} {fraction:g} of {len(source)} images would leave a part without any: "
             "change it, or gather more images"
         )
@@ -96,19 +97,19 @@ def _open(name: str, root: Path | None, split_names: tuple[str, str | None, str 
     path = Path(name).expanduser()
     if name in PLACES:
         if root is None and not path.exists():
-            raise ValueError(f"data {name!r} needs --data-dir, the {name} to read; or pass its path as the data")
+            raise UserError(f"data {name!r} needs --data-dir, the {name} to read; or pass its path as the data")
         path = root or path
     elif root is not None and not path.exists() and (root / path).exists():
         path = root / path
     if path.is_dir():
         if not os.access(path, os.R_OK | os.X_OK):
-            raise ValueError(f"the folder {path} may not be read: permission denied")
+            raise UserError(f"the folder {path} may not be read: permission denied")
         return open_folder(path)
     if path.is_file():
         if path.suffix.lower() in IMAGE_SUFFIXES:
-            raise ValueError(f"{path} is a single image: pass a folder that holds one folder of images per class")
+            raise UserError(f"{path} is a single image: pass a folder that holds one folder of images per class")
         return open_tar(path)
-    raise ValueError(_unknown(name, path))
+    raise UserError(_unknown(name, path))
 
 
 def _unknown(name: str, path: Path) -> str:

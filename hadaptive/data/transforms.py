@@ -16,6 +16,7 @@ from timm.data.auto_augment import posterize as timm_posterize
 from torchvision import transforms as T
 
 from hadaptive.data.images import to_eight_bit
+from hadaptive.errors import UserError
 
 FITS = ("crop", "stretch")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
@@ -46,17 +47,17 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         if self.fit not in FITS:
-            raise ValueError(f"fit must be one of {', '.join(FITS)}; got {self.fit!r}")
+            raise UserError(f"fit must be one of {', '.join(FITS)}; got {self.fit!r}")
         if self.in_chans not in (1, 3):
-            raise ValueError(f"in_chans must be 1 or 3, got {self.in_chans}")
+            raise UserError(f"in_chans must be 1 or 3, got {self.in_chans}")
         if self.image_size < 1 or self.pad < 0:
-            raise ValueError(f"image_size must be positive and pad not negative: {self.image_size}, {self.pad}")
+            raise UserError(f"image_size must be positive and pad not negative: {self.image_size}, {self.pad}")
         if not 0 < self.crop_pct <= 1:
-            raise ValueError(f"crop_pct must lie above 0 and be at most 1, got {self.crop_pct}")
+            raise UserError(f"crop_pct must lie above 0 and be at most 1, got {self.crop_pct}")
         if min(len(self.mean), len(self.std)) < self.in_chans or min(self.std) <= 0:
-            raise ValueError(f"mean and std need {self.in_chans} values each, and std positive ones")
+            raise UserError(f"mean and std need {self.in_chans} values each, and std positive ones")
         if self.interpolation not in INTERPOLATIONS:
-            raise ValueError(
+            raise UserError(
                 f"interpolation must be one of {', '.join(INTERPOLATIONS)}; got {self.interpolation!r}"
             )
 
@@ -99,9 +100,9 @@ class Augmentation:
     def __post_init__(self) -> None:
         for name in ("hflip", "vflip", "erase"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
+                raise UserError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
         if self.shift < 0 or self.color_jitter < 0 or not 0 < self.scale <= 1:
-            raise ValueError(
+            raise UserError(
                 "shift and color_jitter must not be negative, and scale must lie above 0 and be at most 1; got "
                 f"{self.shift}, {self.color_jitter}, {self.scale}"
             )
@@ -155,7 +156,7 @@ def train_transform(preprocessing: Preprocessing, augmentation: Augmentation) ->
     """PIL image of any kind -> float32 (C, size, size), augmented.
 
     Raises:
-        ValueError: timm has no such auto_augment policy.
+        UserError: timm has no such auto_augment policy.
     """
     p, a = preprocessing, augmentation
     if p.fit == "crop":
@@ -187,7 +188,7 @@ def _augmented_crop(p: Preprocessing, a: Augmentation) -> Any:
             re_mode="pixel",
         )
     except (AssertionError, KeyError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"auto_augment {a.auto_augment!r} is not a policy of timm's ({error}); try rand-m7-mstd0.5-inc1"
         ) from None
     for step in result.transforms:

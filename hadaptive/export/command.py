@@ -14,6 +14,7 @@ from torch.utils.data import Subset
 
 from hadaptive.console import console
 from hadaptive.data import ImageDataset, create_loader, eval_transform
+from hadaptive.errors import UserError, first_line
 from hadaptive.export.deploy import DeployNet, DeployProducts
 from hadaptive.export.finetune import finetune
 from hadaptive.export.formats import SUFFIXES, Format, check_format, load, write, write_metadata
@@ -23,11 +24,12 @@ from hadaptive.export.passes import prepare
 from hadaptive.export.proof import TRAINED, UNTRAINED, accuracy_of, prove, write_table
 from hadaptive.export.sensitivity import LayerCost, sensitivity
 from hadaptive.export.untrained import liven
+from hadaptive.files import append_csv, write_json
 from hadaptive.metrics import evaluate_model
 from hadaptive.models import HadaptiveNet
 from hadaptive.nn import FixedSelection, expansions
 from hadaptive.provenance import provenance
-from hadaptive.runs import ModelCard, RunFolder, append_csv, card_for, first_line, write_json
+from hadaptive.runs import ModelCard, RunFolder, card_for
 from hadaptive.train.config import TrainConfig
 from hadaptive.train.setup import DataParts, create_accelerator, create_data, create_network, preprocessing_of
 
@@ -88,52 +90,52 @@ class ExportConfig:
     def __post_init__(self) -> None:
         for name in ("calibration", "align", "images", "image_size", "num_classes", "sensitivity"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("image_size", "num_classes", "seed") if self.is_run else ("weights",):
             if getattr(self, name) is not None:
                 flag = name.replace("_", "-")
                 whose = "is that of the run" if self.is_run else "is of a run, and this is none"
-                raise ValueError(f"--{flag} {whose}: leave it out for {self.source}")
+                raise UserError(f"--{flag} {whose}: leave it out for {self.source}")
         if self.finetune_lr is not None and not self.finetune:
-            raise ValueError("--finetune-lr is of fine-tuning: pass --finetune as well")
+            raise UserError("--finetune-lr is of fine-tuning: pass --finetune as well")
         if self.finetune < 0 or (self.finetune_lr is not None and not 0 < self.finetune_lr < float("inf")):
-            raise ValueError("finetune must not be negative, and finetune_lr must be positive")
+            raise UserError("finetune must not be negative, and finetune_lr must be positive")
         if self.finetune and not (self.freeze and self.is_run):
-            raise ValueError("--finetune trains the fixed selections of a run: pass --freeze and a run folder")
+            raise UserError("--finetune trains the fixed selections of a run: pass --freeze and a run folder")
         if self.int8 and self.format not in ("onnx", "openvino"):
-            raise ValueError(f"int8 is for formats onnx and openvino, not {self.format}")
+            raise UserError(f"int8 is for formats onnx and openvino, not {self.format}")
         if not 0 <= self.max_loss < float("inf"):
-            raise ValueError(f"max_loss must not be negative, got {self.max_loss}")
+            raise UserError(f"max_loss must not be negative, got {self.max_loss}")
 
 
 def export_command(config: ExportConfig) -> dict[str, Any]:
     """Export, prove, print, and write the proof beside the file.
 
     Raises:
-        ValueError: something is missing or exists already, freezing costs too much, or the file computes
+        UserError: something is missing or exists already, freezing costs too much, or the file computes
             something else (it is left for inspection).
     """
     check_format(config.format, int8=config.int8)
     network, card, training = _open(config)
     output = config.output or _default_output(config)
     if output.suffix != SUFFIXES[config.format]:
-        raise ValueError(f"a file of format {config.format} ends in {SUFFIXES[config.format]}, got {output.name}")
+        raise UserError(f"a file of format {config.format} ends in {SUFFIXES[config.format]}, got {output.name}")
     names = [output.name, *(f"{output.name}.{ending}" for ending in ("proof.json", "proof.md", "layers.csv"))]
     names += [output.with_suffix(".bin").name] if config.format == "openvino" else []
     for name in names:
         if output.with_name(name).exists():
-            raise ValueError(
+            raise UserError(
                 f"{output.with_name(name)} exists already and is never overwritten: choose another --output"
             )
     if not output.parent.is_dir():
-        raise ValueError(f"there is no folder {output.parent} to write {output.name} into")
+        raise UserError(f"there is no folder {output.parent} to write {output.name} into")
     if config.freeze and (not isinstance(network, HadaptiveNet) or _selects_nothing(network)):
-        raise ValueError(
+        raise UserError(
             f"{config.source} has no selections to freeze, or they are fixed already: leave out --freeze"
         )
     parts = create_data(training, create_accelerator(training))
     if not parts.names:
-        raise ValueError(f"{training.data} is a stream, which an export cannot sample: pass a folder as --data")
+        raise UserError(f"{training.data} is a stream, which an export cannot sample: pass a folder as --data")
     if config.is_run:
         parts.check_classes(card.classes, training.data)
     else:
@@ -161,14 +163,14 @@ def export_command(config: ExportConfig) -> dict[str, Any]:
             limits = TRAINED if config.is_run else UNTRAINED
             agreement, figures = prove(network, staged, _images(parts, card, config.images), limits)
         except RuntimeError as error:
-            raise ValueError(f"{config.source} does not run as {config.format}: {first_line(error)}") from None
+            raise UserError(f"{config.source} does not run as {config.format}: {first_line(error)}") from None
         if config.int8:
             lost = about["int8"]["lost"]
             figures |= {"holds": None if lost is None else lost <= config.max_loss, "tolerance": None}
         write_json(staged.with_name(f"{output.name}.proof.json"), {**about, **figures})
         write_table(staged.with_name(f"{output.name}.proof.md"), {**about, **figures})
         if config.int8 and figures["holds"] is False and not config.force:
-            raise ValueError(
+            raise UserError(
                 f"int8 costs {about['int8']['lost']:.2f} points of accuracy, more than --max-loss "
                 f"{config.max_loss:g}, whatever stays in float: export without --int8, or pass --force"
             )
@@ -180,7 +182,7 @@ def export_command(config: ExportConfig) -> dict[str, Any]:
     if not config.int8 and not agreement.holds:
         assert agreement.output is not None
         ties = f", {agreement.near_ties} images at near ties, too many for chance" if agreement.near_ties else ""
-        raise ValueError(
+        raise UserError(
             f"{output} computes something else than the network: image {agreement.first} is the first to differ, "
             f"most in output {card.classes[agreement.output]!r} (relative error {agreement.relative_error:.1e}"
             f"{ties}); see {proof}"
@@ -196,10 +198,10 @@ def _write(net: nn.Module, path: Path, card: ModelCard, config: ExportConfig, ab
     """Write a network, of which exporters may know some operator no better than by a long message."""
     try:
         write(net, path, config.format, card, about)
-    except ValueError:
+    except UserError:
         raise
     except Exception as error:  # each exporter has its own classes of errors
-        raise ValueError(f"{config.source} cannot be written as {config.format}: {first_line(error)}") from None
+        raise UserError(f"{config.source} cannot be written as {config.format}: {first_line(error)}") from None
 
 
 def _default_output(config: ExportConfig) -> Path:
@@ -228,9 +230,9 @@ def _training(config: ExportConfig) -> TrainConfig:
     if not config.is_run:
         path = Path(config.source)
         if path.suffix in SUFFIXES.values():
-            raise ValueError(f"{path} would be an exported file: export the run or the specification it is of")
+            raise UserError(f"{path} would be an exported file: export the run or the specification it is of")
         if len(path.parts) > 1 and path.suffix != ".json" and not config.source.startswith("hf-hub:"):
-            raise ValueError(f"there is no run folder {path}")
+            raise UserError(f"there is no run folder {path}")
         return TrainConfig(
             model=config.source, image_size=config.image_size or 224, seed=config.seed or 0, **moved
         )
@@ -257,7 +259,7 @@ def _samples(
                 yield images[kept], targets[kept]
         left -= count
     if not readable:
-        raise ValueError("not one of the images to export with could be read")
+        raise UserError("not one of the images to export with could be read")
 
 
 def _images(parts: DataParts, card: ModelCard, number: int, only: str | None = None) -> Iterator[Tensor]:
@@ -296,7 +298,7 @@ def _frozen(
     lost = round((before - after) * number)  # of few images, one may be more than the limit
     if lost > 1 and 100 * (before - after) > config.max_loss and not config.force:
         way = "" if config.finetune else "train on with --finetune, "
-        raise ValueError(
+        raise UserError(
             f"fixed selections cost {100 * (before - after):.2f} points of validation accuracy ({lost} of {number}"
             f" images), more than --max-loss {config.max_loss:g}: {way}export without --freeze, or pass --force"
         )

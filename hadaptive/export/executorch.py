@@ -18,8 +18,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from hadaptive.errors import UserError
 from hadaptive.export.deploy import DeployProducts
-from hadaptive.runs import METADATA_KEY, write_atomically
+from hadaptive.files import write_atomically
+from hadaptive.runs import METADATA_KEY
 
 MAX_BATCH = 64  # memory is planned for the largest batch: 13 MB more for S than for one image
 DIGEST = 32
@@ -75,7 +77,7 @@ class ExecutorchRun:
         threads: of the pool; it is set by the first program of a process only. 0 leaves it as it is.
 
     Raises:
-        ValueError: the file is damaged.
+        UserError: the file is damaged.
     """
 
     in_use = False  # whether this process has loaded a program
@@ -84,7 +86,7 @@ class ExecutorchRun:
         content = path.read_bytes()
         data, digest = content[:-DIGEST], content[-DIGEST:]
         if data[4:8] != MAGIC or hashlib.sha256(data).digest() != digest:
-            raise ValueError("its checksum does not fit its content")
+            raise UserError("its checksum does not fit its content")
         with _quiet():
             import executorch.extension.pybindings.portable_lib as library
             from executorch.runtime import Runtime
@@ -100,6 +102,6 @@ class ExecutorchRun:
     def __call__(self, images: np.ndarray) -> np.ndarray:
         shape = tuple(self.method.metadata.input_tensor_meta(0).sizes())
         if images.shape[1:] != shape[1:]:
-            raise ValueError(f"expected images of shape {list(shape[1:])}, got {list(images.shape[1:])}")
+            raise UserError(f"expected images of shape {list(shape[1:])}, got {list(images.shape[1:])}")
         batches = torch.from_numpy(np.ascontiguousarray(images)).split(shape[0])
         return np.concatenate([self.method.execute([batch])[0].numpy() for batch in batches])

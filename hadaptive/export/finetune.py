@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from hadaptive.errors import UserError
 from hadaptive.export.formats import write
 from hadaptive.runs import ModelCard, RunFolder, open_weights
 from hadaptive.train import TrainConfig, train_or_resume
@@ -29,15 +30,15 @@ def finetune(
         lr: peak learning rate; default a quarter of the run's.
 
     Raises:
-        ValueError: as :func:`hadaptive.train.train_or_resume`; another network was fine-tuned there before.
+        UserError: as :func:`hadaptive.train.train_or_resume`; another network was fine-tuned there before.
     """
     start, output = folder / f"{NAME}.safetensors", folder / NAME
     if not start.exists():
         if output.exists():
-            raise ValueError(f"{output} has lost {start}, the weights it started from: move it away")
+            raise UserError(f"{output} has lost {start}, the weights it started from: move it away")
         write(frozen, start, "safetensors", card, {"frozen": True})
     elif not _same(frozen, start):
-        raise ValueError(
+        raise UserError(
             f"{start} holds other weights or selections than are frozen now: move it and {output} away"
         )
     config = dataclasses.replace(

@@ -16,8 +16,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from hadaptive.errors import UserError, first_line
 from hadaptive.export.executorch import ExecutorchRun, write_executorch
-from hadaptive.runs import METADATA_KEY, ModelCard, first_line, open_weights, write_atomically
+from hadaptive.files import write_atomically
+from hadaptive.runs import METADATA_KEY, ModelCard, open_weights
 
 OPSET = 18
 Format = Literal["onnx", "openvino", "executorch", "torch", "safetensors"]
@@ -38,7 +40,7 @@ Run = Callable[[np.ndarray], np.ndarray]  # images (B, C, H, W) float32 -> logit
 
 
 def check_format(name: str, *, writing: bool = True, int8: bool = False) -> None:
-    """Raise one clear ValueError unless this format is known and its packages are there.
+    """Raise one clear UserError unless this format is known and its packages are there.
 
     Args:
         name: of the format.
@@ -46,13 +48,13 @@ def check_format(name: str, *, writing: bool = True, int8: bool = False) -> None
         int8: so is what quantisation needs.
     """
     if name not in SUFFIXES:
-        raise ValueError(f"there is no format {name!r}; choose one of {', '.join(SUFFIXES)}")
+        raise UserError(f"there is no format {name!r}; choose one of {', '.join(SUFFIXES)}")
     import importlib.util
 
     needed = (WRITES if writing else RUNS).get(name, ())
     for package in (*needed, "nncf") if int8 and name == "openvino" else needed:
         if importlib.util.find_spec(package) is None:
-            raise ValueError(f'format {name} needs the package {package}: pip install "hadaptive[{name}]"')
+            raise UserError(f'format {name} needs the package {package}: pip install "hadaptive[{name}]"')
 
 
 def write(net: nn.Module, path: Path, name: str, card: ModelCard, about: dict[str, Any]) -> None:
@@ -65,7 +67,7 @@ def write(net: nn.Module, path: Path, name: str, card: ModelCard, about: dict[st
         about: provenance and what was done to the network, ready for JSON.
 
     Raises:
-        ValueError: its packages are missing.
+        UserError: its packages are missing.
     """
     check_format(name)
     metadata = json.dumps({"card": card.to_dict(), "about": about})
@@ -259,12 +261,12 @@ def format_of(path: Path) -> str:
     """The format of an exported file, by its suffix.
 
     Raises:
-        ValueError: it is none of ours.
+        UserError: it is none of ours.
     """
     for name, suffix in SUFFIXES.items():
         if path.suffix == suffix:
             return name
-    raise ValueError(f"{path} is no exported network: its name must end in one of {', '.join(SUFFIXES.values())}")
+    raise UserError(f"{path} is no exported network: its name must end in one of {', '.join(SUFFIXES.values())}")
 
 
 def load(path: Path, threads: int = 0, *, trust: bool = False) -> tuple[Run, ModelCard]:
@@ -277,16 +279,16 @@ def load(path: Path, threads: int = 0, *, trust: bool = False) -> tuple[Run, Mod
         trust: load a ``torch.export`` program, too; PyTorch may run code that it holds.
 
     Raises:
-        ValueError: there is no such file, it is damaged or not ours, or its runtime is missing.
+        UserError: there is no such file, it is damaged or not ours, or its runtime is missing.
     """
     name = format_of(path)
     if not path.is_file():
-        raise ValueError(f"there is no file {path}")
+        raise UserError(f"there is no file {path}")
     check_format(name, writing=False)
     if name == "torch" and not trust:
-        raise ValueError(f"{path} can run code when PyTorch loads it: pass --trust if you made it yourself")
+        raise UserError(f"{path} can run code when PyTorch loads it: pass --trust if you made it yourself")
     if name == "openvino" and not path.with_suffix(".bin").is_file():
-        raise ValueError(f"{path} needs its weights beside it, and {path.with_suffix('.bin')} is not there")
+        raise UserError(f"{path} needs its weights beside it, and {path.with_suffix('.bin')} is not there")
     opened = {
         "onnx": _open_onnx,
         "openvino": _open_openvino,
@@ -298,9 +300,7 @@ def load(path: Path, threads: int = 0, *, trust: bool = False) -> tuple[Run, Mod
         run, metadata = opened[name](path, threads)
         card = ModelCard.from_dict(json.loads(metadata)["card"])
     except Exception as error:  # each runtime has its own classes of errors
-        raise ValueError(
-            f"{path} is damaged or was not written by hadaptive export: {first_line(error)}"
-        ) from None
+        raise UserError(f"{path} is damaged or was not written by hadaptive export: {first_line(error)}") from None
     return run, card
 
 
@@ -353,7 +353,7 @@ def _in_torch(net: nn.Module, threads: int) -> Run:
 
 def _open_torch(path: Path, threads: int) -> tuple[Run, str]:
     if not zipfile.is_zipfile(path):  # PyTorch would print a traceback first
-        raise ValueError("it is no archive")
+        raise UserError("it is no archive")
     extra = {METADATA_KEY: ""}
     program = torch.export.load(path, extra_files=extra)
     return _in_torch(program.module(), threads), extra[METADATA_KEY]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hadaptive.errors import UserError
 from hadaptive.nn import FixedSelection, expansions
 from hadaptive.nn.telemetry import selection_entropy
 
@@ -52,7 +53,7 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor]) -> dict[str, Calibr
         By the qualified name of each ACH expansion.
 
     Raises:
-        ValueError: there are no images.
+        UserError: there are no images.
     """
     layers = {n: m for n, m in expansions(network).items() if not isinstance(m.select, FixedSelection)}
     counts = {n: torch.zeros(m.channels, dtype=torch.float64) for n, m in layers.items()}
@@ -80,7 +81,7 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor]) -> dict[str, Calibr
         for handle in handles:
             handle.remove()
     if not images:
-        raise ValueError("selections cannot be fixed without calibration images")
+        raise UserError("selections cannot be fixed without calibration images")
     result = {}
     for name, layer in layers.items():
         place = places[name] / counts[name]
@@ -95,13 +96,13 @@ def freeze(network: nn.Module, calibration: dict[str, Calibration]) -> nn.Module
     """A copy of the network whose ACH layers select the calibrated channels, whatever the image.
 
     Raises:
-        ValueError: the calibration is of another network.
+        UserError: the calibration is of another network.
     """
     frozen = copy.deepcopy(network)
     for name, layer in expansions(frozen).items():
         if isinstance(layer.select, FixedSelection):
             continue
         if name not in calibration:
-            raise ValueError(f"the calibration knows no layer {name}: it is of another network")
+            raise UserError(f"the calibration knows no layer {name}: it is of another network")
         layer.freeze(calibration[name].index)
     return frozen

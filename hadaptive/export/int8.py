@@ -59,7 +59,7 @@ def quantise(source: Path, target: Path, form: str, calibration: np.ndarray, kee
         keep: layers that stay in float.
 
     Raises:
-        ValueError: the quantiser's package is missing.
+        UserError: the quantiser's package is missing.
     """
     check_format(form, int8=True)
     with warnings.catch_warnings(), _quiet():

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hadaptive.errors import UserError
 from hadaptive.export.deploy import (
     DeployCheap,
     DeployNet,
@@ -115,10 +116,10 @@ def align(net: DeployNet, multiple: int = 16) -> str:
     """Fill expanded widths up with channels of zeros to a multiple that runtimes keep in blocks.
 
     Raises:
-        ValueError: the multiple is not positive.
+        UserError: the multiple is not positive.
     """
     if multiple < 1:
-        raise ValueError(f"channels are aligned to a positive multiple, got {multiple}")
+        raise UserError(f"channels are aligned to a positive multiple, got {multiple}")
     added = 0
     for block in net.blocks():
         primary, derived = conv_of(block.primary), block.derived

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from hadaptive.bench.timing import interleaved, quartiles
+from hadaptive.errors import UserError
 from hadaptive.export.formats import Run, load
+from hadaptive.files import write_atomically
 from hadaptive.nn import ChannelSelection, CrossHadamardExpansion, expansions
-from hadaptive.runs import write_atomically
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def compare(network: nn.Module, run: Run, batches: Iterable[Tensor], limits: Lim
         limits: what may differ.
 
     Raises:
-        ValueError: there are no images.
+        UserError: there are no images.
     """
     expected, found, margins = [], [], []
     with _margins(network) as margin:
@@ -89,7 +90,7 @@ def compare(network: nn.Module, run: Run, batches: Iterable[Tensor], limits: Lim
             margins.append(margin(len(batch)))
             found.append(run(batch.numpy()))
     if not expected:
-        raise ValueError("there are no images to compare the export on")
+        raise UserError("there are no images to compare the export on")
     a, b = np.concatenate(expected), np.concatenate(found)
     largest = np.abs(a).max(1)
     # An image whose logits all but vanish is held to what is usual.

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hadaptive.errors import UserError
 from hadaptive.export.deploy import DeployNet, DeployProducts
 
 LEVELS = 255
@@ -127,7 +128,7 @@ def _ranges(net: DeployNet, calibration: Sequence[Tensor]) -> dict[str, tuple[fl
         for handle in handles:
             handle.remove()
     if not found:
-        raise ValueError("a network cannot be quantised without calibration images")
+        raise UserError("a network cannot be quantised without calibration images")
     return found
 
 

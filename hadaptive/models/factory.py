@@ -7,6 +7,7 @@ from typing import Any
 import timm
 from torch import nn
 
+from hadaptive.errors import UserError
 from hadaptive.models.hadaptive_net import HadaptiveNet
 from hadaptive.models.spec import NetSpec
 
@@ -31,10 +32,10 @@ def create_model(
         stem_strides: Hadaptive-Nets only, see :meth:`NetSpec.with_stem_strides`.
 
     Raises:
-        ValueError: no such model or file, or an argument the model does not take.
+        UserError: no such model or file, or an argument the model does not take.
     """
     if num_classes < 0 or in_chans < 1:
-        raise ValueError(
+        raise UserError(
             f"num_classes must be at least 0 and in_chans at least 1, got {num_classes} and {in_chans}"
         )
     options: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_chans}
@@ -43,22 +44,29 @@ def create_model(
             options[name] = value
     if isinstance(model, str) and model.endswith(".json"):
         if not Path(model).is_file():
-            raise ValueError(f"there is no network spec file {model}")
+            raise UserError(f"there is no network spec file {model}")
         model = NetSpec.load(model)
     if isinstance(model, NetSpec):
-        return HadaptiveNet(model, stem_strides=stem_strides, **options)
+        try:
+            return HadaptiveNet(model, stem_strides=stem_strides, **options)
+        except ValueError as error:  # what a layer says of a number in the spec
+            raise UserError(f"{model.name} cannot be built: {error}") from None
     if not timm.is_model(model.split(".")[0]):
         close = difflib.get_close_matches(model, timm.list_models(), n=3)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
-        raise ValueError(f"there is no model {model!r}, neither in timm nor as a .json spec file{hint}")
+        raise UserError(f"there is no model {model!r}, neither in timm nor as a .json spec file{hint}")
     if stem_strides is not None:
         if not model.startswith("hadaptive_net"):
-            raise ValueError(f"stem_strides applies to Hadaptive-Nets only, not to {model}")
+            raise UserError(f"stem_strides applies to Hadaptive-Nets only, not to {model}")
         options["stem_strides"] = tuple(stem_strides)
     try:
         return timm.create_model(model, **options)
-    except (TypeError, RuntimeError) as error:  # timm's answers to an unknown option and to an unknown tag
-        raise ValueError(f"{model} cannot be built with these options: {error}") from None
+    except (
+        TypeError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # timm's answers to unknown options and tags
+        raise UserError(f"{model} cannot be built with these options: {error}") from None
 
 
 def spec_of(model: nn.Module) -> NetSpec | None:

@@ -18,6 +18,7 @@ from timm.models import (
 )
 from torch import Tensor, nn
 
+from hadaptive.errors import UserError
 from hadaptive.models.spec import HADAPTIVE_NET_L, HADAPTIVE_NET_M, HADAPTIVE_NET_S, BlockSpec, ConvSpec, NetSpec
 from hadaptive.nn import AdaptiveBottleneck, AdaptiveCrossHadamard, GhostExpansion, InvertedExpansion
 
@@ -52,20 +53,20 @@ def stage_indices(num_stages: int, indices: int | list[int] | None) -> list[int]
         indices = num_stages
     if isinstance(indices, int):
         if not 0 < indices <= num_stages:
-            raise ValueError(f"only 1 to {num_stages} intermediates can be taken, not {indices}")
+            raise UserError(f"only 1 to {num_stages} intermediates can be taken, not {indices}")
         return list(range(num_stages - indices, num_stages))
     for i in indices:
         if not -num_stages <= i < num_stages:
-            raise ValueError(f"there is no stage {i}; the {num_stages} stages are 0 to {num_stages - 1}")
+            raise UserError(f"there is no stage {i}; the {num_stages} stages are 0 to {num_stages - 1}")
     if not indices:
-        raise ValueError("at least one stage must be asked for, got an empty list of indices")
+        raise UserError("at least one stage must be asked for, got an empty list of indices")
     return [i + num_stages if i < 0 else i for i in indices]
 
 
 def check_pool(pool: SelectAdaptivePool2d, num_classes: int) -> None:
-    """Raise one clear ValueError if there is a classifier but nothing pools the map for it."""
+    """Raise one clear UserError if there is a classifier but nothing pools the map for it."""
     if pool.is_identity() and num_classes > 0:
-        raise ValueError('global_pool="" passes the map through, so there can be no classifier: use num_classes=0')
+        raise UserError('global_pool="" passes the map through, so there can be no classifier: use num_classes=0')
 
 
 class HadaptiveNet(nn.Module):
@@ -85,7 +86,7 @@ class HadaptiveNet(nn.Module):
         (B, in_chans, H, W) -> (B, num_classes).
 
     Raises:
-        ValueError: the spec, the pool or stem_strides do not fit.
+        UserError: the spec, the pool or stem_strides do not fit.
     """
 
     feature_info: list[dict[str, Any]]
@@ -168,7 +169,7 @@ class HadaptiveNet(nn.Module):
         pool = self.global_pool if global_pool is None else SelectAdaptivePool2d(pool_type=global_pool)
         check_pool(pool, num_classes)
         if pool.feat_mult() != self.global_pool.feat_mult():
-            raise ValueError("catavgmax has twice the channels of other pools: choose it when the model is built")
+            raise UserError("catavgmax has twice the channels of other pools: choose it when the model is built")
         self.num_classes = num_classes
         self.global_pool = pool
         self.flatten = nn.Identity() if pool.is_identity() else nn.Flatten(1)
@@ -198,7 +199,7 @@ class HadaptiveNet(nn.Module):
             intermediates_only: leave out the final features.
         """
         if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
+            raise UserError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
         take = stage_indices(len(self.stages), indices)
         last_index = max(take)
         intermediates: list[Tensor] = []

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hadaptive.errors import UserError
 from hadaptive.nn.normalisation import NORMS
 from hadaptive.nn.selection import ORDERS, SURROGATES, check_choice
 
@@ -26,7 +27,7 @@ KINDS = ("ghost", "ach", "inverted")
 def _check_positive(**values: int | None) -> None:
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a positive whole number, got {value!r}")
+            raise UserError(f"{name} must be a positive whole number, got {value!r}")
 
 
 def _is_positive_number(value: Any) -> bool:
@@ -35,31 +36,31 @@ def _is_positive_number(value: Any) -> bool:
 
 def as_list(what: str, data: Any) -> list[Any] | tuple[Any, ...]:
     if not isinstance(data, list | tuple):
-        raise ValueError(f"{what} must be a list, got {reprlib.repr(data)}")
+        raise UserError(f"{what} must be a list, got {reprlib.repr(data)}")
     return data
 
 
 def as_fields(cls: type, what: str, data: Any) -> dict[str, Any]:
     """`data`, if it is a dict that has every field `cls` needs and no other."""
     if not isinstance(data, dict):
-        raise ValueError(f"{what} must be an object with named fields, got {reprlib.repr(data)}")
+        raise UserError(f"{what} must be an object with named fields, got {reprlib.repr(data)}")
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for name in data:
         if name not in fields:
-            raise ValueError(f"{what} has an unknown field {reprlib.repr(name)}; it has {', '.join(fields)}")
+            raise UserError(f"{what} has an unknown field {reprlib.repr(name)}; it has {', '.join(fields)}")
     for name, field in fields.items():
         if name not in data and field.default is dataclasses.MISSING:
-            raise ValueError(f"{what} lacks the field {name!r}")
+            raise UserError(f"{what} lacks the field {name!r}")
     return data
 
 
 def contents(cls: type, what: str, data: Any, format: str, version: int) -> dict[str, Any]:
     """The fields of `cls` in a document that names its format and version, as a new dict."""
     if not isinstance(data, dict) or data.get("format") != format:
-        raise ValueError(f'not a {what}: the field "format" must be "{format}"')
+        raise UserError(f'not a {what}: the field "format" must be "{format}"')
     found = data.get("version")
     if isinstance(found, bool) or found != version:
-        raise ValueError(f"this {what} has version {found!r}, only {version} is known")
+        raise UserError(f"this {what} has version {found!r}, only {version} is known")
     rest = {key: value for key, value in data.items() if key not in ("format", "version")}
     return dict(as_fields(cls, f"the {what}", rest))
 
@@ -76,9 +77,9 @@ class ConvSpec:
     def __post_init__(self) -> None:
         _check_positive(channels=self.channels, kernel=self.kernel, stride=self.stride)
         if not isinstance(self.act, bool):
-            raise ValueError(f"act must be true or false, got {self.act!r}")
+            raise UserError(f"act must be true or false, got {self.act!r}")
         if self.stride == 1 and self.kernel % 2 == 0:
-            raise ValueError(f"a stride-1 convolution needs an odd kernel to keep its size, got {self.kernel}")
+            raise UserError(f"a stride-1 convolution needs an odd kernel to keep its size, got {self.kernel}")
 
 
 @dataclass(frozen=True)
@@ -108,17 +109,17 @@ class BlockSpec:
         _check_positive(channels=self.channels, kernel=self.kernel, stride=self.stride)
         check_choice("norm", self.norm, tuple(NORMS))
         if self.kind != "ach" and (not _is_positive_number(self.ratio) or self.k is not None):
-            raise ValueError(
+            raise UserError(
                 f"a block of kind {self.kind} needs a positive ratio and no k, got {self.ratio!r} and {self.k!r}"
             )
         if self.kind != "ach" and self.norm != "dysoft":
-            raise ValueError(f"norm is for ach blocks; one of kind {self.kind} cannot have {self.norm!r}")
+            raise UserError(f"norm is for ach blocks; one of kind {self.kind} cannot have {self.norm!r}")
         if self.kind == "ach":
             _check_positive(k=self.k)
             if self.k is None or self.k < 2 or self.ratio is not None:
-                raise ValueError(f"an ach block needs k >= 2 and no ratio, got {self.k!r} and {self.ratio!r}")
+                raise UserError(f"an ach block needs k >= 2 and no ratio, got {self.k!r} and {self.ratio!r}")
         if self.stride == 1 and self.kernel % 2 == 0:
-            raise ValueError(f"a stride-1 block needs an odd kernel to keep its size, got {self.kernel}")
+            raise UserError(f"a stride-1 block needs an odd kernel to keep its size, got {self.kernel}")
 
 
 @dataclass(frozen=True)
@@ -147,18 +148,18 @@ class NetSpec:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
-            raise ValueError(f"name must be a text, got {self.name!r}")
+            raise UserError(f"name must be a text, got {self.name!r}")
         _check_positive(last_channels=self.last_channels, head_channels=self.head_channels)
         check_choice("order", self.order, ORDERS)
         check_choice("surrogate", self.surrogate, SURROGATES)
         if not self.stages or not all(self.stages):
-            raise ValueError("a network needs at least one stage, and each stage at least one block")
+            raise UserError("a network needs at least one stage, and each stage at least one block")
         channels = self.stage1_channels
         for block in (block for stage in self.stages for block in stage):
             if block.k is not None and block.k > channels:
-                raise ValueError(f"an ach block selects k = {block.k} of only {channels} channels")
+                raise UserError(f"an ach block selects k = {block.k} of only {channels} channels")
             if block.ratio is not None and block.ratio * channels < 1:
-                raise ValueError(f"a {block.kind} block's ratio {block.ratio} leaves no channel of {channels}")
+                raise UserError(f"a {block.kind} block's ratio {block.ratio} leaves no channel of {channels}")
             channels = block.channels
 
     @property
@@ -189,11 +190,11 @@ class NetSpec:
         64x64 ones.
 
         Raises:
-            ValueError: a stride is not 1 or 2, or there are more strides than strided convolutions.
+            UserError: a stride is not 1 or 2, or there are more strides than strided convolutions.
         """
         strided = [i for i, conv in enumerate(self.convs) if conv.stride > 1 or conv.kernel > 1]
         if len(strides) > len(strided) or any(s not in (1, 2) for s in strides):
-            raise ValueError(f"stem_strides must be up to {len(strided)} values of 1 or 2, got {strides}")
+            raise UserError(f"stem_strides must be up to {len(strided)} values of 1 or 2, got {strides}")
         convs = list(self.convs)
         for i, stride in zip(strided, strides, strict=False):
             kernel = convs[i].kernel if stride > 1 or convs[i].kernel % 2 else convs[i].kernel + 1
@@ -215,7 +216,7 @@ class NetSpec:
         """The inverse of :meth:`to_dict`.
 
         Raises:
-            ValueError: not a network spec, a newer version of one, or a field that is missing or unknown.
+            UserError: not a network spec, a newer version of one, or a field that is missing or unknown.
         """
         rest = contents(cls, "network spec", data, FORMAT, VERSION)
         rest["stem"] = ConvSpec(**as_fields(ConvSpec, "the stem", rest["stem"]))
@@ -238,16 +239,16 @@ class NetSpec:
         """Read a spec from JSON.
 
         Raises:
-            ValueError: the file is not JSON or not a network spec.
+            UserError: the file is not JSON or not a network spec.
         """
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is not JSON: {error}") from None
+            raise UserError(f"{path} is not JSON: {error}") from None
         try:
             return cls.from_dict(data)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+            raise UserError(f"{path}: {error}") from None
 
 
 def ghost(ratio: float, kernel: int, channels: int, stride: int = 1) -> BlockSpec:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from hadaptive.errors import UserError
 from hadaptive.search.runtimes import Setting
 from hadaptive.train.config import TrainConfig
 
@@ -69,23 +70,23 @@ class SearchConfig(TrainConfig):
         defaults = {field.name: field.default for field in fields(TrainConfig)}
         for name in FIXED:
             if getattr(self, name) != defaults[name] and name not in _set_by_recipe(self.recipe):
-                raise ValueError(f"{name} has no meaning in a search: give it to the training of what is found")
+                raise UserError(f"{name} has no meaning in a search: give it to the training of what is found")
         if self.paths < 2:
-            raise ValueError(f"paths are compared with each other: at least 2, got {self.paths}")
+            raise UserError(f"paths are compared with each other: at least 2, got {self.paths}")
         if not 0 < self.alpha_fraction < 1:
-            raise ValueError(f"alpha_fraction must lie between 0 and 1, got {self.alpha_fraction}")
+            raise UserError(f"alpha_fraction must lie between 0 and 1, got {self.alpha_fraction}")
         if not 0 <= self.weights_first < 1:
-            raise ValueError(f"weights_first must be at least 0 and below 1, got {self.weights_first}")
+            raise UserError(f"weights_first must be at least 0 and below 1, got {self.weights_first}")
         for name in ("tau_start", "tau_end", "alpha_clip"):
             if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+                raise UserError(f"{name} must be positive, got {getattr(self, name)}")
         for name in ("latency_weight", "alpha_weight_decay"):
             if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+                raise UserError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.alpha_lr is not None and not 0 < self.alpha_lr < float("inf"):
-            raise ValueError(f"alpha_lr must be positive, got {self.alpha_lr}")
+            raise UserError(f"alpha_lr must be positive, got {self.alpha_lr}")
         if self.mixed_precision == "fp16":
-            raise ValueError("a search has no loss scaling: use --mixed-precision bf16 or no")
+            raise UserError("a search has no loss scaling: use --mixed-precision bf16 or no")
 
     def setting(self, num_classes: int, device: str) -> Setting:
         """What the latency of the found network is of: one image of the search's size, on its device."""
@@ -124,9 +125,9 @@ class StudyConfig(SearchConfig):
         super().__post_init__()
         for name in ("seeds", "retrain_seeds"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.baseline is not None and self.baseline[1] < 2:
-            raise ValueError(f"a baseline needs at least 2 random networks, got {self.baseline[1]}")
+            raise UserError(f"a baseline needs at least 2 random networks, got {self.baseline[1]}")
 
     @property
     def is_single(self) -> bool:

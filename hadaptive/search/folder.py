@@ -11,7 +11,9 @@ confidence.png, curves.png, network.png, summary.json
 
 from pathlib import Path
 
-from hadaptive.runs import RunFolder, read_csv, write_atomically, write_csv
+from hadaptive.errors import UserError
+from hadaptive.files import read_csv, write_atomically, write_csv
+from hadaptive.runs import RunFolder
 
 
 class SearchFolder(RunFolder):
@@ -37,11 +39,11 @@ class SearchFolder(RunFolder):
         """Open an existing search.
 
         Raises:
-            ValueError: `path` is not a search's folder.
+            UserError: `path` is not a search's folder.
         """
         run = cls(path)
         if not (run.config.is_file() and run.space.is_file()):
-            raise ValueError(f"{path} is not the folder of a search: it has no config.json and space.json")
+            raise UserError(f"{path} is not the folder of a search: it has no config.json and space.json")
         return run
 
     def truncate_rows(self, epoch: int) -> None:

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from hadaptive.bench.timing import interleaved, quartiles, threads
 from hadaptive.console import console
+from hadaptive.errors import UserError
+from hadaptive.files import write_json
 from hadaptive.models import HadaptiveNet, NetSpec
 from hadaptive.models.spec import HADAPTIVE_NET_L, HADAPTIVE_NET_M, HADAPTIVE_NET_S, contents
 from hadaptive.provenance import device_name, provenance
-from hadaptive.runs import write_json
 from hadaptive.search.runtimes import Setting, runner
 from hadaptive.search.space import Choice, SearchSpace, Skip, label
 from hadaptive.search.spaces import open_space
@@ -90,14 +91,14 @@ class LatencyTable:
         """Milliseconds of a target such as "5ms" or "0.8xS" (S, M and L as measured in this table).
 
         Raises:
-            ValueError: it is written otherwise, or no network of the space is that fast.
+            UserError: it is written otherwise, or no network of the space is that fast.
         """
         found = self.check_target(text)
         if found[3]:
             name = found[3].upper()
             if name not in self.references:
                 known = ", ".join(self.references) or "none, as none fits these images"
-                raise ValueError(
+                raise UserError(
                     f"there is no network {found[3]!r} to be {found[1]} times as fast as; known: {known}"
                 )
             target = float(found[1]) * self.references[name]
@@ -105,7 +106,7 @@ class LatencyTable:
             target = float(found[1]) * {"ms": 1.0, "s": 1e3, "us": 1e-3}[found[2]]
         low, high = self.range()
         if target < low:
-            raise ValueError(
+            raise UserError(
                 f"no network of this space reaches {target:.3g} ms: the fastest is predicted at {low:.3g} ms, "
                 f"the slowest at {high:.3g} ms"
             )
@@ -116,11 +117,11 @@ class LatencyTable:
         """The parts of a target's text: a number, a unit, and a network's name where the unit is one.
 
         Raises:
-            ValueError: it is not written like 5ms or 0.8xS.
+            UserError: it is not written like 5ms or 0.8xS.
         """
         found = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)\s*(ms|s|us|x\s*([A-Za-z]+))", text.strip())
         if not found or float(found[1]) <= 0:
-            raise ValueError(f"a latency target is written like 5ms or 0.8xS, got {text!r}")
+            raise UserError(f"a latency target is written like 5ms or 0.8xS, got {text!r}")
         return found
 
     @classmethod
@@ -130,26 +131,24 @@ class LatencyTable:
         return found[3].upper() if found and found[3] else "S"
 
     def check(self, space: SearchSpace, setting: Setting, foreign: bool = False) -> None:
-        """Raise one clear ValueError unless this table is of that space, setting and (unless foreign) device."""
+        """Raise one clear UserError unless this table is of that space, setting and (unless foreign) device."""
         if self.space != space.fingerprint or [len(t) for t in self.times] != [len(p) for p in space.positions]:
-            raise ValueError(f"the latency table is of another space than {space.name}: measure this one's")
+            raise UserError(f"the latency table is of another space than {space.name}: measure this one's")
         for field in fields(Setting):
             if foreign and field.name in ("runtime", "device", "threads", "channels_last"):
                 continue
             mine, asked = getattr(self.setting, field.name), getattr(setting, field.name)
             if mine != asked:
-                raise ValueError(
-                    f"the latency table was measured with {field.name} {mine}, the search has {asked}"
-                )
+                raise UserError(f"the latency table was measured with {field.name} {mine}, the search has {asked}")
         counted = self.where.get("threads")
         if not foreign and not setting.threads and counted not in (None, torch.get_num_threads()):
-            raise ValueError(
+            raise UserError(
                 f"the latency table was measured with {counted} threads, this process has "
                 f"{torch.get_num_threads()}: set OMP_NUM_THREADS alike, or pass --threads to both"
             )
         here = device_name(setting.device)
         if not foreign and self.where["device"] != here:
-            raise ValueError(
+            raise UserError(
                 f"the latency table was measured on another device ({self.where['device']}) than this ({here}): "
                 "measure anew, or pass --foreign-table if it is that device the network is for"
             )
@@ -159,7 +158,7 @@ class LatencyTable:
         """Whether what it holds can be measured again here."""
         try:
             self.setting.check()
-        except ValueError:
+        except UserError:
             return False
         return self.where.get("device") == device_name(self.setting.device)
 
@@ -172,7 +171,7 @@ class LatencyTable:
         """Read a table.
 
         Raises:
-            ValueError: the file cannot be read or holds no latency table.
+            UserError: the file cannot be read or holds no latency table.
         """
         try:
             data = contents(cls, "latency table", json.loads(Path(path).read_text()), FORMAT, VERSION)
@@ -182,12 +181,12 @@ class LatencyTable:
                 data[name] = float(data[name])
             data["references"] = {str(name): float(ms) for name, ms in data["references"].items()}
             if "device" not in data["where"]:
-                raise ValueError("it does not say which device it is of")
+                raise UserError("it does not say which device it is of")
             return cls(**data)
         except OSError as error:
-            raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+            raise UserError(f"{path} cannot be read: {error.strerror}") from None
         except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} holds no latency table: {error}") from None
+            raise UserError(f"{path} holds no latency table: {error}") from None
 
 
 def measure_table(
@@ -207,7 +206,7 @@ def measure_table(
         networks: whole networks drawn at random (a fixed seed) for the fit.
 
     Raises:
-        ValueError: the setting cannot be measured here, or the images do not fit the space.
+        UserError: the setting cannot be measured here, or the images do not fit the space.
     """
     setting.check()
     shapes = space.input_shapes(setting.in_chans, setting.image_size)
@@ -343,17 +342,17 @@ def latency_command(
     """Measure, print, and save to `output`.
 
     Raises:
-        ValueError: `output` exists, or something does not fit.
+        UserError: `output` exists, or something does not fit.
     """
     if output is not None and output.exists():
-        raise ValueError(f"{output} exists already and is never overwritten: choose another --output")
+        raise UserError(f"{output} exists already and is never overwritten: choose another --output")
     if rounds < 5 or networks < 3:
-        raise ValueError(f"medians need at least 5 rounds and the fit 3 networks, got {rounds} and {networks}")
+        raise UserError(f"medians need at least 5 rounds and the fit 3 networks, got {rounds} and {networks}")
     if output is not None:
         try:
             output.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ValueError(f"the folder {output.parent} cannot be made: {error.strerror}") from None
+            raise UserError(f"the folder {output.parent} cannot be made: {error.strerror}") from None
     space = open_space(space_name)
     if stem_strides:
         space = space.with_stem_strides(*stem_strides)

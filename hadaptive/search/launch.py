@@ -7,7 +7,8 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from hadaptive.runs import write_json
+from hadaptive.errors import UserError
+from hadaptive.files import write_json
 from hadaptive.search.config import SearchConfig
 from hadaptive.search.folder import SearchFolder
 from hadaptive.search.latency import LatencyTable, measure_table, references
@@ -28,7 +29,7 @@ def configured_space(config: SearchConfig) -> SearchSpace:
     """The space the settings name, with their stem strides.
 
     Raises:
-        ValueError: there is no such space, or the strides or the images do not fit it.
+        UserError: there is no such space, or the strides or the images do not fit it.
     """
     space = open_space(config.space)
     if config.stem_strides:
@@ -43,11 +44,11 @@ def configured_table(
     """The latency table the settings name, or a fresh one; None where they ask for no target.
 
     Raises:
-        ValueError: the table does not fit, or no network of the space reaches the target.
+        UserError: the table does not fit, or no network of the space reaches the target.
     """
     if config.latency_target is None:
         if config.latency_table is not None:
-            raise ValueError("a latency table without a target has no use: pass --latency-target, or no table")
+            raise UserError("a latency table without a target has no use: pass --latency-target, or no table")
         return None
     setting = config.setting(num_classes, accelerator.device.type)
     if config.latency_table is not None:
@@ -67,7 +68,7 @@ def search(config: SearchConfig, *, quiet: bool = False) -> dict[str, Any]:
         The summary that is also in the folder, with its path under "run".
 
     Raises:
-        ValueError: a setting, the data, the space or the latency table do not fit; the folder exists.
+        UserError: a setting, the data, the space or the latency table do not fit; the folder exists.
         TrainingInterruptedError: stopped by a signal, after a checkpoint was written.
     """
     accelerator = create_accelerator(config, unused_parameters=True)
@@ -95,17 +96,17 @@ def resume_search(path: str | Path, *, quiet: bool = False) -> dict[str, Any]:
     """Continue an interrupted search exactly where its last checkpoint left it.
 
     Raises:
-        ValueError: `path` is no search, is finished, or is damaged.
+        UserError: `path` is no search, is finished, or is damaged.
     """
     run = SearchFolder.open(path)
     if run.summary.is_file():
-        raise ValueError(f"{path} is finished: there is nothing to resume")
+        raise UserError(f"{path} is finished: there is nothing to resume")
     config = SearchConfig.from_dict(run.read_json(run.config))
     searcher = Searcher(
         config, SearchSpace.load(run.space), create_accelerator(config, unused_parameters=True), quiet=quiet
     )
     if config.latency_target is not None and not run.latency.is_file():
-        raise ValueError(f"{path} has a latency target but its table {run.latency.name} is gone")
+        raise UserError(f"{path} has a latency target but its table {run.latency.name} is gone")
     searcher.use(LatencyTable.load(run.latency) if run.latency.is_file() else None)
     if run.checkpoint.is_file():
         searcher.load(run)

@@ -23,11 +23,12 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from hadaptive.data import derive_seed
+from hadaptive.errors import UserError, first_line
+from hadaptive.files import write_json
 from hadaptive.metrics import evaluate_model
 from hadaptive.models import NetSpec
 from hadaptive.nn import update_temperatures
 from hadaptive.provenance import provenance
-from hadaptive.runs import first_line, write_json
 from hadaptive.search.config import SearchConfig
 from hadaptive.search.estimators import gdas, rloo
 from hadaptive.search.folder import SearchFolder
@@ -109,7 +110,7 @@ class Searcher:
         """Continue from the folder's checkpoint.
 
         Raises:
-            ValueError: the checkpoint is damaged or does not fit the search's config.
+            UserError: the checkpoint is damaged or does not fit the search's config.
         """
         state = run.load_checkpoint()
         try:
@@ -119,7 +120,7 @@ class Searcher:
             for key in ("epoch", "step", "alpha_step", "alpha_count", "weight_loss", "alpha_loss", "seconds"):
                 setattr(self, key, state[key])
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
-            raise ValueError(f"{run.checkpoint} does not fit {run.config}: {first_line(error)}") from None
+            raise UserError(f"{run.checkpoint} does not fit {run.config}: {first_line(error)}") from None
         self.scheduler.step_update(self.updates)
 
     @property

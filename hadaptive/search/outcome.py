@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from hadaptive.errors import UserError
 from hadaptive.search.latency import LatencyTable
 from hadaptive.search.space import SKIP, Choice, SearchSpace
 
@@ -24,7 +25,7 @@ class _Knapsack:
         floor = table.rest + sum(fastest)
         budget = (target - table.offset) / table.slope - floor
         if budget < -1e-9:
-            raise ValueError(f"no network of this space is within {target:.3g} ms")
+            raise UserError(f"no network of this space is within {target:.3g} ms")
         unit = max(budget, 1e-9) / STEPS
         self.costs = [
             [math.ceil((ms - least) / unit - 1e-6) for ms in times]
@@ -81,7 +82,7 @@ def most_confident(
         table, target: without them the most confident candidate of each position.
 
     Raises:
-        ValueError: no network is within the target.
+        UserError: no network is within the target.
     """
     if table is None or target is None:
         return tuple(int(p.argmax()) for p in confidence)
@@ -97,7 +98,7 @@ def random_within(space: SearchSpace, table: LatencyTable, target: float, genera
     The same band that :func:`most_confident` chooses from, and so what a search must beat.
 
     Raises:
-        ValueError: no network is within the target.
+        UserError: no network is within the target.
     """
     knapsack = _Knapsack(table, target)
     scores = [[0.0] * len(position) for position in space.positions]

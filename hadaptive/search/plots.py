@@ -5,8 +5,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from hadaptive.files import read_csv, write_atomically
 from hadaptive.models import NetSpec
-from hadaptive.runs import read_csv, write_atomically
 from hadaptive.search.folder import SearchFolder
 from hadaptive.search.space import label
 

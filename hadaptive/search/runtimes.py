@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hadaptive import ops
+from hadaptive.errors import UserError
 
 RUNTIMES = ("pytorch", "onnxruntime")
 
@@ -40,24 +41,24 @@ class Setting:
     channels_last: bool = True
 
     def check(self) -> None:
-        """Raise one clear ValueError if this cannot be measured here."""
+        """Raise one clear UserError if this cannot be measured here."""
         for name in ("image_size", "in_chans", "num_classes", "batch"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.threads < 0:
-            raise ValueError(f"threads must not be negative, got {self.threads}")
+            raise UserError(f"threads must not be negative, got {self.threads}")
         if self.device != "cpu" and not self.device.startswith("cuda"):
-            raise ValueError(f"device must be cpu or cuda, got {self.device!r}")
+            raise UserError(f"device must be cpu or cuda, got {self.device!r}")
         if self.device.startswith("cuda") and not torch.cuda.is_available():
-            raise ValueError("device is cuda, but PyTorch finds no GPU here: use --device cpu")
+            raise UserError("device is cuda, but PyTorch finds no GPU here: use --device cpu")
         if self.runtime == "onnxruntime":
             if self.device != "cpu":
-                raise ValueError("ONNX Runtime is measured on the CPU only: use --device cpu")
+                raise UserError("ONNX Runtime is measured on the CPU only: use --device cpu")
             try:
                 import onnxruntime  # noqa: F401
                 import onnxscript  # noqa: F401
             except ImportError as error:
-                raise ValueError(
+                raise UserError(
                     f'runtime onnxruntime needs the package {error.name}: pip install "hadaptive[onnx]"'
                 ) from None
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from hadaptive.errors import UserError
 from hadaptive.models.spec import BlockSpec, ConvSpec, NetSpec, as_fields, as_list, contents
 
 FORMAT = "hadaptive-space"
@@ -53,16 +54,16 @@ def _sides_after(layers: list[ConvSpec | BlockSpec], side: int) -> set[int]:
 def _check_agree(where: str, position: Position) -> None:
     """The candidates of one position can stand in for each other, and none stands there twice."""
     if not position:
-        raise ValueError(f"{where} has no candidates")
+        raise UserError(f"{where} has no candidates")
     if len(set(position)) < len(position):
-        raise ValueError(f"{where} has the same candidate twice")
+        raise UserError(f"{where} has the same candidate twice")
     layers = _layers(position)
     if not layers:
-        raise ValueError(f"{where} has no candidate but skip: leave the position out")
+        raise UserError(f"{where} has no candidate but skip: leave the position out")
     shapes = sorted({(layer.stride, layer.channels) for layer in layers})
     if len(shapes) > 1:
         found = " and ".join(f"stride {stride} to {channels} channels" for stride, channels in shapes)
-        raise ValueError(f"{where}: candidates must have one stride and width, got {found}")
+        raise UserError(f"{where}: candidates must have one stride and width, got {found}")
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class SearchSpace:
         last_channels, head_channels, order, surrogate: as in :class:`NetSpec`.
 
     Raises:
-        ValueError: candidates do not fit each other or their position.
+        UserError: candidates do not fit each other or their position.
     """
 
     name: str
@@ -94,21 +95,21 @@ class SearchSpace:
         for number, position in enumerate(self.positions, start=1):
             _check_agree(f"position {number}", position)
         if not self.stages or not all(self.stages):
-            raise ValueError("a space needs at least one stage, and each stage at least one position")
+            raise UserError("a space needs at least one stage, and each stage at least one position")
         number = 1 + len(self.stage1)
         channels = (self.stage1[-1] if self.stage1 else self.stem)[0].channels
         for stage in self.stages:
             # NetSpec wants a block in every stage, so not every position of one may be skipped.
             if all(SKIP in position for position in stage):
-                raise ValueError(f"every position of a stage may be skipped: position {number + 1} must not be")
+                raise UserError(f"every position of a stage may be skipped: position {number + 1} must not be")
             for position in stage:
                 number += 1
                 blocks = [candidate for candidate in position if isinstance(candidate, BlockSpec)]
                 for block in blocks:
                     if block.k is not None and block.k > channels:
-                        raise ValueError(f"position {number} selects k = {block.k} of only {channels} channels")
+                        raise UserError(f"position {number} selects k = {block.k} of only {channels} channels")
                 if SKIP in position and (blocks[0].stride > 1 or blocks[0].channels != channels):
-                    raise ValueError(f"position {number} changes the map's shape and cannot be skipped")
+                    raise UserError(f"position {number} changes the map's shape and cannot be skipped")
                 channels = blocks[0].channels
         self.build((0,) * len(self.positions))  # what is left to check is NetSpec's
 
@@ -126,20 +127,20 @@ class SearchSpace:
         """Channels and side in pixels of the map that enters each position, then of what leaves the last.
 
         Raises:
-            ValueError: candidates of a position disagree on the size they leave, or nothing is left of the image.
+            UserError: candidates of a position disagree on the size they leave, or nothing is left of the image.
         """
         shapes, channels, side = [(in_chans, image_size)], in_chans, image_size
         for number, position in enumerate(self.positions, start=1):
             layers = _layers(position)
             sides = _sides_after(layers, side)
             if min(sides) < 1:
-                raise ValueError(
+                raise UserError(
                     f"{image_size}x{image_size} images are too small: nothing is left at position {number}"
                 )
             if len(sides) > 1:
                 kernels = " and ".join(map(str, sorted({x.kernel for x in layers})))
                 good = self._even_size(image_size)
-                raise ValueError(
+                raise UserError(
                     f"at position {number} of {self.name} the map is {side} pixels wide, of which kernels "
                     f"{kernels} leave different sizes: choose an image size that halves evenly"
                     + (f", such as {good}" if good else "")
@@ -172,7 +173,7 @@ class SearchSpace:
         Candidates that become equal are kept once.
 
         Raises:
-            ValueError: a stride is not 1 or 2, or there are more strides than strided convolutions.
+            UserError: a stride is not 1 or 2, or there are more strides than strided convolutions.
         """
         convs = list(self.positions[: 1 + len(self.stage1)])
         changed: list[list[ConvSpec]] = [[] for _ in convs]
@@ -188,18 +189,18 @@ class SearchSpace:
         return dataclasses.replace(self, stem=stem, stage1=tuple(stage1))
 
     def check_choice(self, choice: Choice) -> None:
-        """Raise one clear ValueError unless `choice` is a candidate's number for each position."""
+        """Raise one clear UserError unless `choice` is a candidate's number for each position."""
         if len(choice) != len(self.positions):
-            raise ValueError(f"a choice needs {len(self.positions)} numbers, got {len(choice)}")
+            raise UserError(f"a choice needs {len(self.positions)} numbers, got {len(choice)}")
         for number, (chosen, position) in enumerate(zip(choice, self.positions, strict=True), start=1):
             if not 0 <= chosen < len(position):
-                raise ValueError(f"position {number} has candidates 0 to {len(position) - 1}, got {chosen}")
+                raise UserError(f"position {number} has candidates 0 to {len(position) - 1}, got {chosen}")
 
     def build(self, choice: Choice, name: str | None = None) -> NetSpec:
         """The network that takes these candidates.
 
         Raises:
-            ValueError: `choice` does not fit the space.
+            UserError: `choice` does not fit the space.
         """
         self.check_choice(choice)
         numbers = iter(choice)
@@ -279,7 +280,7 @@ class SearchSpace:
         """The inverse of :meth:`to_dict`.
 
         Raises:
-            ValueError: not a search space, a newer version of one, or something in it does not fit.
+            UserError: not a search space, a newer version of one, or something in it does not fit.
         """
         rest = contents(cls, "search space", data, FORMAT, VERSION)
 
@@ -314,18 +315,18 @@ class SearchSpace:
         """Read a space from JSON.
 
         Raises:
-            ValueError: the file cannot be read, is not JSON, or is not a search space.
+            UserError: the file cannot be read, is not JSON, or is not a search space.
         """
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
-            raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+            raise UserError(f"{path} cannot be read: {error.strerror}") from None
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is not JSON: {error}") from None
+            raise UserError(f"{path} is not JSON: {error}") from None
         try:
             return cls.from_dict(data)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+            raise UserError(f"{path}: {error}") from None
 
 
 def label(candidate: Candidate) -> str:

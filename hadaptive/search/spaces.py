@@ -5,6 +5,7 @@ Source: arXiv 2505.22226, section 4 and its appendix, for the published space; t
 
 from pathlib import Path
 
+from hadaptive.errors import UserError
 from hadaptive.models.spec import BlockSpec, ConvSpec, ach, ghost, inverted
 from hadaptive.search.space import SKIP, SearchSpace, Skip, label
 
@@ -29,7 +30,7 @@ def open_space(name: str) -> SearchSpace:
     """A space by name (published, rich-s, rich-m, rich-l) or from a JSON file.
 
     Raises:
-        ValueError: there is no such space or file, or the file does not hold one.
+        UserError: there is no such space or file, or the file does not hold one.
     """
     if name == "published":
         return published_space()
@@ -37,7 +38,7 @@ def open_space(name: str) -> SearchSpace:
         return rich_space(name.removeprefix("rich-"))
     if not name.endswith(".json"):
         known = ", ".join(names())
-        raise ValueError(f"there is no search space {name!r}: choose one of {known}, or a .json file of your own")
+        raise UserError(f"there is no search space {name!r}: choose one of {known}, or a .json file of your own")
     return SearchSpace.load(name)
 
 
@@ -78,10 +79,10 @@ def rich_space(skeleton: str) -> SearchSpace:
         skeleton: "s", "m" or "l".
 
     Raises:
-        ValueError: there is no such skeleton.
+        UserError: there is no such skeleton.
     """
     if skeleton not in _SKELETONS:
-        raise ValueError(f"the skeleton must be one of {', '.join(_SKELETONS)}; got {skeleton!r}")
+        raise UserError(f"the skeleton must be one of {', '.join(_SKELETONS)}; got {skeleton!r}")
     stem, wide, narrow, widths = _SKELETONS[skeleton]
     stages, channels = [], narrow
     for width, count in widths:
@@ -113,11 +114,11 @@ def spaces_command(name: str | None, save: Path | None) -> None:
     """Print the spaces that ship, or one position by position; write it to `save`.
 
     Raises:
-        ValueError: there is no such space, `save` exists, or there is nothing to save.
+        UserError: there is no such space, `save` exists, or there is nothing to save.
     """
     if name is None:
         if save is not None:
-            raise ValueError(f"which space is to be saved to {save}? choose one of {', '.join(names())}")
+            raise UserError(f"which space is to be saved to {save}? choose one of {', '.join(names())}")
         for known in names():
             space = open_space(known)
             print(f"{known:10} {len(space.positions):3} positions, {space.size:.3g} choices")
@@ -125,9 +126,9 @@ def spaces_command(name: str | None, save: Path | None) -> None:
     space = open_space(name)
     if save is not None:
         if save.exists():
-            raise ValueError(f"{save} exists already and is not overwritten")
+            raise UserError(f"{save} exists already and is not overwritten")
         if not save.parent.is_dir():
-            raise ValueError(f"there is no folder {save.parent} to write {save.name} into")
+            raise UserError(f"there is no folder {save.parent} to write {save.name} into")
         space.save(save)
         print(f"{space.name} written to {save}")
         return

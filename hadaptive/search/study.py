@@ -23,10 +23,11 @@ from typing import Any
 import torch
 
 from hadaptive.console import console
+from hadaptive.errors import UserError
+from hadaptive.files import append_csv, read_csv, write_atomically, write_csv, write_json
 from hadaptive.metrics import mean_interval, welch_difference
 from hadaptive.models import NetSpec
 from hadaptive.provenance import provenance
-from hadaptive.runs import append_csv, read_csv, write_atomically, write_csv, write_json
 from hadaptive.search.config import StudyConfig
 from hadaptive.search.folder import SearchFolder
 from hadaptive.search.latency import LatencyTable, fits, measure_networks, references
@@ -61,12 +62,12 @@ def study(config: StudyConfig, *, quiet: bool = False) -> dict[str, Any]:
         The summary that is also in the folder, with its path under "run".
 
     Raises:
-        ValueError: as :func:`hadaptive.search.search`; or this is one process of several.
+        UserError: as :func:`hadaptive.search.search`; or this is one process of several.
         TrainingInterruptedError: stopped by a signal; it can be resumed.
     """
     accelerator = create_accelerator(config)
     if accelerator.num_processes > 1:
-        raise ValueError("--seeds and --baseline run in one process: under torchrun start each search by itself")
+        raise UserError("--seeds and --baseline run in one process: under torchrun start each search by itself")
     output = config.output or default_output(config)
     StudyFolder.check_new(output)
     space = configured_space(config)
@@ -84,12 +85,12 @@ def resume_study(path: str | Path, *, quiet: bool = False) -> dict[str, Any]:
     """Go on with a study where it stopped: what is finished is not done again.
 
     Raises:
-        ValueError: `path` is no study, is finished, or is damaged.
+        UserError: `path` is no study, is finished, or is damaged.
     """
     folder = StudyFolder.open(path)
     assert isinstance(folder, StudyFolder)
     if folder.summary.is_file():
-        raise ValueError(f"{path} is finished: there is nothing to resume")
+        raise UserError(f"{path} is finished: there is nothing to resume")
     config = StudyConfig.from_dict(folder.read_json(folder.config))
     space = SearchSpace.load(folder.space)
     table = LatencyTable.load(folder.latency) if folder.latency.is_file() else None
@@ -115,7 +116,7 @@ def resume(path: str | Path, *, quiet: bool = False) -> dict[str, Any]:
     """Go on with a search or a study, whichever left this folder.
 
     Raises:
-        ValueError: as :func:`resume_study` and :func:`hadaptive.search.resume_search`.
+        UserError: as :func:`resume_study` and :func:`hadaptive.search.resume_search`.
     """
     folder = SearchFolder.open(path)
     kind = resume_study if "seeds" in folder.read_json(folder.config) else resume_search

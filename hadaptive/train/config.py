@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from hadaptive.errors import UserError
+
 Config = TypeVar("Config", bound="TrainConfig")
 
 
@@ -138,15 +140,15 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "image_size"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("warmup", "label_smoothing", "ema", "hflip", "vflip", "erase"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
+                raise UserError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
         for name in ("scale", "crop_pct"):
             if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be above 0 and at most 1, got {getattr(self, name)}")
+                raise UserError(f"{name} must be above 0 and at most 1, got {getattr(self, name)}")
         if not 0 < self.lr < float("inf"):
-            raise ValueError(f"lr must be positive, got {self.lr}")
+            raise UserError(f"lr must be positive, got {self.lr}")
         for name in (
             "weight_decay",
             "clip_grad",
@@ -159,26 +161,26 @@ class TrainConfig:
             "color_jitter",
         ):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+                raise UserError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.seed < 0 or self.data_seed < 0:
-            raise ValueError("seeds must not be negative")
+            raise UserError("seeds must not be negative")
         if len(self.mean) < self.in_chans or len(self.std) < self.in_chans:
-            raise ValueError(f"mean and std need {self.in_chans} values each")
+            raise UserError(f"mean and std need {self.in_chans} values each")
         if min(self.std) <= 0:
-            raise ValueError(f"std must be positive, got {self.std}")
+            raise UserError(f"std must be positive, got {self.std}")
 
     @classmethod
     def from_recipe(cls: type[Config], recipe: str, **changes: Any) -> Config:
         """A recipe's settings with some changed.
 
         Raises:
-            ValueError: no such recipe or setting, or a value out of range.
+            UserError: no such recipe or setting, or a value out of range.
         """
         if recipe not in RECIPES:
-            raise ValueError(f"there is no recipe {recipe!r}; choose one of {', '.join(RECIPES)}")
+            raise UserError(f"there is no recipe {recipe!r}; choose one of {', '.join(RECIPES)}")
         unknown = set(changes) - {field.name for field in dataclasses.fields(cls)}
         if unknown:
-            raise ValueError(f"there is no setting {', '.join(sorted(unknown))}")
+            raise UserError(f"there is no setting {', '.join(sorted(unknown))}")
         return cls(**{"recipe": recipe, **RECIPES[recipe].settings, **changes})
 
     def to_dict(self) -> dict[str, Any]:
@@ -193,11 +195,11 @@ class TrainConfig:
         """The inverse of :meth:`to_dict`.
 
         Raises:
-            ValueError: a setting is unknown, as in a run of another version.
+            UserError: a setting is unknown, as in a run of another version.
         """
         known = {field.name for field in dataclasses.fields(cls)}
         if set(data) - known:
-            raise ValueError(f"unknown settings {', '.join(sorted(set(data) - known))}: made by another version?")
+            raise UserError(f"unknown settings {', '.join(sorted(set(data) - known))}: made by another version?")
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
         for name in ("output", "init", "data_dir", "latency_table"):
             if values.get(name) is not None:

@@ -3,8 +3,10 @@
 import torch
 from torch import Tensor, nn
 
+from hadaptive.errors import UserError
 
-class NonFiniteLossError(ValueError):
+
+class NonFiniteLossError(UserError):
     """The loss became NaN or infinite."""
 
 

@@ -18,10 +18,12 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from hadaptive.data import derive_seed
+from hadaptive.errors import UserError, first_line
+from hadaptive.files import write_json
 from hadaptive.metrics import Evaluation, evaluate_model
 from hadaptive.nn import SelectionRecorder, update_temperatures
 from hadaptive.provenance import provenance
-from hadaptive.runs import RunFolder, first_line, write_json
+from hadaptive.runs import RunFolder
 from hadaptive.train.config import TrainConfig
 from hadaptive.train.finite import NonFiniteLossError, first_non_finite
 from hadaptive.train.plots import plot_curves
@@ -57,7 +59,7 @@ def train(config: TrainConfig, *, quiet: bool = False, test: bool = True) -> dic
         The summary that is also in the folder, with its path under "run".
 
     Raises:
-        ValueError: a setting, the data or the model do not fit; the folder exists; the loss became non-finite.
+        UserError: a setting, the data or the model do not fit; the folder exists; the loss became non-finite.
         TrainingInterruptedError: stopped by a signal, after a checkpoint was written.
     """
     accelerator = create_accelerator(config)
@@ -78,11 +80,11 @@ def resume(path: str | Path, *, quiet: bool = False, test: bool = True) -> dict[
     """Continue an interrupted run exactly where its last checkpoint left it.
 
     Raises:
-        ValueError: `path` is no run, is finished, or is damaged.
+        UserError: `path` is no run, is finished, or is damaged.
     """
     run = RunFolder.open(path)
     if run.summary.is_file():
-        raise ValueError(f"{path} is finished: there is nothing to resume")
+        raise UserError(f"{path} is finished: there is nothing to resume")
     config = TrainConfig.from_dict(run.read_json(run.config))
     trainer = Trainer(config, create_accelerator(config), quiet=quiet, test=test, run=run)
     if run.checkpoint.is_file():
@@ -94,7 +96,7 @@ def train_or_resume(config: TrainConfig, *, quiet: bool = False, test: bool = Tr
     """The summary of the run in ``config.output``: read if it is finished, resumed if begun, else trained.
 
     Raises:
-        ValueError: as :func:`train` and :func:`resume`; the folder holds a run of other settings.
+        UserError: as :func:`train` and :func:`resume`; the folder holds a run of other settings.
     """
     if config.output is None or not config.output.is_dir():
         return train(config, quiet=quiet, test=test)
@@ -104,7 +106,7 @@ def train_or_resume(config: TrainConfig, *, quiet: bool = False, test: bool = Tr
         for data in (TrainConfig.from_dict(run.read_json(run.config)).to_dict(), config.to_dict())
     ]
     if settings[0] != settings[1]:
-        raise ValueError(f"{config.output} is a run with other settings: move it away")
+        raise UserError(f"{config.output} is a run with other settings: move it away")
     return run.read_json(run.summary) if run.summary.is_file() else resume(config.output, quiet=quiet, test=test)
 
 
@@ -183,7 +185,7 @@ class Trainer:
         """Continue from the run's checkpoint.
 
         Raises:
-            ValueError: the checkpoint is damaged or does not fit the run's config.
+            UserError: the checkpoint is damaged or does not fit the run's config.
         """
         state = run.load_checkpoint()
         try:
@@ -200,7 +202,7 @@ class Trainer:
             self.best_epoch = state["best_epoch"]
             self.unreadable = set(state["unreadable"])
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
-            raise ValueError(f"{run.checkpoint} does not fit {run.config}: {first_line(error)}") from None
+            raise UserError(f"{run.checkpoint} does not fit {run.config}: {first_line(error)}") from None
         self.scheduler.step_update(self.updates)
 
     @property

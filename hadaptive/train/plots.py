@@ -2,7 +2,8 @@
 
 from matplotlib.figure import Figure
 
-from hadaptive.runs import RunFolder, read_csv, write_atomically
+from hadaptive.files import read_csv, write_atomically
+from hadaptive.runs import RunFolder
 
 
 def plot_curves(run: RunFolder) -> None:

@@ -6,6 +6,8 @@ from typing import Any, TypeVar
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from hadaptive.errors import UserError
+
 T = TypeVar("T")
 
 
@@ -13,7 +15,7 @@ def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
     """Run `action` in the main process only; its result, or its ValueError, is every process's.
 
     Raises:
-        ValueError: `action` did.
+        UserError: `action` did.
     """
     shared: list[Any] = [None, None]
     if accelerator.is_main_process:
@@ -24,5 +26,5 @@ def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
     if accelerator.num_processes > 1:
         broadcast_object_list(shared)
     if shared[1] is not None:
-        raise ValueError(shared[1])
+        raise UserError(shared[1])
     return shared[0]

@@ -30,8 +30,9 @@ from hadaptive.data import (
     worker_count,
 )
 from hadaptive.data.loading import StreamDataset
+from hadaptive.errors import UserError, first_line
 from hadaptive.models import create_model
-from hadaptive.runs import ModelCard, RunFolder, card_for, first_line, open_weights
+from hadaptive.runs import ModelCard, RunFolder, card_for, open_weights
 from hadaptive.train.config import TrainConfig
 
 
@@ -53,9 +54,9 @@ class DataParts:
     alpha_steps_per_epoch: int = 0
 
     def check_classes(self, classes: list[str], data: str) -> None:
-        """Raise one clear ValueError unless these data have the classes that a run was trained on."""
+        """Raise one clear UserError unless these data have the classes that a run was trained on."""
         if self.classes != classes:
-            raise ValueError(
+            raise UserError(
                 f"{data} has other classes than the run was trained on "
                 f"({len(self.classes)} now, {len(classes)} then)"
             )
@@ -77,7 +78,7 @@ def create_accelerator(config: TrainConfig, *, unused_parameters: bool = False) 
         unused_parameters: a step may leave some parameters without a gradient, as a supernet's does.
 
     Raises:
-        ValueError: the precision is not to be had on this device.
+        UserError: the precision is not to be had on this device.
     """
     # accelerate keeps one state per process; a second run in it may want another device or precision.
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -91,7 +92,7 @@ def create_accelerator(config: TrainConfig, *, unused_parameters: bool = False) 
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused_parameters)],
         )
     except ValueError as error:
-        raise ValueError(f"mixed_precision {config.mixed_precision!r} does not work here: {error}") from None
+        raise UserError(f"mixed_precision {config.mixed_precision!r} does not work here: {error}") from None
 
 
 def preprocessing_of(config: TrainConfig) -> Preprocessing:
@@ -129,22 +130,22 @@ def create_data(config: TrainConfig, accelerator: Accelerator, alpha_fraction: f
             the test part is not even opened as a loader.
 
     Raises:
-        ValueError: the data cannot be opened, or the batch size does not fit them or the processes.
+        UserError: the data cannot be opened, or the batch size does not fit them or the processes.
     """
     processes, preprocessing = accelerator.num_processes, preprocessing_of(config)
     micro, rest = divmod(config.batch_size, config.accumulate)
     if rest or micro % processes:
-        raise ValueError(
+        raise UserError(
             f"batch_size {config.batch_size} must be divisible by accumulate x processes "
             f"= {config.accumulate} x {processes}"
         )
     if micro // processes < 2:
-        raise ValueError("BatchNorm needs at least 2 images per process and step: raise batch_size")
+        raise UserError("BatchNorm needs at least 2 images per process and step: raise batch_size")
     if (config.mixup or config.cutmix) and micro // processes % 2:
-        raise ValueError(f"mixup needs an even number of images per process and step, not {micro // processes}")
+        raise UserError(f"mixup needs an even number of images per process and step, not {micro // processes}")
     if is_stream(config.data):
         if alpha_fraction:
-            raise ValueError(f"{config.data} is a stream, which a search cannot divide: unpack it into a folder")
+            raise UserError(f"{config.data} is a stream, which a search cannot divide: unpack it into a folder")
         return _create_streams(config, accelerator, preprocessing, micro)
     splits = open_splits(
         config.data,
@@ -159,7 +160,7 @@ def create_data(config: TrainConfig, accelerator: Accelerator, alpha_fraction: f
     if alpha_fraction:
         count = round(alpha_fraction * len(part))
         if min(count, len(part) - count) < config.batch_size:
-            raise ValueError(
+            raise UserError(
                 f"{len(part)} training images cannot be divided into one part for the weights and one for the "
                 f"architecture (alpha_fraction {alpha_fraction:g}) of at least one batch of {config.batch_size} "
                 "each: gather more images or lower batch_size"
@@ -167,7 +168,7 @@ def create_data(config: TrainConfig, accelerator: Accelerator, alpha_fraction: f
         part, alpha_part = hold_out(part, count, config.data_seed + 3)
     steps = len(part) // config.batch_size
     if steps == 0:
-        raise ValueError(
+        raise UserError(
             f"there are only {len(part)} training images, fewer than batch_size {config.batch_size}: lower it"
         )
     workers = worker_count(config.workers, splits.in_memory)
@@ -216,13 +217,13 @@ def _create_streams(
     config: TrainConfig, accelerator: Accelerator, preprocessing: Preprocessing, micro: int
 ) -> DataParts:
     if accelerator.num_processes > 1:
-        raise ValueError(f"{config.data} is a stream, and streams are read by one process only for now")
+        raise UserError(f"{config.data} is a stream, and streams are read by one process only for now")
     if config.strict:
-        raise ValueError(f"{config.data} is a stream, whose reader skips unreadable images: leave out strict")
+        raise UserError(f"{config.data} is a stream, whose reader skips unreadable images: leave out strict")
     if config.num_classes is None:
-        raise ValueError(f"{config.data} is a stream, whose classes cannot be listed: pass num_classes")
+        raise UserError(f"{config.data} is a stream, whose classes cannot be listed: pass num_classes")
     if config.val_split is None:
-        raise ValueError(f"{config.data} is a stream, from which nothing can be held out: name a val_split")
+        raise UserError(f"{config.data} is a stream, from which nothing can be held out: name a val_split")
 
     def stream(split: str, training: bool) -> StreamDataset:
         transform = (
@@ -248,7 +249,7 @@ def _create_streams(
     images = len(train)  # asked before there is a loader, whose workers change the reader's own count
     steps = images // config.batch_size
     if steps == 0:
-        raise ValueError(f"{config.data} has only {images} training images, fewer than one batch")
+        raise UserError(f"{config.data} has only {images} training images, fewer than one batch")
     # The reader's default "test" is only a guess: no test part unless it differs from the others.
     named = config.test_split not in (None, config.train_split, config.val_split)
     return DataParts(
@@ -268,7 +269,7 @@ def starting_network(config: TrainConfig, classes: list[str]) -> tuple[nn.Module
     """The network in training mode that a run starts from, new or from ``config.init``, and its card.
 
     Raises:
-        ValueError: there is no such network, or it does not fit the data.
+        UserError: there is no such network, or it does not fit the data.
     """
     preprocessing = preprocessing_of(config)
     if config.init is None:
@@ -281,14 +282,14 @@ def starting_network(config: TrainConfig, classes: list[str]) -> tuple[nn.Module
     elif config.init.is_file():
         network, card = open_weights(config.init)
     else:
-        raise ValueError(f"there is no run folder or file {config.init} to start from")
+        raise UserError(f"there is no run folder or file {config.init} to start from")
     if card.classes != classes:
-        raise ValueError(
+        raise UserError(
             f"{config.init} knows other classes than {config.data} has ({len(card.classes)} there, "
             f"{len(classes)} here)"
         )
     if card.preprocessing.in_chans != config.in_chans:
-        raise ValueError(f"{config.init} takes {card.preprocessing.in_chans} channels, not {config.in_chans}")
+        raise UserError(f"{config.init} takes {card.preprocessing.in_chans} channels, not {config.in_chans}")
     torch.manual_seed(config.seed)
     _try(network, config)
     return _laid_out(network, config).train(), replace(card, preprocessing=preprocessing)
@@ -311,7 +312,7 @@ def _try(network: nn.Module, config: TrainConfig) -> None:
     """Run one blank image through a network.
 
     Raises:
-        ValueError: the images are too small for it.
+        UserError: the images are too small for it.
     """
     size = config.image_size
     network.eval()
@@ -320,7 +321,7 @@ def _try(network: nn.Module, config: TrainConfig) -> None:
             network(torch.zeros(1, config.in_chans, size, size))
     except (RuntimeError, AssertionError) as error:
         hint = " or stem_strides 1 1" if config.model.startswith("hadaptive_net") and config.init is None else ""
-        raise ValueError(
+        raise UserError(
             f"{config.init or config.model} cannot take {size}x{size} images ({first_line(error)}): "
             f"try a larger image_size{hint}"
         ) from None
@@ -330,7 +331,7 @@ def create_network(config: TrainConfig, num_classes: int) -> nn.Module:
     """The untrained network, seeded, after a trial with one blank image of the run's size.
 
     Raises:
-        ValueError: the model is unknown, or the images are too small for it.
+        UserError: the model is unknown, or the images are too small for it.
     """
     torch.manual_seed(config.seed)
     model = create_model(
@@ -349,7 +350,7 @@ def create_optimizer(module: nn.Module, config: TrainConfig, steps_per_epoch: in
     """timm's optimiser of a module's parameters, and its schedule by steps.
 
     Raises:
-        ValueError: timm has no such optimiser or schedule.
+        UserError: timm has no such optimiser or schedule.
     """
     try:
         optimizer = create_optimizer_v2(module, opt=config.opt, lr=config.lr, weight_decay=config.weight_decay)
@@ -364,6 +365,6 @@ def create_optimizer(module: nn.Module, config: TrainConfig, steps_per_epoch: in
             updates_per_epoch=steps_per_epoch,
         )
     except (ValueError, AssertionError, KeyError) as error:
-        raise ValueError(f"opt {config.opt!r} or sched {config.sched!r} is not one timm has: {error}") from None
+        raise UserError(f"opt {config.opt!r} or sched {config.sched!r} is not one timm has: {error}") from None
     assert scheduler is not None
     return optimizer, scheduler

@@ -1,0 +1,14 @@
+"""What a person did wrong, as opposed to what the program did."""
+
+
+class UserError(ValueError):
+    """A mistake in the input that its author can mend: the message is one sentence that says what and how.
+
+    The command line prints the sentence alone. Any other exception is a fault of ours and shows its traceback.
+    """
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that says something, or its kind where there is none."""
+    lines = [line for line in str(error).splitlines() if line and not line.startswith("Exception from ")]
+    return lines[0] if lines else type(error).__name__

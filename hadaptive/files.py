@@ -1,0 +1,64 @@
+"""Files of results: written whole or not at all, in UTF-8 whatever the machine's locale says."""
+
+import csv
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hadaptive.errors import UserError
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, then put it in place in one step."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    write(temporary)
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON atomically."""
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+
+    write_atomically(path, write)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file, none if there is no such file."""
+    if not path.is_file():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]], columns: list[str]) -> None:
+    """Write a whole CSV file."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def append_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Append rows to a CSV file, with a header if it is new.
+
+    Raises:
+        UserError: the file has other columns.
+    """
+    if not rows:
+        return
+    new = not path.is_file() or path.stat().st_size == 0
+    if not new:
+        with open(path, newline="", encoding="utf-8") as file:
+            if next(csv.reader(file)) != list(rows[0]):
+                raise UserError(f"{path} has other columns, from another version: move it away")
+    with open(path, "a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
