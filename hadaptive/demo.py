@@ -6,8 +6,7 @@ from typing import Any
 
 from PIL import Image
 
-from hadaptive.data import open_splits
-from hadaptive.evaluate import evaluate_run, print_evaluation
+from hadaptive.evaluate import evaluate_run
 from hadaptive.pictures import contact_sheet
 from hadaptive.predict import predict_images
 from hadaptive.runs import RunFolder
@@ -32,14 +31,13 @@ def run_demo(output: Path | None = None, *, epochs: int | None = None) -> dict[s
     output = output or Path("runs") / f"demo-{datetime.now():%Y%m%d-%H%M%S}"
     changes = {} if epochs is None else {"epochs": epochs}
     summary = train(TrainConfig.from_recipe("quick", data="digits", output=output, **changes))
-    evaluation, classes, files = evaluate_run(output)
-    print_evaluation(evaluation, classes, files)
+    _, classes, files = evaluate_run(output, quiet=False)
 
     run = RunFolder.open(output)
-    model, card = run.load_model("best")
+    model, card = run.load_model()
     folder, sheet = run.path / "samples", run.path / "predictions.png"
     folder.mkdir()
-    test = open_splits("digits").test
+    test = run.open_data(needs=("test",)).test
     assert test is not None
     paths, truths = [], []
     for i in range(SHOWN):

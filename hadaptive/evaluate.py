@@ -1,19 +1,22 @@
 """Evaluate a finished run on one of its parts, and leave the figures beside it."""
 
-import dataclasses
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
+from torch.utils.data import DataLoader
 
 from hadaptive.console import console
+from hadaptive.data import is_stream
+from hadaptive.engine.accelerator import create_accelerator
+from hadaptive.engine.batches import EVALUATION_BATCH, evaluation_batches, stream_loader
+from hadaptive.engine.processes import on_main
 from hadaptive.errors import UserError
 from hadaptive.files import write_atomically, write_csv, write_json
 from hadaptive.metrics import Evaluation, evaluate_model
 from hadaptive.pictures import plot_confusion
-from hadaptive.runs import RunFolder
-from hadaptive.train.config import TrainConfig
-from hadaptive.train.setup import create_accelerator, create_data
+from hadaptive.runs import ModelCard, RunFolder
+from hadaptive.train import TrainConfig, read_config
 
 
 def evaluate_run(
@@ -24,8 +27,9 @@ def evaluate_run(
     data: str | None = None,
     data_dir: Path | None = None,
     cpu: bool = False,
+    quiet: bool = True,
 ) -> tuple[Evaluation, list[str], dict[str, Path]]:
-    """Evaluate a run's network on its held-out data.
+    """Evaluate a run's network on its held-out data, the same images that were held out then.
 
     Writes evaluation-<split>.json, per-class-<split>.csv and confusion-<split>.png into the run folder.
 
@@ -35,6 +39,7 @@ def evaluate_run(
         weights: "best" or "last"; None for those that the run's own test used.
         data, data_dir: where the data lie now, if they have moved since.
         cpu: stay on the CPU even where there is a GPU.
+        quiet: do not print what has become of the images, nor the figures.
 
     Returns:
         The evaluation, the class names, and the paths of the files written.
@@ -43,41 +48,66 @@ def evaluate_run(
         UserError: no such run, weights or part, or other data than it was trained on.
     """
     run = RunFolder.open(path)
-    config = TrainConfig.from_dict(run.read_json(run.config))
-    changes: dict[str, Any] = {"cpu": cpu or config.cpu, "compile": False, "train_size": None}
-    if config.mixed_precision == "fp16" and (changes["cpu"] or not torch.cuda.is_available()):
-        changes["mixed_precision"] = "no"  # a run made on a GPU, looked at on a machine without one
-    if data is not None:
-        changes["data"] = data
-    if data_dir is not None:
-        changes["data_dir"] = data_dir
-    config = dataclasses.replace(config, **changes)
-    model, card = run.load_model(weights or config.select)
-    accelerator = create_accelerator(config)
-    parts = create_data(config, accelerator)
-    parts.check_classes(card.classes, config.data)
-    loader = parts.test if split == "test" else parts.validation
-    if loader is None:
-        raise UserError(f"{config.data} has no test part; try --split validation")
+    config = read_config(run)
+    config = replace(config, data=run.data_config(data, data_dir))
+    model, card = run.load_model(weights)
+    execution = replace(config.execution, cpu=cpu or config.execution.cpu)
+    try:
+        accelerator = create_accelerator(execution)
+    except UserError:  # a run made on a GPU, looked at on a machine without one
+        accelerator = create_accelerator(replace(execution, mixed_precision="no"))
+    loader, notes = _part(run, config, card, split, accelerator, data, data_dir)
     evaluation = evaluate_model(
         accelerator.prepare(model),
         loader,
         len(card.classes),
         accelerator=accelerator,
-        channels_last=config.channels_last,
+        channels_last=execution.channels_last,
     )
     files = {
         "figures": run.path / f"evaluation-{split}.json",
         "per class": run.path / f"per-class-{split}.csv",
         "confusion matrix": run.path / f"confusion-{split}.png",
     }
-    if accelerator.is_main_process:
+
+    def write() -> None:
         rows = evaluation.per_class(card.classes)
-        write_json(files["figures"], {"split": split, "weights": weights or config.select, **evaluation.summary()})
+        about = {"split": split, "weights": weights or run.choice(), "notes": notes}
+        write_json(files["figures"], {**about, **evaluation.summary()})
         write_atomically(files["per class"], lambda p: write_csv(p, rows, list(rows[0])))
-        title = f"{card.model} on {config.data}, {split}: {evaluation.accuracy:.2%}"
+        title = f"{card.model} on {config.data.data}, {split}: {evaluation.accuracy:.2%}"
         plot_confusion(evaluation.confusion(), card.classes, files["confusion matrix"], title)
+        if not quiet:
+            for note in notes:
+                print(note)
+            print_evaluation(evaluation, card.classes, files)
+
+    on_main(accelerator, write)
     return evaluation, card.classes, files
+
+
+def _part(
+    run: RunFolder,
+    config: TrainConfig,
+    card: ModelCard,
+    split: Literal["test", "validation"],
+    accelerator: Any,
+    data: str | None,
+    data_dir: Path | None,
+) -> tuple[DataLoader, list[str]]:
+    """Batches of one part of a run's images, and what has become of them."""
+    stored = config.data
+    if is_stream(stored.data):
+        name = stored.test_split if split == "test" else stored.val_split
+        if name is None or (split == "test" and name in (stored.train_split, stored.val_split)):
+            raise UserError(f"{stored.data} has no {split} part; try --split validation")
+        return stream_loader(config, name, EVALUATION_BATCH, accelerator), []
+    opened = run.open_data(data, data_dir, needs=(split,))
+    source = opened.parts.get(split)
+    if source is None:
+        raise UserError(f"{stored.data} has no {split} part; try --split validation")
+    loader = evaluation_batches(source, card.preprocessing, in_memory=opened.in_memory, accelerator=accelerator)
+    return loader, opened.notes
 
 
 def print_evaluation(evaluation: Evaluation, classes: list[str], files: dict[str, Path]) -> None:

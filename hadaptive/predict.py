@@ -105,7 +105,7 @@ def predict_images(
 def _open(path: Path, weights: str | None, trust: bool) -> tuple[Callable[[Tensor], Tensor], ModelCard]:
     """The network of a run folder or of an exported file."""
     if not path.is_file():
-        return RunFolder.open(path).load_model(weights or "best")
+        return RunFolder.open(path).load_model(weights)
     if weights is not None:
         raise UserError(f"--weights is of a run folder, and {path} is one file: leave it out")
     from hadaptive.export.formats import load

@@ -2,6 +2,7 @@
 
 config.json          all that is needed to run it again
 model.json           model name, spec, class names, preprocessing
+split.csv            every image of the data, and the part it is in
 metrics.csv          a row per epoch
 selection.csv        a row per epoch and ACH layer
 best.safetensors     weights with the best validation accuracy
@@ -11,19 +12,24 @@ curves.png, summary.json, skipped_images.txt
 """
 
 import json
-from dataclasses import dataclass
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from hadaptive.data import Preprocessing
+from hadaptive.data import DataConfig, ImageData, Manifest, Preprocessing, open_data
 from hadaptive.errors import UserError, first_line
 from hadaptive.files import append_csv, read_csv, write_atomically, write_csv
 from hadaptive.models import NetSpec, create_model, spec_of
+from hadaptive.settings import part_of
 
 METADATA_KEY = "hadaptive"  # of what exported files say about themselves
 
@@ -38,6 +44,7 @@ class ModelCard:
         classes: class names in the order of the outputs.
         preprocessing: from an image to the network's input.
         drop_rate, drop_path_rate: as it was trained; no effect on predictions.
+        started_from: digest of the weights that its training started from, None where they were random.
     """
 
     model: str
@@ -46,6 +53,12 @@ class ModelCard:
     preprocessing: Preprocessing
     drop_rate: float | None = None
     drop_path_rate: float | None = None
+    started_from: str | None = None
+
+    @property
+    def identity(self) -> str:
+        """What tells this network from others, whatever the file it came from is called."""
+        return self.model if self.spec is None else self.spec.fingerprint
 
     def create_model(self) -> nn.Module:
         """The network, untrained."""
@@ -66,6 +79,7 @@ class ModelCard:
             "preprocessing": self.preprocessing.to_dict(),
             "drop_rate": self.drop_rate,
             "drop_path_rate": self.drop_path_rate,
+            "started_from": self.started_from,
         }
 
     @classmethod
@@ -91,6 +105,15 @@ def open_weights(path: Path) -> tuple[nn.Module, ModelCard]:
     return network.eval(), card
 
 
+Folder = TypeVar("Folder", bound="RunFolder")
+
+
+def _umask() -> int:
+    """What this process leaves out of the rights of new files."""
+    os.umask(mask := os.umask(0))
+    return mask
+
+
 class RunFolder:
     """One run on disk."""
 
@@ -98,30 +121,45 @@ class RunFolder:
         self.path = Path(path)
         self.config = self.path / "config.json"
         self.card = self.path / "model.json"
+        self.manifest = self.path / "split.csv"
         self.metrics = self.path / "metrics.csv"
         self.selection = self.path / "selection.csv"
         self.checkpoint = self.path / "checkpoint.pt"
         self.summary = self.path / "summary.json"
         self.curves = self.path / "curves.png"
         self.skipped = self.path / "skipped_images.txt"
+        self.by_epoch = (self.metrics, self.selection)  # rows that a resumed run may write again
 
     @classmethod
-    def create(cls, path: str | Path) -> "RunFolder":
-        """Make a new run folder.
+    def check_new(cls, path: str | Path) -> None:
+        """Raise one clear UserError if something is at `path` already: runs are never overwritten."""
+        if Path(path).exists():
+            raise UserError(
+                f"{path} exists already and is never overwritten: choose another --output, "
+                f"or continue it with --resume {path}"
+            )
+
+    @classmethod
+    def create(cls: type[Folder], path: str | Path, fill: Callable[[Folder], None] | None = None) -> Folder:
+        """Make a new run folder with all that `fill` writes into it, in one step.
 
         Raises:
             UserError: something is there already; runs are never overwritten.
         """
-        run = cls(path)
+        cls.check_new(path)
+        run, staged = cls(path), None
         try:
-            run.path.mkdir(parents=True)
-        except FileExistsError:
-            raise UserError(
-                f"{path} exists already and is never overwritten: choose another --output, "
-                f"or continue it with --resume {path}"
-            ) from None
+            run.path.parent.mkdir(parents=True, exist_ok=True)
+            staged = Path(tempfile.mkdtemp(prefix=f".{run.path.name}-", dir=run.path.parent))
+            staged.chmod(0o777 & ~_umask())
+            if fill is not None:
+                fill(cls(staged))
+            staged.rename(run.path)
         except OSError as error:
             raise UserError(f"the run folder {path} cannot be made: {error.strerror}") from None
+        finally:
+            if staged is not None and staged.exists():
+                shutil.rmtree(staged)
         return run
 
     @classmethod
@@ -171,12 +209,16 @@ class RunFolder:
         state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
         write_atomically(self.weights(which), lambda p: save_file(state, p))
 
-    def load_model(self, which: str = "best") -> tuple[nn.Module, ModelCard]:
+    def load_model(self, which: str | None = None) -> tuple[nn.Module, ModelCard]:
         """The trained network in eval mode on the CPU, and its card.
+
+        Args:
+            which: "best" or "last"; None for the run's own choice, which it was tested with.
 
         Raises:
             UserError: the run has no such weights, or they do not fit its spec.
         """
+        which = which or self.choice()
         card = self.read_card()
         path = self.weights(which)
         if not path.is_file():
@@ -187,6 +229,77 @@ class RunFolder:
         except Exception as error:  # safetensors raises its own class for a damaged file
             raise UserError(f"{path} does not hold the weights of {card.model}: {first_line(error)}") from None
         return model.eval(), card
+
+    def choice(self) -> str:
+        """The weights that the run is tested, exported and predicts with where nobody says otherwise."""
+        return self.read_json(self.config).get("select", "best")
+
+    # -- its images -------------------------------------------------------------------------------------------
+
+    def data_config(self, data: str | None = None, data_dir: Path | None = None) -> DataConfig:
+        """Which images the run is of.
+
+        Args:
+            data, data_dir: where they lie now, if they have moved since.
+
+        Raises:
+            UserError: the settings are missing or damaged.
+        """
+        stored = self.stored_settings()
+        moved = {name: value for name, value in (("data", data), ("data_dir", data_dir)) if value is not None}
+        return replace(part_of(DataConfig, "data", stored), **moved)
+
+    def stored_settings(self) -> dict[str, Any]:
+        """The JSON of the settings that have a part `data`."""
+        return self.read_json(self.config)
+
+    def read_manifest(self) -> Manifest | None:
+        """The division of its images; None where there is none, as of a stream or in runs of version 1."""
+        return Manifest.load(self.manifest) if self.manifest.is_file() else None
+
+    def open_data(
+        self,
+        data: str | None = None,
+        data_dir: Path | None = None,
+        *,
+        exact: bool = False,
+        needs: tuple[str, ...] = ("train", "validation", "test"),
+    ) -> ImageData:
+        """The run's images in the parts they were in, whatever their folder holds now.
+
+        Args:
+            data, data_dir: where they lie now, if they have moved since.
+            exact: refuse any difference.
+            needs: parts that are used.
+
+        Raises:
+            UserError: they are not there, or not what they were; a run that kept no list of them cannot tell.
+        """
+        config, manifest = self.data_config(data, data_dir), self.read_manifest()
+        if manifest is not None:
+            return open_data(config, manifest, exact=exact, needs=needs)
+        opened = open_data(config, drawn_before_manifests=True)
+        self._check_counts(opened)
+        if self.card.is_file() and opened.classes != self.read_card().classes:
+            raise UserError(
+                f"{config.data} has other classes than the run was trained on "
+                f"({len(opened.classes)} now, {len(self.read_card().classes)} then)"
+            )
+        return opened
+
+    def _check_counts(self, opened: ImageData) -> None:
+        """Raise one clear UserError if images have come or gone since a run that kept no list of them."""
+        then, now = None, len(opened.train)
+        if self.summary.is_file():
+            then = self.read_json(self.summary)["train_images"]
+        elif (rows := read_csv(self.metrics)) and "updates" in rows[-1]:
+            batch = self.read_json(self.config)["batch_size"]
+            then, now = int(rows[-1]["updates"]) // (int(rows[-1]["epoch"]) + 1), now // batch
+        if then is not None and then != now:
+            raise UserError(
+                f"{opened.location.data} holds other images than {self.path} was trained on, which an older "
+                "version made without a list of them: images it was trained on cannot be told from others"
+            )
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Write the resumable state atomically: there is always one whole checkpoint."""
@@ -211,7 +324,7 @@ class RunFolder:
 
     def truncate_rows(self, epoch: int) -> None:
         """Drop the rows of epochs from `epoch` on, which a resumed run will write again."""
-        for path in (self.metrics, self.selection):
+        for path in self.by_epoch:
             rows = read_csv(path)
             kept = [row for row in rows if int(row["epoch"]) < epoch]
             if len(kept) < len(rows):

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from torch import nn
 
-from hadaptive.errors import UserError
+from hadaptive.errors import UserError, first_line
 from hadaptive.models.hadaptive_net import HadaptiveNet
 from hadaptive.models.spec import NetSpec
 
@@ -67,6 +68,28 @@ def create_model(
         ValueError,
     ) as error:  # timm's answers to unknown options and tags
         raise UserError(f"{model} cannot be built with these options: {error}") from None
+
+
+def check_image_size(network: nn.Module, size: tuple[int, int, int], name: str, hint: str = "") -> None:
+    """Run one blank image of `size` (C, H, W) through a network, which is in eval mode afterwards.
+
+    Args:
+        network: on the CPU.
+        size: of an image.
+        name: what to call the network.
+        hint: what else may help, such as " or stem_strides 1 1".
+
+    Raises:
+        UserError: the images are too small for it.
+    """
+    network.eval()
+    try:
+        with torch.no_grad():
+            network(torch.zeros(1, *size))
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"{name} cannot take {size[1]}x{size[2]} images ({first_line(error)}): try a larger image_size{hint}"
+        ) from None
 
 
 def spec_of(model: nn.Module) -> NetSpec | None:

@@ -8,6 +8,7 @@ takes a spec file wherever it takes a model name.
 """
 
 import dataclasses
+import hashlib
 import json
 import math
 import reprlib
@@ -201,6 +202,12 @@ class NetSpec:
             convs[i] = dataclasses.replace(convs[i], stride=stride, kernel=kernel)
         return dataclasses.replace(self, stem=convs[0], stage1=tuple(convs[1:]))
 
+    @property
+    def fingerprint(self) -> str:
+        """What tells this network from others: a hash of all but its name."""
+        content = {key: value for key, value in self.to_dict().items() if key != "name"}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON; defaults that do not apply to a block's kind are left out."""
         data = dataclasses.asdict(self)
@@ -232,7 +239,7 @@ class NetSpec:
 
     def save(self, path: str | Path) -> None:
         """Write the spec as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> "NetSpec":

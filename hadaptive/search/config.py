@@ -1,42 +1,49 @@
-"""The settings of a search: those of a training, which it is, and its own."""
+"""The settings of a search: the parts that it shares with a training, and its own."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from hadaptive.data import Augmentation, DataConfig, Preprocessing
+from hadaptive.engine.config import Config, Execution, Optimisation, RecipeSettings, at_least_one, not_negative
 from hadaptive.errors import UserError
 from hadaptive.search.runtimes import Setting
-from hadaptive.train.config import TrainConfig
-
-# Settings of a training that mean nothing while paths change from step to step.
-FIXED = (
-    "model",
-    "init",
-    "accumulate",
-    "mixup",
-    "cutmix",
-    "ema",
-    "drop_path_rate",
-    "select",
-    "compile",
-    "clip_grad",
-)
+from hadaptive.settings import names
+from hadaptive.train.config import TrainConfig, idle_images, refuse_idle
 
 
 @dataclass(frozen=True)
-class SearchConfig(TrainConfig):
-    """Everything that decides one search.
+class LatencyGoal:
+    """How fast the network found must be, and where.
 
     Attributes:
-        space: published, rich-s, rich-m, rich-l, or a .json file of your own.
         latency_target: such as 5ms or 0.8xS; none searches for accuracy alone.
         latency_table: of ``hadaptive latency``; measured at the start where it is left out.
         latency_weight: of the expected latency's relative distance from the target in the loss.
         runtime: what latency is measured with, where there is no table.
         threads: of the runtime that latency is measured in; 0 leaves their number to it.
         foreign_table: accept a table measured on another device.
-        estimator: how the architecture learns: rloo compares several paths on one batch, gdas passes the gradient
-            of one straight through, as in the paper.
+    """
+
+    latency_target: str | None = None
+    latency_table: Path | None = None
+    latency_weight: float = 1.0
+    runtime: Literal["pytorch", "onnxruntime"] = "pytorch"
+    threads: int = 0
+    foreign_table: bool = False
+
+    def __post_init__(self) -> None:
+        not_negative("latency_weight", self.latency_weight)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How the architecture learns.
+
+    Attributes:
+        estimator: rloo compares several paths on one batch, gdas passes the gradient of one straight through, as
+            in the paper.
         paths: that rloo compares in each step.
         alpha_fraction: share of the training images that the architecture parameters learn from.
         alpha_lr: of the architecture parameters; default lets them move by 10 in all, and by the paper's
@@ -48,13 +55,6 @@ class SearchConfig(TrainConfig):
         weights_first: share of the search that trains weights only, on paths drawn evenly.
     """
 
-    space: str = "published"
-    latency_target: str | None = None
-    latency_table: Path | None = None
-    latency_weight: float = 1.0
-    runtime: Literal["pytorch", "onnxruntime"] = "pytorch"
-    threads: int = 0
-    foreign_table: bool = False
     estimator: Literal["rloo", "gdas"] = "rloo"
     paths: int = 4
     alpha_fraction: float = 0.5
@@ -66,11 +66,6 @@ class SearchConfig(TrainConfig):
     weights_first: float = 0.2
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        defaults = {field.name: field.default for field in fields(TrainConfig)}
-        for name in FIXED:
-            if getattr(self, name) != defaults[name] and name not in _set_by_recipe(self.recipe):
-                raise UserError(f"{name} has no meaning in a search: give it to the training of what is found")
         if self.paths < 2:
             raise UserError(f"paths are compared with each other: at least 2, got {self.paths}")
         if not 0 < self.alpha_fraction < 1:
@@ -80,66 +75,133 @@ class SearchConfig(TrainConfig):
         for name in ("tau_start", "tau_end", "alpha_clip"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise UserError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("latency_weight", "alpha_weight_decay"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise UserError(f"{name} must not be negative, got {getattr(self, name)}")
+        not_negative("alpha_weight_decay", self.alpha_weight_decay)
         if self.alpha_lr is not None and not 0 < self.alpha_lr < float("inf"):
             raise UserError(f"alpha_lr must be positive, got {self.alpha_lr}")
-        if self.mixed_precision == "fp16":
+
+
+class _SearchSettings(RecipeSettings):
+    @classmethod
+    def from_recipe(cls: type[Config], recipe: str, **changes: Any) -> Config:
+        """As of any configuration; a setting that only a training has is called that."""
+        for name in changes:
+            if name in names(TrainConfig) and name not in names(cls):
+                raise UserError(f"{name} has no meaning in a search: give it to the training of what is found")
+        return super().from_recipe(recipe, **changes)  # pyright: ignore[reportAttributeAccessIssue]
+
+    @classmethod
+    def _from_version_1(cls: type[Config], data: dict[str, Any]) -> Config:
+        # They stood there with a recipe's values or none, and had no meaning.
+        idle = set(names(TrainConfig)) - set(names(cls))
+        rest = {key: value for key, value in data.items() if key not in idle}
+        return super()._from_version_1(rest)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@dataclass(frozen=True)
+class SearchConfig(_SearchSettings):
+    """Everything that decides one search.
+
+    Attributes:
+        recipe: the named settings that the other flags start from.
+        output: folder to make; default runs/<time>-search-<space>-<data>.
+        space: published, rich-s, rich-m, rich-l, or a .json file of your own.
+        stem_strides: strides of the first convolutions, e.g. 1 1 for 32x32 images.
+        drop_rate: dropout before the classifier; default 0.3.
+        data: which images.
+        preprocessing: what happens to every image.
+        augmentation: what happens to training images besides.
+        optimisation: how the weights learn.
+        architecture: how the architecture learns.
+        latency: how fast the network found must be.
+        execution: how and where the work is done.
+    """
+
+    recipe: str = "quick"
+    output: Path | None = None
+    space: str = "published"
+    stem_strides: tuple[int, ...] | None = None
+    drop_rate: float | None = None
+    data: DataConfig = field(default_factory=DataConfig)
+    preprocessing: Preprocessing = field(default_factory=lambda: TrainConfig().preprocessing)
+    augmentation: Augmentation = field(default_factory=lambda: TrainConfig().augmentation)
+    optimisation: Optimisation = field(default_factory=Optimisation)
+    architecture: Architecture = field(default_factory=Architecture)
+    latency: LatencyGoal = field(default_factory=LatencyGoal)
+    execution: Execution = field(default_factory=Execution)
+
+    def __post_init__(self) -> None:
+        if self.execution.mixed_precision == "fp16":
             raise UserError("a search has no loss scaling: use --mixed-precision bf16 or no")
+
+    def refuse_idle(self) -> None:
+        """Raise one clear UserError if a setting was given that has no effect beside the others."""
+        refuse_idle(self, self.idle())
+
+    def idle(self) -> Iterable[tuple[str, dict[str, str]]]:
+        """Settings without an effect, and why."""
+        yield from idle_images(self)
+        estimator = self.architecture.estimator
+        for name in ("tau_start", "tau_end") if estimator == "rloo" else ("paths",):
+            yield name, {"estimator": f"{estimator} does not use it"}
+        if self.latency.latency_target is None:
+            for name in ("latency_table", "latency_weight", "runtime", "threads", "foreign_table"):
+                yield name, {"latency_target": "is not there"}
 
     def setting(self, num_classes: int, device: str) -> Setting:
         """What the latency of the found network is of: one image of the search's size, on its device."""
+        runtime = self.latency.runtime
         return Setting(
-            runtime=self.runtime,
-            device="cpu" if self.runtime == "onnxruntime" else device,
-            image_size=self.image_size,
-            in_chans=self.in_chans,
+            runtime=runtime,
+            device="cpu" if runtime == "onnxruntime" else device,
+            image_size=self.preprocessing.image_size,
+            in_chans=self.preprocessing.in_chans,
             num_classes=num_classes,
-            threads=self.threads,
-            channels_last=self.channels_last,
+            threads=self.latency.threads,
+            channels_last=self.execution.channels_last,
         )
 
     def training(self, **changes: Any) -> TrainConfig:
         """The settings to train the found network with: the same recipe, data and budget."""
-        values = {field.name: getattr(self, field.name) for field in fields(TrainConfig)}
-        return TrainConfig(**{**values, "stem_strides": None, **changes})
+        shared = {name: value for name, value in self.flat().items() if name in names(TrainConfig)}
+        return TrainConfig.from_recipe(**{**shared, "stem_strides": None, **changes})
 
 
 @dataclass(frozen=True)
-class StudyConfig(SearchConfig):
+class StudyConfig(_SearchSettings):
     """Everything that decides a search, its repetitions and its comparison; the flags of ``hadaptive search``.
 
     Attributes:
+        search: the search that is repeated.
         seeds: search so many times, and report how far the seeds agree.
         baseline: "random 10" trains what was found beside ten random networks of the same latency, and the
             published network the target names, all under the same recipe.
         retrain_seeds: trainings of each network found and of the published one; random ones are trained once.
     """
 
+    search: SearchConfig = field(default_factory=SearchConfig)
     seeds: int = 1
     baseline: tuple[Literal["random"], int] | None = None
     retrain_seeds: int = 3
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("seeds", "retrain_seeds"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        at_least_one("seeds", self.seeds)
+        at_least_one("retrain_seeds", self.retrain_seeds)
         if self.baseline is not None and self.baseline[1] < 2:
             raise UserError(f"a baseline needs at least 2 random networks, got {self.baseline[1]}")
+
+    @property
+    def recipe(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The recipe of its search."""
+        return self.search.recipe
 
     @property
     def is_single(self) -> bool:
         """Whether this is one search and nothing else."""
         return self.seeds == 1 and self.baseline is None
 
-    def single(self) -> SearchConfig:
-        """The settings of one search."""
-        return SearchConfig(**{field.name: getattr(self, field.name) for field in fields(SearchConfig)})
-
-
-def _set_by_recipe(recipe: str) -> set[str]:
-    from hadaptive.train.config import RECIPES
-
-    return set(RECIPES[recipe].settings) if recipe in RECIPES else set()
+    def refuse_idle(self) -> None:
+        """Raise one clear UserError if a setting was given that has no effect beside the others."""
+        rules = [*self.search.idle()]
+        if self.baseline is None:
+            rules.append(("retrain_seeds", {"baseline": "is not there"}))
+        refuse_idle(self, rules)

@@ -1,6 +1,7 @@
 """The folder a search leaves behind, and the only code that knows its layout.
 
 config.json, space.json    all that is needed to run it again
+split.csv                  every image of the data, and the part it is in
 latency.json               the table the search used, if it had a target
 found.json                 the network found: a NetSpec for `hadaptive train --model`
 confidence.csv             a row per epoch, position and candidate
@@ -12,7 +13,6 @@ confidence.png, curves.png, network.png, summary.json
 from pathlib import Path
 
 from hadaptive.errors import UserError
-from hadaptive.files import read_csv, write_atomically, write_csv
 from hadaptive.runs import RunFolder
 
 
@@ -25,14 +25,9 @@ class SearchFolder(RunFolder):
         self.latency = self.path / "latency.json"
         self.found = self.path / "found.json"
         self.confidence = self.path / "confidence.csv"
+        self.by_epoch = (self.metrics, self.confidence)
         self.heat_map = self.path / "confidence.png"
         self.strip = self.path / "network.png"
-
-    @staticmethod
-    def check_new(path: str | Path) -> None:
-        """Raise the sentence of :meth:`create` early where something is there already."""
-        if Path(path).exists():
-            RunFolder.create(path)
 
     @classmethod
     def open(cls, path: str | Path) -> "SearchFolder":
@@ -45,11 +40,3 @@ class SearchFolder(RunFolder):
         if not (run.config.is_file() and run.space.is_file()):
             raise UserError(f"{path} is not the folder of a search: it has no config.json and space.json")
         return run
-
-    def truncate_rows(self, epoch: int) -> None:
-        """Drop the rows of epochs from `epoch` on, which a resumed search will write again."""
-        for path in (self.metrics, self.confidence):
-            rows = read_csv(path)
-            kept = [row for row in rows if int(row["epoch"]) < epoch]
-            if len(kept) < len(rows):
-                write_atomically(path, lambda p, kept=kept, rows=rows: write_csv(p, kept, list(rows[0])))

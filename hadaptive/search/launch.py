@@ -7,21 +7,25 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from hadaptive.data import ImageData, is_stream, open_data
+from hadaptive.engine.accelerator import create_accelerator
+from hadaptive.engine.batches import create_batches
+from hadaptive.engine.loop import begin
+from hadaptive.engine.processes import on_main
 from hadaptive.errors import UserError
 from hadaptive.files import write_json
 from hadaptive.search.config import SearchConfig
 from hadaptive.search.folder import SearchFolder
 from hadaptive.search.latency import LatencyTable, measure_table, references
-from hadaptive.search.loop import Searcher
-from hadaptive.search.space import SearchSpace, label
+from hadaptive.search.searcher import Searcher
+from hadaptive.search.space import SearchSpace
 from hadaptive.search.spaces import open_space
-from hadaptive.train.processes import on_main
-from hadaptive.train.setup import create_accelerator
+from hadaptive.train.config import refuse_idle
 
 
 def default_output(config: SearchConfig) -> Path:
     """A new folder's name under runs/, from the time, the space and the data."""
-    name = f"{datetime.now():%Y%m%d-%H%M%S}-search-{Path(config.space).stem}-{Path(config.data).name}"
+    name = f"{datetime.now():%Y%m%d-%H%M%S}-search-{Path(config.space).stem}-{Path(config.data.data).name}"
     return Path("runs") / name
 
 
@@ -34,8 +38,21 @@ def configured_space(config: SearchConfig) -> SearchSpace:
     space = open_space(config.space)
     if config.stem_strides:
         space = space.with_stem_strides(*config.stem_strides)
-    space.input_shapes(config.in_chans, config.image_size)
+    space.input_shapes(config.preprocessing.in_chans, config.preprocessing.image_size)
     return space
+
+
+def configured_data(config: SearchConfig) -> tuple[ImageData, SearchConfig]:
+    """The images the settings name, and the settings as they turned out.
+
+    Raises:
+        UserError: they cannot be opened or divided, or a setting means nothing for them.
+    """
+    if is_stream(config.data.data):
+        raise UserError(f"{config.data.data} is a stream, which a search cannot divide: unpack it into a folder")
+    data = open_data(config.data)
+    refuse_idle(config, [(name, {"data": "divides them already"}) for name in sorted(data.ignored)])
+    return data, replace(config, data=data.location)
 
 
 def configured_table(
@@ -46,19 +63,32 @@ def configured_table(
     Raises:
         UserError: the table does not fit, or no network of the space reaches the target.
     """
-    if config.latency_target is None:
-        if config.latency_table is not None:
-            raise UserError("a latency table without a target has no use: pass --latency-target, or no table")
+    goal = config.latency
+    if goal.latency_target is None:
         return None
     setting = config.setting(num_classes, accelerator.device.type)
-    if config.latency_table is not None:
-        table = LatencyTable.load(config.latency_table)
-        table.check(space, setting, foreign=config.foreign_table)
+    if goal.latency_table is not None:
+        table = LatencyTable.load(goal.latency_table)
+        table.check(space, setting, foreign=goal.foreign_table)
     else:
-        LatencyTable.check_target(config.latency_target)  # a slip of the pen shows before the measuring
+        LatencyTable.check_target(goal.latency_target)  # a slip of the pen shows before the measuring
         table = measure_table(space, setting, known=references(config.stem_strides), quiet=quiet)
-    table.target(config.latency_target)
+    table.target(goal.latency_target)
     return table
+
+
+def new_searcher(
+    config: SearchConfig, space: SearchSpace, accelerator: Accelerator, data: ImageData, *, quiet: bool = False
+) -> Searcher:
+    """A search that has not begun.
+
+    Raises:
+        UserError: the batch size does not fit the images.
+    """
+    batches = create_batches(
+        config, accelerator, data, alpha_fraction=config.architecture.alpha_fraction, test=False
+    )
+    return Searcher(config, space, accelerator, batches, quiet=quiet)
 
 
 def search(config: SearchConfig, *, quiet: bool = False) -> dict[str, Any]:
@@ -71,73 +101,58 @@ def search(config: SearchConfig, *, quiet: bool = False) -> dict[str, Any]:
         UserError: a setting, the data, the space or the latency table do not fit; the folder exists.
         TrainingInterruptedError: stopped by a signal, after a checkpoint was written.
     """
-    accelerator = create_accelerator(config, unused_parameters=True)
+    config.refuse_idle()
     output = config.output or default_output(config)
     # Every mistake in the settings shows here, before there is a folder.
     SearchFolder.check_new(output)
+    accelerator = create_accelerator(config.execution, unused_parameters=True)
     space = configured_space(config)
-    searcher = Searcher(config, space, accelerator, quiet=quiet)
-
-    def create() -> tuple[Path, LatencyTable | None]:
-        table = configured_table(config, space, searcher.num_classes, accelerator, quiet)
-        run = SearchFolder(SearchFolder.create(output).path)
-        space.save(run.space)
-        if table is not None:
-            table.save(run.latency)
-        write_json(run.config, replace(config, output=output).to_dict())
-        return output, table
-
-    path, table = on_main(accelerator, create)
+    data, config = configured_data(config)
+    searcher = new_searcher(config, space, accelerator, data, quiet=quiet)
+    table = on_main(accelerator, lambda: configured_table(config, space, searcher.num_classes, accelerator, quiet))
     searcher.use(table)
-    return _finish(searcher, SearchFolder(path))
+
+    def fill(folder: SearchFolder) -> None:
+        describe(folder, config.changed(output=output), space, table, data)
+
+    return searcher.fit(begin(searcher, SearchFolder, output, fill))
 
 
-def resume_search(path: str | Path, *, quiet: bool = False) -> dict[str, Any]:
-    """Continue an interrupted search exactly where its last checkpoint left it.
+def describe(
+    folder: SearchFolder, config: Any, space: SearchSpace, table: LatencyTable | None, data: ImageData
+) -> None:
+    """Write all that is needed to run a search, or a comparison of several, again."""
+    space.save(folder.space)
+    data.manifest.save(folder.manifest)
+    if table is not None:
+        table.save(folder.latency)
+    write_json(folder.config, config.to_dict())
+
+
+def resume_search(
+    path: str | Path, *, data: str | None = None, data_dir: Path | None = None, quiet: bool = False
+) -> dict[str, Any]:
+    """Continue an interrupted search exactly where its last checkpoint left it, with the very same images.
+
+    Args:
+        path: of its folder.
+        data, data_dir: where the images lie now, if they have moved since.
+        quiet: print nothing.
 
     Raises:
-        UserError: `path` is no search, is finished, or is damaged.
+        UserError: `path` is no search, is finished, or is damaged; its images are not what they were.
     """
-    run = SearchFolder.open(path)
-    if run.summary.is_file():
+    folder = SearchFolder.open(path)
+    if folder.summary.is_file():
         raise UserError(f"{path} is finished: there is nothing to resume")
-    config = SearchConfig.from_dict(run.read_json(run.config))
-    searcher = Searcher(
-        config, SearchSpace.load(run.space), create_accelerator(config, unused_parameters=True), quiet=quiet
-    )
-    if config.latency_target is not None and not run.latency.is_file():
-        raise UserError(f"{path} has a latency target but its table {run.latency.name} is gone")
-    searcher.use(LatencyTable.load(run.latency) if run.latency.is_file() else None)
-    if run.checkpoint.is_file():
-        searcher.load(run)
-    return _finish(searcher, run)
-
-
-def _finish(searcher: Searcher, run: SearchFolder) -> dict[str, Any]:
-    summary = searcher.fit(run)
-    if searcher.show:
-        print_search(run, searcher.space, summary)
-    return summary
-
-
-def print_search(run: SearchFolder, space: SearchSpace, summary: dict[str, Any]) -> None:
-    """Print what was found, position by position, its latency, and any warning."""
-    from rich.table import Table
-
-    from hadaptive.console import console
-
-    table = Table("position", "found")
-    table.add_column("confidence", justify="right")
-    chosen = zip(space.positions, summary["choice"], summary["confidence"], strict=True)
-    for number, (position, choice, confidence) in enumerate(chosen, start=1):
-        if len(position) > 1:
-            table.add_row(str(number), label(position[choice]), f"{confidence:.2f}")
-    console().print(table)
-    if summary["predicted_ms"] is not None:
-        measured = ", ".join(f"{name} {ms:.2f} ms" for name, ms in (summary["measured_ms"] or {}).items())
-        print(f"latency: target {summary['target_ms']:.2f} ms, predicted {summary['predicted_ms']:.2f} ms; "
-              f"measured: {measured}")  # fmt: skip
-    for warning in summary["warnings"]:
-        print(f"warning: {warning}")
-    recipe, data = summary["recipe"], summary["data"]
-    print(f"train it: hadaptive train --model {run.found} --recipe {recipe} --data {data}")
+    config = SearchConfig.from_dict(folder.read_json(folder.config))
+    config = replace(config, data=folder.data_config(data, data_dir))
+    accelerator = create_accelerator(config.execution, unused_parameters=True)
+    opened = folder.open_data(data, data_dir, exact=True)
+    searcher = new_searcher(config, SearchSpace.load(folder.space), accelerator, opened, quiet=quiet)
+    if config.latency.latency_target is not None and not folder.latency.is_file():
+        raise UserError(f"{path} has a latency target but its table {folder.latency.name} is gone")
+    searcher.use(LatencyTable.load(folder.latency) if folder.latency.is_file() else None)
+    if folder.checkpoint.is_file():
+        searcher.load(folder)
+    return searcher.fit(folder)

@@ -3,6 +3,7 @@
 The folder of a study:
 
 config.json, space.json, latency.json   all that is needed to run it again
+split.csv                               every image of the data, and the part it is in throughout
 searches/seed0/ ...                     one search each
 agreement.csv, kinds.csv                per position: how far the seeds agree, and what kinds of block they prefer
 confidence.png                          the mean confidence over the seeds
@@ -22,7 +23,7 @@ from typing import Any
 
 import torch
 
-from hadaptive.console import console
+from hadaptive.engine.accelerator import create_accelerator
 from hadaptive.errors import UserError
 from hadaptive.files import append_csv, read_csv, write_atomically, write_csv, write_json
 from hadaptive.metrics import mean_interval, welch_difference
@@ -31,12 +32,21 @@ from hadaptive.provenance import provenance
 from hadaptive.search.config import StudyConfig
 from hadaptive.search.folder import SearchFolder
 from hadaptive.search.latency import LatencyTable, fits, measure_networks, references
-from hadaptive.search.launch import configured_space, configured_table, default_output, resume_search, search
+from hadaptive.search.launch import (
+    configured_data,
+    configured_space,
+    configured_table,
+    default_output,
+    describe,
+    new_searcher,
+    resume_search,
+    search,
+)
 from hadaptive.search.outcome import random_within
 from hadaptive.search.plots import draw_confidence, plot_comparison
+from hadaptive.search.report import print_study
 from hadaptive.search.space import SKIP, ConvSpec, SearchSpace
 from hadaptive.train import TrainingInterruptedError, train_or_resume
-from hadaptive.train.setup import create_accelerator, create_data
 
 
 class StudyFolder(SearchFolder):
@@ -54,6 +64,10 @@ class StudyFolder(SearchFolder):
         """The folder of one search."""
         return SearchFolder(self.path / "searches" / f"seed{seed}")
 
+    def stored_settings(self) -> dict[str, Any]:
+        stored = super().stored_settings()
+        return {**stored["search"], "version": stored["version"]} if "version" in stored else stored
+
 
 def study(config: StudyConfig, *, quiet: bool = False) -> dict[str, Any]:
     """Search with several seeds, and train what they find beside random networks of the space.
@@ -65,24 +79,30 @@ def study(config: StudyConfig, *, quiet: bool = False) -> dict[str, Any]:
         UserError: as :func:`hadaptive.search.search`; or this is one process of several.
         TrainingInterruptedError: stopped by a signal; it can be resumed.
     """
-    accelerator = create_accelerator(config)
+    config.refuse_idle()
+    output = config.search.output or default_output(config.search)
+    StudyFolder.check_new(output)
+    accelerator = create_accelerator(config.search.execution)
     if accelerator.num_processes > 1:
         raise UserError("--seeds and --baseline run in one process: under torchrun start each search by itself")
-    output = config.output or default_output(config)
-    StudyFolder.check_new(output)
-    space = configured_space(config)
-    classes = len(create_data(config, accelerator, config.alpha_fraction).classes)
-    table = configured_table(config, space, classes, accelerator, quiet)
-    folder = StudyFolder(StudyFolder.create(output).path)
-    space.save(folder.space)
-    if table is not None:
-        table.save(folder.latency)
-    write_json(folder.config, replace(config, output=output).to_dict())
+    space = configured_space(config.search)
+    data, single = configured_data(config.search)
+    new_searcher(single, space, accelerator, data)  # every mistake shows here, before there is a folder
+    table = configured_table(single, space, len(data.classes), accelerator, quiet)
+    config = replace(config, search=single.changed(output=output))
+    StudyFolder.create(output, lambda folder: describe(folder, config, space, table, data))
     return resume_study(output, quiet=quiet)
 
 
-def resume_study(path: str | Path, *, quiet: bool = False) -> dict[str, Any]:
+def resume_study(
+    path: str | Path, *, data: str | None = None, data_dir: Path | None = None, quiet: bool = False
+) -> dict[str, Any]:
     """Go on with a study where it stopped: what is finished is not done again.
+
+    Args:
+        path: of its folder.
+        data, data_dir: where the images lie now, if they have moved since.
+        quiet: print nothing.
 
     Raises:
         UserError: `path` is no study, is finished, or is damaged.
@@ -92,6 +112,7 @@ def resume_study(path: str | Path, *, quiet: bool = False) -> dict[str, Any]:
     if folder.summary.is_file():
         raise UserError(f"{path} is finished: there is nothing to resume")
     config = StudyConfig.from_dict(folder.read_json(folder.config))
+    config = replace(config, search=replace(config.search, data=folder.data_config(data, data_dir)))
     space = SearchSpace.load(folder.space)
     table = LatencyTable.load(folder.latency) if folder.latency.is_file() else None
     try:
@@ -102,29 +123,37 @@ def resume_study(path: str | Path, *, quiet: bool = False) -> dict[str, Any]:
         if config.baseline is not None:
             _compare(folder, config, space, table, summaries, quiet)
             summary |= comparison_of(read_csv(folder.comparison))
-            target = None if table is None else table.target(str(config.latency_target))
+            target = None if table is None else table.target(str(config.search.latency.latency_target))
             plot_comparison(read_csv(folder.comparison), target, folder.plane)
     except TrainingInterruptedError:
         raise TrainingInterruptedError(str(path), "search") from None
     write_json(folder.summary, {**summary, **provenance(summaries[0]["device_type"])})
     if not quiet:
-        print_study(folder, summary)
+        print_study(folder, read_csv(folder.comparison), summary)
     return summary
 
 
-def resume(path: str | Path, *, quiet: bool = False) -> dict[str, Any]:
-    """Go on with a search or a study, whichever left this folder.
+def resume(
+    path: str | Path, *, data: str | None = None, data_dir: Path | None = None, quiet: bool = False
+) -> dict[str, Any]:
+    """Go on with a search or a study, whichever left this folder; as :func:`resume_study`.
 
     Raises:
         UserError: as :func:`resume_study` and :func:`hadaptive.search.resume_search`.
     """
     folder = SearchFolder.open(path)
     kind = resume_study if "seeds" in folder.read_json(folder.config) else resume_search
-    return kind(path, quiet=quiet)
+    return kind(path, data=data, data_dir=data_dir, quiet=quiet)
 
 
 def _seeds(config: StudyConfig, number: int) -> range:
-    return range(config.seed, config.seed + number)
+    first = config.search.execution.seed
+    return range(first, first + number)
+
+
+def _division(folder: StudyFolder) -> Path | None:
+    """What every search and training of the study takes its division of the images from."""
+    return folder.manifest if folder.manifest.is_file() else None
 
 
 def _search_once(
@@ -136,10 +165,11 @@ def _search_once(
     if not quiet:
         print(f"== search, seed {seed}", flush=True)
     if run.config.is_file():
-        return resume_search(run.path, quiet=quiet)
+        where = config.search.data
+        return resume_search(run.path, data=where.data, data_dir=where.data_dir, quiet=quiet)
     changes = {"seed": seed, "output": run.path, "latency_table": folder.latency if table else None}
-    changes["space"] = str(folder.space)
-    return search(replace(config.single(), **changes), quiet=quiet)
+    changes |= {"space": str(folder.space), "stem_strides": None, "split": _division(folder)}
+    return search(config.search.changed(**changes), quiet=quiet)
 
 
 # -- agreement ------------------------------------------------------------------------------------------------
@@ -149,8 +179,9 @@ def _agree(
     folder: StudyFolder, space: SearchSpace, config: StudyConfig, summaries: list[dict[str, Any]]
 ) -> dict[str, float] | None:
     """Write what the seeds agree on; the share of agreeing pairs over all positions, and what chance gives."""
+    how = config.search.preprocessing
     last = {s["seed"]: _last_confidence(folder.search(s["seed"])) for s in summaries}
-    shapes = space.input_shapes(config.in_chans, config.image_size)[1:]
+    shapes = space.input_shapes(how.in_chans, how.image_size)[1:]
     rows, kinds = [], []
     for number, position in enumerate(space.positions, start=1):
         channels, side = shapes[number - 1]
@@ -221,7 +252,7 @@ def _compare(
         (seed, name)
         for name, network in networks.items()
         for seed in (
-            [config.seed + int(name.split("-")[1]) % config.retrain_seeds]
+            [config.search.execution.seed + int(name.split("-")[1]) % config.retrain_seeds]
             if network["group"] == "random"
             else _seeds(config, config.retrain_seeds)
         )
@@ -236,7 +267,12 @@ def _compare(
         spec.parent.mkdir(exist_ok=True)
         NetSpec.from_dict(networks[name]["spec"]).save(spec)
         summary = train_or_resume(
-            config.training(model=str(spec), seed=seed, output=folder.path / "runs" / f"{name}-seed{seed}"),
+            config.search.training(
+                model=str(spec),
+                seed=seed,
+                output=folder.path / "runs" / f"{name}-seed{seed}",
+                split=_division(folder),
+            ),
             quiet=quiet,
         )
         test = summary["test"]
@@ -263,9 +299,10 @@ def _networks(
     choices: dict[str, tuple[int, ...] | None] = {}
     for summary in summaries:
         choices[f"found-seed{summary['seed']}"] = tuple(summary["choice"])
-    setting = config.setting(summaries[0]["num_classes"], summaries[0]["device_type"])
-    target = None if table is None else table.target(str(config.latency_target))
-    generator = torch.Generator().manual_seed(config.seed)
+    single, goal = config.search, config.search.latency.latency_target
+    setting = single.setting(summaries[0]["num_classes"], summaries[0]["device_type"])
+    target = None if table is None else table.target(str(goal))
+    generator = torch.Generator().manual_seed(single.execution.seed)
     draw: Callable[[], tuple[int, ...]] = lambda: space.random(generator)  # noqa: E731
     if table is not None and target is not None:
         setting = table.setting
@@ -275,8 +312,8 @@ def _networks(
     for name, choice in choices.items():
         assert choice is not None
         specs[name] = space.build(choice, name=name)
-    letter = LatencyTable.reference_of(config.latency_target)
-    published = references(config.stem_strides)[letter]
+    letter = LatencyTable.reference_of(goal)
+    published = references(single.stem_strides)[letter]
     if letter in table.references if table else fits(published, setting):
         specs[f"published-{letter}"], choices[f"published-{letter}"] = published, None
     if table is None or table.is_of_this_machine:
@@ -324,38 +361,3 @@ def comparison_of(rows: list[dict[str, str]]) -> dict[str, Any]:
             verdict = "better" if difference > half else "worse" if difference < -half else "no different"
             result[f"found_against_{other}"] = {"difference": difference, "half_width": half, "verdict": verdict}
     return result
-
-
-def print_study(folder: StudyFolder, summary: dict[str, Any]) -> None:
-    """Print agreement, the groups' accuracy and latency, and the verdict."""
-    from rich.table import Table
-
-    agreement = summary["agreement"]
-    if agreement is not None:
-        print(
-            f"two seeds choose the same candidate at {agreement['share']:.0%} of the positions "
-            f"(chance: {agreement['chance']:.0%}); see {folder.agreement}"
-        )
-    for warning in summary["warnings"]:
-        print(f"warning: {warning}")
-    if "groups" in summary:
-        rows = read_csv(folder.comparison)
-        table = Table("networks")
-        for column in ("accuracy, %", "latency, ms"):
-            table.add_column(column, justify="right")
-        for group, values in summary["groups"].items():
-            ms = [float(row["measured_ms"]) for row in rows if row["group"] == group]
-            table.add_row(
-                group, f"{values['mean']:.2f} ± {values['half_width']:.2f}", f"{min(ms):.2f} to {max(ms):.2f}"
-            )
-        console().print(table)
-        for group in summary["groups"]:
-            if group != "found":
-                against = summary[f"found_against_{group}"]
-                print(
-                    f"found against {group}: {against['difference']:+.2f} ± {against['half_width']:.2f} points: "
-                    f"{against['verdict']}"
-                )
-        if summary["found_against_random"]["verdict"] != "better":
-            print("the search does not beat random networks of the space: do not trust what it found")
-    print(f"study: {folder.path}")

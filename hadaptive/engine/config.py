@@ -1,0 +1,119 @@
+"""The parts of a configuration that trainings and searches share, and recipes: settings that belong together."""
+
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from hadaptive.engine.recipes import RECIPES
+from hadaptive.errors import UserError
+from hadaptive.settings import Settings, names
+
+Config = TypeVar("Config", bound="RecipeSettings")
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """How weights learn.
+
+    Attributes:
+        epochs: passes over the training part.
+        batch_size: images per optimiser step, over all processes and accumulation steps.
+        lr: peak learning rate.
+        weight_decay: of weights; biases, norms and DySoft's alpha are exempt.
+        opt: any optimiser timm knows.
+        sched: any schedule timm knows.
+        warmup: share of the training spent warming up.
+        warmup_lr: learning rate at the first step.
+        min_lr: learning rate at the end.
+        label_smoothing: probability mass spread over the other classes.
+    """
+
+    epochs: int = 30
+    batch_size: int = 64
+    lr: float = 2e-3
+    weight_decay: float = 0.05
+    opt: str = "adamw"
+    sched: str = "cosine"
+    warmup: float = 0.1
+    warmup_lr: float = 8e-5
+    min_lr: float = 0.0
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            at_least_one(name, getattr(self, name))
+        for name in ("warmup", "label_smoothing"):
+            share(name, getattr(self, name))
+        if not 0 < self.lr < float("inf"):
+            raise UserError(f"lr must be positive, got {self.lr}")
+        for name in ("weight_decay", "min_lr", "warmup_lr"):
+            not_negative(name, getattr(self, name))
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How and where the work is done, and what chance decides in it.
+
+    Attributes:
+        seed: of initialisation, order, augmentation and noise.
+        mixed_precision: no, bf16 or fp16.
+        channels_last: lay images out as NHWC, which is faster for convolutions on CPU and GPU.
+        cpu: stay on the CPU even where there is a GPU.
+        workers: loader processes; -1 chooses.
+        checkpoint_every: also save a resumable checkpoint every so many steps; 0 only after each epoch.
+        strict: stop at an image that cannot be read, instead of skipping it.
+    """
+
+    seed: int = 0
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    channels_last: bool = True
+    cpu: bool = False
+    workers: int = -1
+    checkpoint_every: int = 0
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        not_negative("seed", self.seed)
+        not_negative("checkpoint_every", self.checkpoint_every)
+
+
+def at_least_one(name: str, value: float) -> None:
+    """Raise one clear UserError unless a setting is 1 or more."""
+    if value < 1:
+        raise UserError(f"{name} must be at least 1, got {value}")
+
+
+def not_negative(name: str, value: float) -> None:
+    """Raise one clear UserError unless a setting is a finite number of 0 or more."""
+    if not 0 <= value < float("inf"):
+        raise UserError(f"{name} must not be negative, got {value}")
+
+
+def share(name: str, value: float) -> None:
+    """Raise one clear UserError unless a setting lies between 0 and 1."""
+    if not 0 <= value <= 1:
+        raise UserError(f"{name} must lie between 0 and 1, got {value}")
+
+
+class RecipeSettings(Settings):
+    """A configuration whose defaults a recipe sets; it has a field `recipe`."""
+
+    recipe: str
+
+    @classmethod
+    def from_recipe(cls: type[Config], recipe: str, **changes: Any) -> Config:
+        """A recipe's settings with some changed.
+
+        Settings of the recipe that a configuration does not have (a search has no EMA) are those of others.
+
+        Raises:
+            UserError: no such recipe or setting, or a value out of range.
+        """
+        if recipe not in RECIPES:
+            raise UserError(f"there is no recipe {recipe!r}; choose one of {', '.join(RECIPES)}")
+        own = {name: value for name, value in RECIPES[recipe].settings.items() if name in names(cls)}
+        return cls().changed(**{**own, "recipe": recipe, **changes})
+
+    def given(self) -> dict[str, Any]:
+        """The settings that differ from the recipe's: what a person has asked for."""
+        base = self.from_recipe(self.recipe).flat()
+        return {name: value for name, value in self.flat().items() if value != base[name]}

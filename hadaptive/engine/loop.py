@@ -1,0 +1,300 @@
+"""The loop that trainings and searches share: the same weights whether a run is interrupted or not.
+
+Nothing random depends on what happened before: images are seeded by (seed, epoch, image), steps by (seed, epoch,
+step, process). So a checkpoint holds no generator states, and one taken in the middle of an epoch is exact.
+"""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from accelerate import Accelerator
+from timm.scheduler.scheduler import Scheduler
+from torch import Tensor
+from torch.optim import Optimizer
+
+from hadaptive.engine.batches import Batches, Learning
+from hadaptive.engine.processes import on_main
+from hadaptive.engine.progress import Progress
+from hadaptive.engine.stopping import StopRequest, TrainingInterruptedError
+from hadaptive.errors import UserError, first_line
+from hadaptive.files import write_json
+from hadaptive.provenance import provenance
+from hadaptive.runs import RunFolder
+
+Rows = dict[Path, list[dict[str, Any]]]
+T = TypeVar("T")
+
+
+class Engine(ABC):
+    """One training or search in progress: its epochs, checkpoints, rows, and where in the schedule it stands.
+
+    A subclass makes network and optimiser in its constructor (``model``, ``optimizer``, ``scheduler``), and adds
+    what a step does, what more there is to save, and what an epoch and the end leave behind.
+
+    Args:
+        config: the settings.
+        accelerator: devices and processes.
+        batches: of the images.
+        accumulate: batches in one optimiser step.
+        quiet: print nothing.
+    """
+
+    command: ClassVar[str]  # of the command line, that resumes it
+    model: Any
+    optimizer: Optimizer
+    scheduler: Scheduler
+
+    def __init__(
+        self,
+        config: Learning,
+        accelerator: Accelerator,
+        batches: Batches,
+        *,
+        accumulate: int = 1,
+        quiet: bool = False,
+    ) -> None:
+        self.accelerator = accelerator
+        self.batches = batches
+        self.learning = config
+        self.accumulate = accumulate
+        self.show = accelerator.is_main_process and not quiet
+        self.num_classes = len(batches.classes)
+        self.epochs = config.optimisation.epochs
+        self.steps_per_epoch = batches.train.steps
+        self.epoch = 0  # epochs finished
+        self.step = 0  # steps finished in the current epoch
+        self.loss_sum = 0.0
+        self.seconds = 0.0
+        self.unreadable: set[str] = set()
+        self.stopping = StopRequest(accelerator)
+
+    # -- what a subclass adds ---------------------------------------------------------------------------------
+
+    @abstractmethod
+    def micro_step(self, images: Tensor, targets: Tensor, number: int) -> float:
+        """Learn from one batch, the `number`-th of the epoch, and return its loss."""
+
+    @abstractmethod
+    def own_state(self) -> dict[str, Any]:
+        """What a resumed run needs besides, as tensors and plain data."""
+
+    @abstractmethod
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`own_state`."""
+
+    @abstractmethod
+    def summarise_epoch(self, folder: Any) -> tuple[Rows, str]:
+        """Evaluate after an epoch: rows for the folder's files, and a line for the person."""
+
+    @abstractmethod
+    def save_epoch(self, folder: Any) -> None:
+        """Write weights and pictures of the epoch, in the main process, after its rows."""
+
+    @abstractmethod
+    def conclude(self, folder: Any) -> dict[str, Any]:
+        """What the summary says besides; all epochs are done."""
+
+    @abstractmethod
+    def greet(self, folder: Any) -> str:
+        """The line that a run starts with."""
+
+    def report(self, folder: Any, summary: dict[str, Any]) -> None:
+        """Tell the person how it ended."""
+
+    def begin_epoch(self) -> None:
+        """Before the first step of an epoch, or of what is left of it."""
+
+    def between_steps(self) -> None:
+        """After the weights' step, before it is counted."""
+
+    def after_step(self) -> None:
+        """After a step was counted."""
+
+    # -- state ------------------------------------------------------------------------------------------------
+
+    @property
+    def updates(self) -> int:
+        """Optimiser steps taken so far."""
+        return self.epoch * self.steps_per_epoch + self.step
+
+    def state(self) -> dict[str, Any]:
+        """Everything a resumed run needs, as tensors and plain data."""
+        scaler = self.accelerator.scaler
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "epoch": self.epoch,
+            "step": self.step,
+            "loss_sum": self.loss_sum,
+            "seconds": self.seconds,
+            "unreadable": sorted(self.unreadable),
+            **self.own_state(),
+        }
+
+    def load(self, folder: RunFolder) -> None:
+        """Continue from the folder's checkpoint.
+
+        Raises:
+            UserError: the checkpoint is damaged or does not fit the run's config.
+        """
+        state = folder.load_checkpoint()
+        try:
+            self.load_own_state(state)
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.accelerator.scaler is not None and state.get("scaler") is not None:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+            self.epoch, self.step = state["epoch"], state["step"]
+            # A search's checkpoint of version 1 has another name for the first, and not the last.
+            self.loss_sum = state["loss_sum"] if "loss_sum" in state else state["weight_loss"]
+            self.seconds, self.unreadable = state["seconds"], set(state.get("unreadable", ()))
+        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+            raise UserError(f"{folder.checkpoint} does not fit {folder.config}: {first_line(error)}") from None
+        self.scheduler.step_update(self.updates)
+
+    def checkpoint(self, folder: RunFolder) -> None:
+        """Write the resumable state (main process)."""
+        state = self.state()
+        on_main(self.accelerator, lambda: folder.save_checkpoint(state))
+
+    # -- the run ----------------------------------------------------------------------------------------------
+
+    def fit(self, folder: Any) -> dict[str, Any]:
+        """Go through the epochs that are left, conclude, and return the summary that is then in the folder too.
+
+        Raises:
+            TrainingInterruptedError: stopped by a signal, after a checkpoint was written.
+        """
+        on_main(self.accelerator, lambda: folder.truncate_rows(self.epoch))
+        self.progress = Progress(self.epochs * self.steps_per_epoch, self.updates, self.show)
+        for line in (self.greet(folder), *self.batches.notes):
+            self.progress.say(line)
+        if not self.batches.exact and self.updates:
+            self.progress.say(
+                f"{self.learning.data.data} is a stream that is shuffled anew: the rest of this run is not the same "
+                "as without the interruption"
+            )
+        try:
+            with self.stopping.listening():
+                while self.epoch < self.epochs:
+                    self._run_epoch(folder)
+        finally:
+            self.progress.close()
+        return self._finish(folder)
+
+    def _run_epoch(self, folder: Any) -> None:
+        started, stop = time.monotonic(), False
+        self.batches.train.set_epoch(self.epoch)
+        self.begin_epoch()
+        loader = self.rest_of(self.batches.train.loader, self.step * self.accumulate)
+        self.model.train()
+        micro = self.step * self.accumulate
+        for images, targets, unreadable in loader:
+            if micro >= self.steps_per_epoch * self.accumulate:
+                break
+            loss = self.micro_step(*self.ready(images, targets), micro)
+            self.loss_sum += loss
+            self.note_unreadable("train", unreadable[unreadable >= 0].tolist())
+            micro += 1
+            if micro % self.accumulate:
+                continue
+            self.between_steps()
+            self.step += 1
+            self.scheduler.step_update(self.updates)
+            self.after_step()
+            seen = (self.updates - self.progress.first) * self.learning.optimisation.batch_size
+            self.progress.step(self.epoch, self.epochs, loss, seen)
+            stop, every = self.stopping.agreed(), self.learning.execution.checkpoint_every
+            if (stop or (every and self.step % every == 0)) and self.step < self.steps_per_epoch:
+                self.seconds += time.monotonic() - started
+                started = time.monotonic()
+                self.checkpoint(folder)
+                if stop:
+                    raise TrainingInterruptedError(str(folder.path), self.command)
+        self.seconds += time.monotonic() - started
+        self._end_epoch(folder, stop)
+
+    def rest_of(self, loader: Any, done: int) -> Any:
+        """A loader without its first batches."""
+        return self.accelerator.skip_first_batches(loader, done) if done else loader
+
+    def ready(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """A batch where and as the network takes it."""
+        images, targets = images.to(self.accelerator.device), targets.to(self.accelerator.device)
+        channels_last = self.learning.execution.channels_last
+        return images.to(memory_format=torch.channels_last) if channels_last else images, targets
+
+    def timed(self, work: Callable[[], T]) -> T:
+        """The result of some work, whose time counts as the run's."""
+        started = time.monotonic()
+        result = work()
+        self.seconds += time.monotonic() - started
+        return result
+
+    def note_unreadable(self, part: str, indices: Iterable[int]) -> None:
+        """Remember images that could not be read."""
+        self.unreadable.update(self.batches.image_name(part, i) for i in indices)
+
+    def _end_epoch(self, folder: Any, stop: bool) -> None:
+        rows, line = self.summarise_epoch(folder)
+        self.progress.say(line)
+        self.epoch, self.step, self.loss_sum = self.epoch + 1, 0, 0.0
+
+        def write() -> None:
+            for path, new in rows.items():
+                folder.append_rows(path, new)
+            self.save_epoch(folder)
+
+        on_main(self.accelerator, write)
+        # Last, so that a kill before it repeats the epoch and one after it does not.
+        self.checkpoint(folder)
+        if (stop or self.stopping.agreed()) and self.epoch < self.epochs:
+            raise TrainingInterruptedError(str(folder.path), self.command)
+
+    def _finish(self, folder: Any) -> dict[str, Any]:
+        summary = {
+            "run": str(folder.path),
+            **self.conclude(folder),
+            "skipped_images": len(self.unreadable),
+            "processes": self.accelerator.num_processes,
+            **provenance(str(self.accelerator.device)),
+        }
+
+        def write() -> None:
+            if self.unreadable:
+                folder.skipped.write_text("\n".join(sorted(self.unreadable)) + "\n", encoding="utf-8")
+            write_json(folder.summary, summary)
+            folder.checkpoint.unlink(missing_ok=True)
+
+        on_main(self.accelerator, write)
+        if self.show:
+            self.report(folder, summary)
+        return summary
+
+
+def begin(engine: Engine, kind: type[RunFolder], output: Path, fill: Callable[[Any], None]) -> Any:
+    """Make the folder of a new run, with all that resuming it takes, in one step; open in every process.
+
+    Args:
+        engine: not begun yet.
+        kind: of folder.
+        output: where.
+        fill: writes what is the run's own, into a folder that is not in its place yet.
+
+    Raises:
+        UserError: something is there already.
+    """
+    state = engine.state()
+
+    def create() -> None:
+        def write(folder: RunFolder) -> None:
+            fill(folder)
+            folder.save_checkpoint(state)
+
+        kind.create(output, write)
+
+    on_main(engine.accelerator, create)
+    return kind(output)

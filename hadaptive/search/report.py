@@ -1,0 +1,76 @@
+"""What a person is told at the end of a search, and of a comparison of several."""
+
+import shlex
+from typing import Any
+
+from hadaptive.console import console
+from hadaptive.search.config import SearchConfig
+from hadaptive.search.folder import SearchFolder
+from hadaptive.search.space import SearchSpace, label
+
+
+def print_search(folder: SearchFolder, config: SearchConfig, space: SearchSpace, summary: dict[str, Any]) -> None:
+    """Print what was found, position by position, its latency, any warning, and how to train it."""
+    from rich.table import Table
+
+    table = Table("position", "found")
+    table.add_column("confidence", justify="right")
+    chosen = zip(space.positions, summary["choice"], summary["confidence"], strict=True)
+    for number, (position, choice, confidence) in enumerate(chosen, start=1):
+        if len(position) > 1:
+            table.add_row(str(number), label(position[choice]), f"{confidence:.2f}")
+    console().print(table)
+    if summary["predicted_ms"] is not None:
+        measured = ", ".join(f"{name} {ms:.2f} ms" for name, ms in (summary["measured_ms"] or {}).items())
+        print(f"latency: target {summary['target_ms']:.2f} ms, predicted {summary['predicted_ms']:.2f} ms; "
+              f"measured: {measured}")  # fmt: skip
+    for warning in summary["warnings"]:
+        print(f"warning: {warning}")
+    print(f"train it: {training_command(folder, config)}")
+
+
+def training_command(folder: SearchFolder, config: SearchConfig) -> str:
+    """The command that trains what was found, with the settings and the division of the images of the search."""
+    training = config.training(model=str(folder.found), output=None, split=folder.path)
+    words = ["hadaptive", "train", "--recipe", training.recipe]
+    for name, value in training.given().items():
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            words.append(flag if value else flag.replace("--", "--no-", 1))
+        else:
+            words += [flag, *map(str, value if isinstance(value, tuple) else (value,))]
+    return shlex.join(words)
+
+
+def print_study(folder: SearchFolder, rows: list[dict[str, str]], summary: dict[str, Any]) -> None:
+    """Print agreement, the groups' accuracy and latency, and the verdict."""
+    from rich.table import Table
+
+    agreement = summary["agreement"]
+    if agreement is not None:
+        print(
+            f"two seeds choose the same candidate at {agreement['share']:.0%} of the positions "
+            f"(chance: {agreement['chance']:.0%}); see {folder.path / 'agreement.csv'}"
+        )
+    for warning in summary["warnings"]:
+        print(f"warning: {warning}")
+    if "groups" in summary:
+        table = Table("networks")
+        for column in ("accuracy, %", "latency, ms"):
+            table.add_column(column, justify="right")
+        for group, values in summary["groups"].items():
+            ms = [float(row["measured_ms"]) for row in rows if row["group"] == group]
+            table.add_row(
+                group, f"{values['mean']:.2f} ± {values['half_width']:.2f}", f"{min(ms):.2f} to {max(ms):.2f}"
+            )
+        console().print(table)
+        for group in summary["groups"]:
+            if group != "found":
+                against = summary[f"found_against_{group}"]
+                print(
+                    f"found against {group}: {against['difference']:+.2f} ± {against['half_width']:.2f} points: "
+                    f"{against['verdict']}"
+                )
+        if summary["found_against_random"]["verdict"] != "better":
+            print("the search does not beat random networks of the space: do not trust what it found")
+    print(f"study: {folder.path}")

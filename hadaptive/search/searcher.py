@@ -1,0 +1,318 @@
+"""The search: weights and architecture learn in turns, each from its own part of the training images.
+
+Source: arXiv 2505.22226, section 4; how the architecture learns is in :mod:`hadaptive.search.estimators`. The
+expected latency is a sum as in ProxylessNAS (arXiv 1812.00332); what is added to the loss is its
+distance from the target, |E/T - 1|, as in TuNAS (arXiv 2008.11507): a bound from above alone leaves
+young weights to vote for skipping everything.
+Deviations from the published search: the test part is never read; running statistics come from weight steps alone;
+architecture steps are in training mode; the architecture's optimiser is saved with the rest.
+
+As in training, everything random is a function of (seed, epoch, step), so a resumed search is exact.
+"""
+
+import copy
+import math
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+
+from hadaptive.data import derive_seed
+from hadaptive.engine.batches import Batches
+from hadaptive.engine.finite import NonFiniteLossError
+from hadaptive.engine.loop import Engine, Rows
+from hadaptive.engine.optimiser import create_optimiser
+from hadaptive.engine.processes import on_main
+from hadaptive.metrics import evaluate_model
+from hadaptive.models import NetSpec
+from hadaptive.nn import update_temperatures
+from hadaptive.search.config import SearchConfig
+from hadaptive.search.estimators import common_noise, frozen_statistics, gdas, rloo, without_dropout
+from hadaptive.search.folder import SearchFolder
+from hadaptive.search.latency import LatencyTable, measure_networks, references
+from hadaptive.search.outcome import most_confident, relative_entropy, warnings_of
+from hadaptive.search.plots import draw_network, plot_confidence, plot_search
+from hadaptive.search.report import print_search
+from hadaptive.search.space import SearchSpace, label
+from hadaptive.search.supernet import Supernet
+
+CALIBRATION_BATCHES = 20  # for the running statistics of a path that is evaluated
+
+
+class Searcher(Engine):
+    """One search in progress: supernet, both optimisers, and where in the schedule it stands.
+
+    Args:
+        config: every setting.
+        space: the candidates.
+        accelerator: devices and processes.
+        batches: of the images, with some for the architecture.
+        quiet: print nothing.
+    """
+
+    command = "search"
+
+    def __init__(
+        self,
+        config: SearchConfig,
+        space: SearchSpace,
+        accelerator: Accelerator,
+        batches: Batches,
+        *,
+        quiet: bool = False,
+    ) -> None:
+        super().__init__(config, accelerator, batches, quiet=quiet)
+        assert batches.alpha is not None
+        self.config, self.space, self.alpha_batches = config, space, batches.alpha
+        torch.manual_seed(config.execution.seed)
+        drop = 0.3 if config.drop_rate is None else config.drop_rate
+        in_chans = config.preprocessing.in_chans
+        self.supernet = Supernet(space, self.num_classes, in_chans, drop).to(accelerator.device)
+        if config.execution.channels_last:
+            self.supernet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.alpha = list(self.supernet.alpha)
+        candidates = self.supernet.candidates()
+        optimizer, self.scheduler = create_optimiser(candidates, config.optimisation, self.steps_per_epoch)
+        self.model, self.optimizer = accelerator.prepare(self.supernet, optimizer)
+        how = config.architecture
+        self.first = how.weights_first * self.epochs * self.steps_per_epoch  # step of the architecture
+        alpha_steps = self.epochs * self.alpha_batches.steps * (1 - how.weights_first)
+        lr = how.alpha_lr or max(3e-4, 10.0 / max(1.0, alpha_steps))
+        self.alpha_optimizer = torch.optim.AdamW(self.alpha, lr=lr, weight_decay=how.alpha_weight_decay)
+        self.criterion = nn.CrossEntropyLoss(label_smoothing=config.optimisation.label_smoothing)
+        self.use(None)
+        self.alpha_step = self.alpha_count = 0
+        self.alpha_loss = 0.0
+
+    def use(self, table: LatencyTable | None) -> None:
+        """Search under the config's target with this latency table."""
+        text = self.config.latency.latency_target
+        self.table = table
+        self.target = None if table is None or text is None else table.target(text)
+
+    # -- state ------------------------------------------------------------------------------------------------
+
+    def own_state(self) -> dict[str, Any]:
+        return {
+            "supernet": self.supernet.state_dict(),
+            "alpha_optimizer": self.alpha_optimizer.state_dict(),
+            "alpha_step": self.alpha_step,
+            "alpha_count": self.alpha_count,
+            "alpha_loss": self.alpha_loss,
+        }
+
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        self.supernet.load_state_dict(state["supernet"])
+        self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
+        self.alpha_step, self.alpha_count = state["alpha_step"], state["alpha_count"]
+        self.alpha_loss = state["alpha_loss"]
+
+    def tau(self) -> float:
+        """Temperature of the Gumbel softmax now: a cosine from start to end over the architecture's steps."""
+        total = self.epochs * self.steps_per_epoch
+        done = min(1.0, max(0.0, (self.updates - self.first) / max(1.0, total - 1 - self.first)))
+        start, end = self.config.architecture.tau_start, self.config.architecture.tau_end
+        return end + (start - end) * (1 + math.cos(math.pi * done)) / 2
+
+    # -- steps ------------------------------------------------------------------------------------------------
+
+    def begin_epoch(self) -> None:
+        self.alpha_batches.set_epoch(self.epoch)
+        self.architecture = iter(self.rest_of(self.alpha_batches.loader, self.alpha_step))
+
+    def micro_step(self, images: Tensor, targets: Tensor, number: int) -> float:
+        self._seed_noise(4)
+        generator, even = self._generator(2), self.updates < self.first
+        choice = self.space.random(generator) if even else self.supernet.sample(self.tau(), generator).choice
+        with self.accelerator.autocast():
+            logits = self.model(images, choice)
+        loss = self.criterion(logits.float(), targets)
+        value = self._finite(loss)
+        self.accelerator.backward(loss)
+        update_temperatures(self.supernet)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return value
+
+    def between_steps(self) -> None:
+        # Spread evenly where there are fewer architecture steps than weight steps.
+        due = (self.step + 1) * self.alpha_batches.steps // self.steps_per_epoch
+        if due <= self.alpha_step:
+            return
+        images, targets, unreadable = next(self.architecture)
+        self.note_unreadable("alpha", unreadable[unreadable >= 0].tolist())
+        self.alpha_step += 1
+        if self.updates >= self.first:
+            self.alpha_loss += self._alpha_step(*self.ready(images, targets))
+            self.alpha_count += 1
+
+    def _generator(self, kind: int) -> torch.Generator:
+        """Of this step's paths, the same on every process: kind 2 for weights, 3 for the architecture."""
+        seed = derive_seed(self.config.execution.seed, kind, self.epoch, self.step)
+        return torch.Generator().manual_seed(seed)
+
+    def _noise(self, kind: int) -> int:
+        """The seed of this step's noise, another one for each process."""
+        process = self.accelerator.process_index
+        return derive_seed(self.config.execution.seed, kind, self.epoch, self.step, process) % 2**32
+
+    def _seed_noise(self, kind: int) -> None:
+        set_seed(self._noise(kind))
+
+    def _finite(self, loss: Tensor) -> float:
+        value = loss.item()
+        if not math.isfinite(value):
+            raise NonFiniteLossError(
+                f"the loss is {value} in epoch {self.epoch + 1}, step {self.step + 1}: try a lower lr"
+            )
+        return value
+
+    def _alpha_step(self, images: Tensor, targets: Tensor) -> float:
+        how, net, generator = self.config.architecture, self.supernet, self._generator(3)
+
+        def of_logits(logits: Tensor) -> Tensor:
+            return self.criterion(logits.float(), targets)
+
+        weights = net.weights()
+        for weight in weights:
+            weight.requires_grad_(False)
+        try:
+            # Past DistributedDataParallel, which would wait for the weights' gradients. Paths are to differ in
+            # their candidates alone, not in what chance does to them.
+            noise = common_noise(net, self._noise(5))
+            with frozen_statistics(net), without_dropout(net), noise, self.accelerator.autocast():
+                if how.estimator == "gdas":
+                    loss, entropy = gdas(net, images, of_logits, self.tau(), generator)
+                else:
+                    loss, entropy = rloo(net, images, of_logits, how.paths, generator)
+            value = self._finite(entropy)
+            if self.table is not None and self.target is not None:
+                expected = self.table.expected([torch.softmax(a.float(), 0) for a in self.alpha])
+                loss = loss + self.config.latency.latency_weight * (expected / self.target - 1).abs()
+            gradients = torch.autograd.grad(loss, self.alpha)
+        finally:
+            for weight in weights:
+                weight.requires_grad_(True)
+        for alpha, gradient in zip(self.alpha, gradients, strict=True):
+            alpha.grad = self.accelerator.reduce(gradient, "mean")  # pyright: ignore[reportAttributeAccessIssue]
+        torch.nn.utils.clip_grad_norm_(self.alpha, how.alpha_clip)
+        self.alpha_optimizer.step()
+        self.alpha_optimizer.zero_grad(set_to_none=True)
+        return value
+
+    # -- an epoch, and the end --------------------------------------------------------------------------------
+
+    def greet(self, folder: SearchFolder) -> str:
+        goal = "no latency target" if self.target is None else f"target {self.target:.2f} ms"
+        goal = "no latency target" if self.target is None else f"target {self.target:.2f} ms"
+        return (
+            f"{self.space.name}, {self.space.size:.3g} choices at {len(self.space.positions)} positions, {goal}; "
+            f"{self.batches.train.images:,} images for the weights; writing to {folder.path}"
+        )
+
+    def evaluate(self, choice: tuple[int, ...]) -> Any:
+        """Validation of one path with the supernet's weights, its running statistics estimated anew."""
+        network = copy.deepcopy(self.supernet.subnet(choice))
+        norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the plain mean of the batches
+        set_seed(derive_seed(self.config.execution.seed, 6, self.epoch) % 2**32)
+        network.train()
+        with torch.no_grad():
+            for count, (images, targets, _) in enumerate(self.batches.train.loader):
+                if count == CALIBRATION_BATCHES:
+                    break
+                network(self.ready(images, targets)[0])
+        for norm in norms:  # the mean over the processes
+            for name in ("running_mean", "running_var"):
+                setattr(norm, name, self.accelerator.reduce(getattr(norm, name), "mean"))
+        return evaluate_model(
+            network,
+            self.batches.validation,
+            self.num_classes,
+            accelerator=self.accelerator,
+            channels_last=self.config.execution.channels_last,
+        )
+
+    def summarise_epoch(self, folder: SearchFolder) -> tuple[Rows, str]:
+        confidence = [p.cpu() for p in self.supernet.confidence()]
+        validation = self.timed(lambda: self.evaluate(most_confident(confidence, self.table, self.target)))
+        self.note_unreadable("validation", validation.unreadable)
+        expected = "" if self.table is None else round(float(self.table.expected(confidence)), 4)
+        row = {
+            "epoch": self.epoch,
+            "tau": self.tau(),
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "weight_loss": self.loss_sum / self.steps_per_epoch,
+            "alpha_loss": self.alpha_loss / self.alpha_count if self.alpha_count else "",
+            "expected_ms": expected,
+            "entropy": relative_entropy(confidence),
+            "val_accuracy": validation.accuracy,
+            "seconds": round(self.seconds, 2),
+        }
+        table = [
+            {
+                "epoch": self.epoch,
+                "position": number,
+                "candidate": label(candidate),
+                "alpha": float(alpha),
+                "confidence": float(p),
+            }
+            for number, (position, alphas, ps) in enumerate(
+                zip(self.space.positions, self.alpha, confidence, strict=True), start=1
+            )
+            for candidate, alpha, p in zip(position, alphas.detach().cpu(), ps, strict=True)
+        ]
+        line = (
+            f"epoch {self.epoch + 1}/{self.epochs}: training loss {row['weight_loss']:.4f}, "
+            f"relative entropy {row['entropy']:.2f}, expected latency {expected or 'not asked'}, "
+            f"validation accuracy of the most confident path {validation.accuracy:.2%}"
+        )
+        self.alpha_step = self.alpha_count = 0
+        self.alpha_loss = 0.0
+        return {folder.metrics: [row], folder.confidence: table}, line
+
+    def save_epoch(self, folder: SearchFolder) -> None:
+        plot_search(folder)
+        plot_confidence(folder)
+
+    def conclude(self, folder: SearchFolder) -> dict[str, Any]:
+        confidence = [p.cpu() for p in self.supernet.confidence()]
+        choice = most_confident(confidence, self.table, self.target)
+        found = self.space.build(choice, name=f"{self.space.name}-found-seed{self.config.execution.seed}")
+
+        def write() -> dict[str, float] | None:
+            found.save(folder.found)
+            draw_network(found, folder.strip)
+            return self._measure(found)
+
+        return {
+            "space": self.space.name,
+            "data": self.config.data.data,
+            "recipe": self.config.recipe,
+            "seed": self.config.execution.seed,
+            "choice": list(choice),
+            "confidence": [round(float(p[c]), 4) for p, c in zip(confidence, choice, strict=True)],
+            "entropy": relative_entropy(confidence),
+            "target_ms": self.target,
+            "predicted_ms": None if self.table is None else self.table.predict(choice),
+            "measured_ms": on_main(self.accelerator, write),
+            "num_classes": self.num_classes,
+            "device_type": self.accelerator.device.type,
+            "warnings": warnings_of(self.space, choice, confidence),
+            "search_seconds": round(self.seconds, 1),
+        }
+
+    def report(self, folder: SearchFolder, summary: dict[str, Any]) -> None:
+        print_search(folder, self.config, self.space, summary)
+
+    def _measure(self, found: NetSpec) -> dict[str, float] | None:
+        """Latency of the network found and of the published ones, in turns, ms; None where it cannot be had."""
+        if self.table is None or not self.table.is_of_this_machine:
+            return None
+        specs = references(self.config.stem_strides)
+        known = {name: specs[name] for name in self.table.references if name in specs}
+        return measure_networks({"found": found, **known}, self.table.setting)

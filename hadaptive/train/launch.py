@@ -1,0 +1,184 @@
+"""A training from its settings to its folder, in one process or several; and resuming one."""
+
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from hadaptive.data import Manifest, is_stream, open_data
+from hadaptive.engine.accelerator import create_accelerator
+from hadaptive.engine.batches import create_batches
+from hadaptive.engine.loop import begin
+from hadaptive.errors import UserError
+from hadaptive.files import write_json
+from hadaptive.runs import RunFolder
+from hadaptive.train.config import TrainConfig, refuse_idle
+from hadaptive.train.network import as_done, begun_network, identity_of, starting_network
+from hadaptive.train.trainer import Trainer
+
+
+def default_output(config: TrainConfig) -> Path:
+    """A new folder's name under runs/, from the time, the model and the data."""
+    stem = f"{datetime.now():%Y%m%d-%H%M%S}-{Path(config.model_name).stem}-{Path(config.data.data).name}"
+    return Path("runs") / stem
+
+
+def train(config: TrainConfig, *, quiet: bool = False, test: bool = True) -> dict[str, Any]:
+    """Train a network and leave a run folder.
+
+    Args:
+        config: every setting; ``config.output`` is the folder to make.
+        quiet: print nothing.
+        test: measure on the test part at the end, where there is one.
+
+    Returns:
+        The summary that is also in the folder, with its path under "run".
+
+    Raises:
+        UserError: a setting, the data or the model do not fit; the folder exists; the loss became non-finite.
+        TrainingInterruptedError: stopped by a signal, after a checkpoint was written.
+    """
+    config.refuse_idle()
+    output = config.output or default_output(config)
+    RunFolder.check_new(output)
+    # Every mistake in the settings shows here, before there is a folder.
+    trainer, manifest = new_trainer(config, _accelerator(config), quiet=quiet, test=test)
+
+    def fill(folder: RunFolder) -> None:
+        write_json(folder.config, trainer.config.changed(output=output).to_dict())
+        write_json(folder.card, trainer.card.to_dict())
+        if manifest is not None:
+            manifest.save(folder.manifest)
+
+    return trainer.fit(begin(trainer, RunFolder, output, fill))
+
+
+def _accelerator(config: TrainConfig) -> Accelerator:
+    return create_accelerator(config.execution, accumulate=config.accumulate, compile=config.compile)
+
+
+def new_trainer(
+    config: TrainConfig, accelerator: Accelerator, *, quiet: bool = False, test: bool = True
+) -> tuple[Trainer, Manifest | None]:
+    """A training that has not begun, with its settings as they turned out, and the division of its images.
+
+    Raises:
+        UserError: a setting, the data or the model do not fit.
+    """
+    data, classes = None, None
+    if not is_stream(config.data.data):
+        init = config.network.init
+        known = RunFolder(init).read_manifest() if init is not None and config.data.split is None else None
+        data = open_data(config.data, known=known)
+        parts = {"data": "divides them already"}
+        refuse_idle(config, [(name, parts) for name in sorted(data.ignored)])
+        config, classes = replace(config, data=data.location), data.classes
+    batches = create_batches(
+        config,
+        accelerator,
+        data,
+        accumulate=config.accumulate,
+        even=bool(config.mixup or config.cutmix),
+        test=test,
+    )
+    network, card = starting_network(config, classes or batches.classes)
+    config = replace(config, network=as_done(config.network, card))
+    trainer = Trainer(config, accelerator, batches, network, card, quiet=quiet)
+    return trainer, None if data is None else data.manifest
+
+
+def resume(
+    path: str | Path,
+    *,
+    data: str | None = None,
+    data_dir: Path | None = None,
+    quiet: bool = False,
+    test: bool = True,
+) -> dict[str, Any]:
+    """Continue an interrupted run exactly where its last checkpoint left it, with the very same images.
+
+    Args:
+        path: of the run folder.
+        data, data_dir: where the images lie now, if they have moved since.
+        quiet, test: as in :func:`train`.
+
+    Raises:
+        UserError: `path` is no run, is finished, or is damaged; its images are not what they were.
+    """
+    run = RunFolder.open(path)
+    if run.summary.is_file():
+        raise UserError(f"{path} is finished: there is nothing to resume")
+    config = replace(read_config(run), data=run.data_config(data, data_dir))
+    accelerator = _accelerator(config)
+    opened = None if is_stream(config.data.data) else run.open_data(data, data_dir, exact=True)
+    batches = create_batches(
+        config,
+        accelerator,
+        opened,
+        accumulate=config.accumulate,
+        even=bool(config.mixup or config.cutmix),
+        test=test,
+    )
+    begun = run.checkpoint.is_file()
+    network, card = begun_network(run, config) if begun else starting_network(config, batches.classes)
+    if card.classes != batches.classes:
+        raise UserError(
+            f"{config.data.data} has other classes than the run was trained on "
+            f"({len(batches.classes)} now, {len(card.classes)} then)"
+        )
+    trainer = Trainer(config, accelerator, batches, network, card, quiet=quiet)
+    if begun:
+        trainer.load(run)
+    return trainer.fit(run)
+
+
+def read_config(run: RunFolder) -> TrainConfig:
+    """The settings of a run, of this version or of an older one.
+
+    Raises:
+        UserError: they are missing or damaged.
+    """
+    return TrainConfig.from_dict(run.read_json(run.config))
+
+
+def train_or_resume(config: TrainConfig, *, quiet: bool = False, test: bool = True) -> dict[str, Any]:
+    """The summary of the run in ``config.output``: read if it is finished, resumed if begun, else trained.
+
+    Raises:
+        UserError: as :func:`train` and :func:`resume`; the folder holds a run of other settings.
+    """
+    if config.output is None or not config.output.is_dir():
+        return train(config, quiet=quiet, test=test)
+    run = RunFolder.open(config.output)
+    different = differing(run, config)
+    if different:
+        raise UserError(f"{config.output} is a run with another {different}: move it away")
+    return run.read_json(run.summary) if run.summary.is_file() else resume(config.output, quiet=quiet, test=test)
+
+
+def differing(run: RunFolder, config: TrainConfig) -> str:
+    """The setting in which a run differs from what these settings would make, "" where there is none.
+
+    Networks and weights are compared by what they hold, never by what their files are called.
+    """
+    stored, asked = read_config(run).flat(), config.flat()
+    for name in ("data", "data_dir", "split"):
+        stored[name], asked[name] = (_place(values[name]) for values in (stored, asked))
+    card, init = run.read_card(), config.network.init
+    if init is not None and card.started_from is None and stored["init"] is not None:  # a run of version 1
+        same = init.name == stored["init"].name
+    else:
+        same = identity_of(config) == (card.started_from or card.identity)
+    if not same:
+        return "network"
+    fill_in = ("drop_rate", "drop_path_rate") if init is not None else ()
+    skipped = {"output", "model", "init", *(name for name in fill_in if asked[name] is None)}
+    return next((name for name in asked if name not in skipped and asked[name] != stored[name]), "")
+
+
+def _place(value: object) -> str:
+    """A file or folder by its absolute path, the name of a data set as it is."""
+    path = Path(str(value)).expanduser()
+    return str(path.resolve() if path.exists() else value)

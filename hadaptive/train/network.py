@@ -1,0 +1,113 @@
+"""The network that a training starts from: new, or that of a run or file."""
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from hadaptive.errors import UserError
+from hadaptive.models import check_image_size, create_model, spec_of
+from hadaptive.runs import ModelCard, RunFolder, card_for, open_weights
+from hadaptive.train.config import DEFAULT_MODEL, NetworkConfig, TrainConfig
+
+
+def starting_network(config: TrainConfig, classes: list[str]) -> tuple[nn.Module, ModelCard]:
+    """The network in training mode that a new run starts from, seeded, and its card.
+
+    Raises:
+        UserError: there is no such network, or it does not fit the data.
+    """
+    network, card = (_new if config.network.init is None else _begun_elsewhere)(config, classes)
+    shape = config.preprocessing.input_size
+    hint = " or stem_strides 1 1" if card.model.startswith("hadaptive_net") and not config.network.init else ""
+    check_image_size(network, shape, config.model_name, hint)
+    return network.train(), card
+
+
+def _new(config: TrainConfig, classes: list[str]) -> tuple[nn.Module, ModelCard]:
+    how, name = config.network, config.network.model or DEFAULT_MODEL
+    torch.manual_seed(config.execution.seed)
+    network = create_model(
+        name,
+        num_classes=len(classes),
+        in_chans=config.preprocessing.in_chans,
+        drop_rate=how.drop_rate,
+        drop_path_rate=how.drop_path_rate,
+        stem_strides=how.stem_strides,
+    )
+    card = card_for(name, network, classes, config.preprocessing)
+    return network, replace(card, drop_rate=how.drop_rate, drop_path_rate=how.drop_path_rate)
+
+
+def _begun_elsewhere(config: TrainConfig, classes: list[str]) -> tuple[nn.Module, ModelCard]:
+    how, init = config.network, config.network.init
+    assert init is not None
+    if init.is_dir():
+        trained, card = RunFolder.open(init).load_model()
+    elif init.is_file():
+        trained, card = open_weights(init)
+    else:
+        raise UserError(f"there is no run folder or file {init} to start from")
+    if card.classes != classes:
+        raise UserError(
+            f"{init} knows other classes than {config.data.data} has ({len(card.classes)} there, "
+            f"{len(classes)} here)"
+        )
+    if card.preprocessing.in_chans != config.preprocessing.in_chans:
+        raise UserError(
+            f"{init} takes {card.preprocessing.in_chans} channels, not {config.preprocessing.in_chans}"
+        )
+    card = replace(card, preprocessing=config.preprocessing, started_from=identity_of(config))
+    torch.manual_seed(config.execution.seed)
+    if how.drop_rate is None and how.drop_path_rate is None:
+        return trained, card
+    card = replace(
+        card,
+        drop_rate=card.drop_rate if how.drop_rate is None else how.drop_rate,
+        drop_path_rate=card.drop_path_rate if how.drop_path_rate is None else how.drop_path_rate,
+    )
+    network = card.create_model()
+    network.load_state_dict(trained.state_dict())
+    torch.manual_seed(config.execution.seed)
+    return network, card
+
+
+def begun_network(run: RunFolder, config: TrainConfig) -> tuple[nn.Module, ModelCard]:
+    """The network in training mode of a run that is resumed, as its folder describes it, and its card.
+
+    A spec file that it was made from, or the run that it started from, may be gone.
+    """
+    card = run.read_card()
+    torch.manual_seed(config.execution.seed)
+    return card.create_model().train(), card
+
+
+def identity_of(config: TrainConfig) -> str:
+    """What tells the network that these settings start from: its spec, its name, or the weights it has already.
+
+    Raises:
+        UserError: its file is missing.
+    """
+    how, name = config.network, config.network.model or DEFAULT_MODEL
+    if how.init is not None:
+        weights = RunFolder.open(how.init) if how.init.is_dir() else None
+        path = how.init if weights is None else weights.weights(weights.choice())
+        return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}" if path.is_file() else str(how.init)
+    network = create_model(name, num_classes=1, stem_strides=how.stem_strides) if _is_ours(name) else None
+    spec = None if network is None else spec_of(network)
+    return name if spec is None else spec.fingerprint
+
+
+def _is_ours(name: str) -> bool:
+    return name.endswith(".json") or name.startswith("hadaptive")
+
+
+def as_done(how: NetworkConfig, card: ModelCard) -> NetworkConfig:
+    """The settings as they turned out, for the run folder: nothing left to a default, files by absolute paths."""
+    rates = {"drop_rate": card.drop_rate, "drop_path_rate": card.drop_path_rate}
+    if how.init is not None:
+        return replace(how, init=how.init.resolve(), **rates)
+    model = how.model or DEFAULT_MODEL
+    return replace(how, model=str(Path(model).resolve()) if model.endswith(".json") else model, **rates)

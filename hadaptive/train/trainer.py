@@ -1,0 +1,221 @@
+"""What training adds to the engine: its step, its state, and what an epoch and the end leave in the run folder."""
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from timm.data import Mixup
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from hadaptive.data import derive_seed
+from hadaptive.engine.batches import Batches
+from hadaptive.engine.finite import NonFiniteLossError, first_non_finite
+from hadaptive.engine.loop import Engine, Rows
+from hadaptive.engine.optimiser import create_optimiser
+from hadaptive.metrics import Evaluation, evaluate_model
+from hadaptive.nn import SelectionRecorder, update_temperatures
+from hadaptive.runs import ModelCard, RunFolder
+from hadaptive.train.config import TrainConfig
+from hadaptive.train.plots import plot_curves
+
+RECORD_EVERY = 10  # steps between recorded selections; a step in ten is enough for shares and costs nothing
+
+
+class Trainer(Engine):
+    """One training in progress.
+
+    Args:
+        config: every setting.
+        accelerator: devices and processes.
+        batches: of the images.
+        network: in training mode, as it starts.
+        card: what it is.
+        quiet: print nothing.
+    """
+
+    command = "train"
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        batches: Batches,
+        network: nn.Module,
+        card: ModelCard,
+        *,
+        quiet: bool = False,
+    ) -> None:
+        super().__init__(config, accelerator, batches, accumulate=config.accumulate, quiet=quiet)
+        self.config = config
+        self.card = card
+        if config.execution.channels_last:
+            network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.network = network.to(accelerator.device)
+        self.ema = ModelEmaV3(self.network, decay=config.ema, use_warmup=True) if config.ema else None
+        self.recorder = SelectionRecorder(self.network, every=RECORD_EVERY)
+        optimizer, self.scheduler = create_optimiser(self.network, config.optimisation, self.steps_per_epoch)
+        self.model, self.optimizer = accelerator.prepare(self.network, optimizer)
+        smoothing, self.mixup = config.optimisation.label_smoothing, None
+        if config.mixup or config.cutmix:
+            self.mixup = Mixup(
+                config.mixup, config.cutmix, label_smoothing=smoothing, num_classes=self.num_classes
+            )
+        self.criterion = nn.CrossEntropyLoss(label_smoothing=0.0 if self.mixup else smoothing)
+        self.best_accuracy = -1.0
+        self.best_loss = float("inf")
+        self.best_epoch = -1
+        self.improved = False  # in the last epoch
+
+    @property
+    def averaged(self) -> nn.Module:
+        """The weights that are evaluated and saved: their moving average where there is one."""
+        return self.network if self.ema is None else self.ema.module
+
+    # -- state ------------------------------------------------------------------------------------------------
+
+    def own_state(self) -> dict[str, Any]:
+        return {
+            "model": self.network.state_dict(),
+            "ema": None if self.ema is None else self.ema.module.state_dict(),
+            "selection": self.recorder.state_dict(),
+            "best_accuracy": self.best_accuracy,
+            "best_loss": self.best_loss,
+            "best_epoch": self.best_epoch,
+        }
+
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["model"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(state["ema"])
+        self.recorder.load_state_dict(state["selection"])
+        self.best_accuracy, self.best_loss = state["best_accuracy"], state["best_loss"]
+        self.best_epoch = state["best_epoch"]
+
+    # -- a step -----------------------------------------------------------------------------------------------
+
+    def micro_step(self, images: Tensor, targets: Tensor, number: int) -> float:
+        config, accelerator = self.config, self.accelerator
+        seed = derive_seed(config.execution.seed, 1, self.epoch, number, accelerator.process_index)
+        set_seed(seed % 2**32)
+        if self.mixup is not None:
+            images, targets = self.mixup(images, targets)
+        with accelerator.accumulate(self.model):
+            loss = self.criterion(self.model(images).float(), targets)
+            value = loss.item()
+            if not abs(value) < float("inf"):
+                where = first_non_finite(self.network, images)
+                raise NonFiniteLossError(
+                    f"the loss is {value} in epoch {self.epoch + 1}, step {self.step + 1}: {where}. "
+                    "Try a lower lr, --clip-grad 1, or --mixed-precision no"
+                )
+            accelerator.backward(loss)
+            if accelerator.sync_gradients:
+                accelerator.unscale_gradients()
+                update_temperatures(self.network)
+                if config.clip_grad:
+                    accelerator.clip_grad_norm_(self.network.parameters(), config.clip_grad)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        return value
+
+    def after_step(self) -> None:
+        if self.ema is not None:
+            self.ema.update(self.network, step=self.updates)
+
+    # -- an epoch, and the end --------------------------------------------------------------------------------
+
+    def greet(self, folder: RunFolder) -> str:
+        return (
+            f"{self.card.model}, {sum(p.numel() for p in self.network.parameters()):,} parameters, "
+            f"{self.num_classes} classes; {self.batches.train.images:,} training images; writing to {folder.path}"
+        )
+
+    def _evaluate(self, part: str, loader: Any) -> Evaluation:
+        module = self.model if self.ema is None else self.ema.module
+        evaluation = evaluate_model(
+            module,
+            loader,
+            self.num_classes,
+            accelerator=self.accelerator,
+            channels_last=self.config.execution.channels_last,
+        )
+        self.note_unreadable(part, evaluation.unreadable)
+        return evaluation
+
+    def summarise_epoch(self, folder: RunFolder) -> tuple[Rows, str]:
+        validation = self.timed(lambda: self._evaluate("validation", self.batches.validation))
+        # A small validation part often ties; its loss tells more.
+        self.improved = (validation.accuracy, -validation.loss) > (self.best_accuracy, -self.best_loss)
+        if self.improved:
+            self.best_accuracy, self.best_loss, self.best_epoch = validation.accuracy, validation.loss, self.epoch
+        row = {
+            "epoch": self.epoch,
+            "updates": self.updates,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "train_loss": self.loss_sum / (self.steps_per_epoch * self.accumulate),
+            "val_loss": validation.loss,
+            "val_accuracy": validation.accuracy,
+            "seconds": round(self.seconds, 2),
+            "skipped_images": len(self.unreadable),
+        }
+        layers = [
+            {
+                "epoch": self.epoch,
+                "layer": report.layer,
+                "samples": report.samples,
+                "temperature": report.temperature,
+                "alpha": report.alpha,
+                "agreement": report.agreement,
+                "entropy": report.entropy,
+                "most_selected": " ".join(map(str, report.most_selected())),
+            }
+            for report in self.recorder.reports()
+        ]
+        self.recorder.reset()
+        line = (
+            f"epoch {self.epoch + 1}/{self.epochs}: train loss {row['train_loss']:.4f}, "
+            f"validation loss {validation.loss:.4f}, accuracy {validation.accuracy:.2%}"
+        )
+        return {folder.metrics: [row], folder.selection: layers}, line
+
+    def save_epoch(self, folder: RunFolder) -> None:
+        folder.save_weights(self.averaged, "last")
+        if self.improved:
+            folder.save_weights(self.averaged, "best")
+        plot_curves(folder)
+
+    def conclude(self, folder: RunFolder) -> dict[str, Any]:
+        """Test once, with the weights that the run's choice names."""
+        chosen, _ = folder.load_model()
+        self.averaged.load_state_dict(chosen.state_dict())
+        test = None if self.batches.test is None else self._evaluate("test", self.batches.test)
+        return {
+            "model": self.card.model,
+            "data": self.config.data.data,
+            "recipe": self.config.recipe,
+            "seed": self.config.execution.seed,
+            "parameters": sum(p.numel() for p in self.network.parameters()),
+            "train_images": self.batches.train.images,
+            "epochs": self.epochs,
+            "weights": self.config.select,
+            "best_epoch": self.best_epoch,
+            "validation_accuracy": self.best_accuracy,
+            "test": None if test is None else test.summary(),
+            "train_seconds": round(self.seconds, 1),
+        }
+
+    def report(self, folder: RunFolder, summary: dict[str, Any]) -> None:
+        test = summary["test"]
+        print(f"best validation accuracy {self.best_accuracy:.2%} in epoch {self.best_epoch + 1}")
+        if test is None:
+            print("no test part was measured")
+        else:
+            print(
+                f"test accuracy {test['accuracy']:.2%} (95% interval {test['accuracy_low']:.2%} to "
+                f"{test['accuracy_high']:.2%}) on {test['images']:,} images, {self.config.select} weights"
+            )
+        if self.unreadable:
+            print(f"{len(self.unreadable)} images could not be read and were skipped; listed in {folder.skipped}")
+        print(f"run folder: {folder.path}")
