@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hadaptive.errors import UserError
-from hadaptive.search.runtimes import Setting
+from hadaptive.measure.setting import Setting
 from hadaptive.train.config import TrainConfig
 
 # Settings of a training that mean nothing while paths change from step to step.
