@@ -13,8 +13,8 @@ import tyro
 from hadaptive import __version__
 from hadaptive.bench.commands import BENCHMARKS
 from hadaptive.errors import UserError
+from hadaptive.measure.setting import Setting
 from hadaptive.search.config import StudyConfig
-from hadaptive.search.runtimes import Setting
 from hadaptive.train.config import RECIPES, TrainConfig
 
 Positional = tyro.conf.Positional

@@ -108,7 +108,7 @@ def _open(path: Path, weights: str | None, trust: bool) -> tuple[Callable[[Tenso
         return RunFolder.open(path).load_model(weights)
     if weights is not None:
         raise UserError(f"--weights is of a run folder, and {path} is one file: leave it out")
-    from hadaptive.export.formats import load
+    from hadaptive.measure.sessions import load
 
     run, card = load(path, trust=trust)
     return lambda images: torch.from_numpy(run(images.numpy())), card

@@ -7,8 +7,8 @@ from tiny import tiny_spec
 
 from hadaptive.bench import latency
 from hadaptive.bench.latency import LatencyBenchConfig, bench_latency
-from hadaptive.bench.timing import threads
 from hadaptive.files import read_csv
+from hadaptive.measure.timing import threads
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),

@@ -11,8 +11,8 @@ from torch import nn
 from hadaptive.bench import operators
 from hadaptive.bench.networks import NetworksConfig, bench_networks
 from hadaptive.bench.operators import OpsConfig, SlicedExpansion, bench_ops, saved_bytes
-from hadaptive.bench.timing import interleaved
 from hadaptive.files import read_csv
+from hadaptive.measure.timing import interleaved
 from hadaptive.nn import CrossHadamardExpansion
 
 

@@ -15,9 +15,11 @@ from tiny import tiny_config
 from hadaptive.cli import main
 from hadaptive.data import Preprocessing
 from hadaptive.export.command import ExportConfig
-from hadaptive.export.formats import SUFFIXES, Run, load, write
-from hadaptive.export.passes import prepare
 from hadaptive.export.proof import TRAINED, compare
+from hadaptive.measure.formats import SUFFIXES
+from hadaptive.measure.lowering import write
+from hadaptive.measure.passes import prepare
+from hadaptive.measure.sessions import Run, load
 from hadaptive.nn import NORMS, expansions, top_k_channels
 from hadaptive.runs import ModelCard
 from hadaptive.train import train
@@ -164,7 +166,7 @@ def test_a_run_is_exported_proved_and_used(tmp_path: Path, capsys: pytest.Captur
 
 def test_a_file_that_computes_something_else_is_kept_and_said(tmp_path: Path, monkeypatch, capsys) -> None:
     train(tiny_config(tmp_path), quiet=True)
-    from hadaptive.export import passes
+    from hadaptive.measure import passes
 
     def spoiled(net) -> str:
         net.layers[0].bias.add_(0.5) if hasattr(net.layers[0], "bias") else net.layers[0][0].bias.add_(0.5)

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hadaptive.export.deploy import DeployNet, conv_of, fold
 from hadaptive.export.freeze import calibrate, freeze
-from hadaptive.export.passes import absorb, align, merge, prepare
+from hadaptive.measure.deploy import DeployNet, conv_of, fold
+from hadaptive.measure.passes import absorb, align, merge, prepare
 from hadaptive.models import ConvSpec, HadaptiveNet, NetSpec
 from hadaptive.models.spec import ach, ghost, inverted
 from hadaptive.nn import NORMS, ChannelScore, expansions, top_k_channels

@@ -14,11 +14,12 @@ from hadaptive.cli import main
 from hadaptive.data import Preprocessing
 from hadaptive.export import int8
 from hadaptive.export.command import ExportConfig
-from hadaptive.export.deploy import fold
-from hadaptive.export.formats import load, write
-from hadaptive.export.passes import prepare
 from hadaptive.export.sensitivity import fake_quantise, layers, rounded_weight, sensitivity
 from hadaptive.files import read_csv
+from hadaptive.measure.deploy import fold
+from hadaptive.measure.lowering import write
+from hadaptive.measure.passes import prepare
+from hadaptive.measure.sessions import load
 from hadaptive.runs import ModelCard
 from hadaptive.train import train
 

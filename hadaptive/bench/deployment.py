@@ -12,9 +12,10 @@ import tyro
 from hadaptive.errors import UserError
 from hadaptive.evaluate import evaluate_run
 from hadaptive.export.command import ExportConfig, export_command
-from hadaptive.export.formats import SUFFIXES, Format, load
 from hadaptive.export.proof import accuracy_of
 from hadaptive.files import append_csv
+from hadaptive.measure.formats import SUFFIXES, Format
+from hadaptive.measure.sessions import load
 from hadaptive.provenance import provenance
 from hadaptive.runs import RunFolder
 from hadaptive.train import TrainConfig, train_or_resume

@@ -17,18 +17,19 @@ import torch
 from torch import nn
 
 from hadaptive.bench import textbook  # noqa: F401 (registers the published network)
-from hadaptive.bench.timing import quartiles
 from hadaptive.bench.tradeoff import plot_tradeoff
 from hadaptive.console import console
 from hadaptive.data import Preprocessing
 from hadaptive.errors import UserError
-from hadaptive.export.formats import SUFFIXES, check_format, write
 from hadaptive.export.int8 import quantise
-from hadaptive.export.passes import prepare
 from hadaptive.export.proof import UNTRAINED, file_size
-from hadaptive.export.untrained import liven
 from hadaptive.files import append_csv, read_csv
 from hadaptive.info import inspect_network
+from hadaptive.measure.formats import SUFFIXES, check_format
+from hadaptive.measure.lowering import write
+from hadaptive.measure.passes import prepare
+from hadaptive.measure.timing import quartiles
+from hadaptive.measure.untrained import liven
 from hadaptive.models import HadaptiveNet, create_model
 from hadaptive.nn import expansions
 from hadaptive.provenance import provenance

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from hadaptive.bench import textbook  # noqa: F401 (registers the published network)
 from hadaptive.bench.operators import LAYOUTS
-from hadaptive.bench.timing import interleaved, quartiles, threads
 from hadaptive.console import console
 from hadaptive.errors import UserError
 from hadaptive.files import append_csv
+from hadaptive.measure.timing import interleaved, quartiles, threads
 from hadaptive.provenance import provenance
 
 

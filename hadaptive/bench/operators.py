@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from hadaptive import ops
 from hadaptive.bench.textbook import TextbookExpansion
-from hadaptive.bench.timing import interleaved, quartiles, threads
 from hadaptive.console import console
 from hadaptive.errors import UserError
 from hadaptive.files import append_csv, write_atomically
+from hadaptive.measure.timing import interleaved, quartiles, threads
 from hadaptive.nn import AdaptiveCrossHadamard, CrossHadamardExpansion
 from hadaptive.ops import num_pairs, reference
 from hadaptive.provenance import provenance

@@ -12,16 +12,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from hadaptive.bench.planted import solves_planted
-from hadaptive.bench.timing import interleaved, quartiles
 from hadaptive.console import console
 from hadaptive.files import append_csv
+from hadaptive.measure.setting import Setting
+from hadaptive.measure.timing import interleaved, quartiles
 from hadaptive.models import HadaptiveNet
 from hadaptive.models.spec import HADAPTIVE_NET_S
 from hadaptive.provenance import provenance
 from hadaptive.search.estimators import gdas, rloo
 from hadaptive.search.latency import measure_networks, measure_table
 from hadaptive.search.loop import frozen_statistics
-from hadaptive.search.runtimes import Setting
 from hadaptive.search.spaces import open_space
 from hadaptive.search.supernet import Supernet
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from hadaptive.bench.timing import interleaved
-from hadaptive.export.formats import Run, load
+from hadaptive.measure.sessions import Run, load
+from hadaptive.measure.timing import interleaved
 
 
 def _run(task: dict[str, Any]) -> Run:

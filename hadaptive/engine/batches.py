@@ -211,7 +211,7 @@ def _stream_batches(config: Learning, accelerator: Accelerator, micro: int, test
     # The reader's default "test" is only a guess: no test part unless it differs from the others.
     named = test and data.test_split not in (None, data.train_split, data.val_split)
     return Batches(
-        train=Training(_stream_loader(config, train, micro, accelerator), train, images, steps),
+        train=Training(_prepared(config, train, micro, accelerator), train, images, steps),
         validation=stream_loader(config, data.val_split, micro, accelerator),
         test=stream_loader(config, str(data.test_split), micro, accelerator) if named else None,
         classes=stream_classes(data),
@@ -245,9 +245,7 @@ def _stream(config: Learning, split: str, batch_size: int, training: bool = Fals
     )
 
 
-def _stream_loader(
-    config: Learning, dataset: StreamDataset, batch_size: int, accelerator: Accelerator
-) -> DataLoader:
+def _prepared(config: Learning, dataset: StreamDataset, batch_size: int, accelerator: Accelerator) -> DataLoader:
     workers = worker_count(config.execution.workers, False)
     loader = create_loader(dataset, batch_size, workers=workers, seed=config.execution.seed)
     return accelerator.prepare(loader)
@@ -255,7 +253,7 @@ def _stream_loader(
 
 def stream_loader(config: Learning, split: str, batch_size: int, accelerator: Accelerator) -> DataLoader:
     """One split of a stream, in order."""
-    return _stream_loader(config, _stream(config, split, batch_size), batch_size, accelerator)
+    return _prepared(config, _stream(config, split, batch_size), batch_size, accelerator)
 
 
 def evaluation_batches(

@@ -102,16 +102,17 @@ class Engine(ABC):
     def greet(self, folder: Any) -> str:
         """The line that a run starts with."""
 
+    @abstractmethod
     def report(self, folder: Any, summary: dict[str, Any]) -> None:
         """Tell the person how it ended."""
 
-    def begin_epoch(self) -> None:
+    def begin_epoch(self) -> None:  # noqa: B027
         """Before the first step of an epoch, or of what is left of it."""
 
-    def between_steps(self) -> None:
+    def between_steps(self) -> None:  # noqa: B027
         """After the weights' step, before it is counted."""
 
-    def after_step(self) -> None:
+    def after_step(self) -> None:  # noqa: B027
         """After a step was counted."""
 
     # -- state ------------------------------------------------------------------------------------------------
@@ -174,8 +175,8 @@ class Engine(ABC):
             self.progress.say(line)
         if not self.batches.exact and self.updates:
             self.progress.say(
-                f"{self.learning.data.data} is a stream that is shuffled anew: the rest of this run is not the same "
-                "as without the interruption"
+                f"{self.learning.data.data} is a stream that is shuffled anew: the rest of this run is not "
+                "the same as without the interruption"
             )
         try:
             with self.stopping.listening():

@@ -15,16 +15,18 @@ from torch.utils.data import Subset
 from hadaptive.console import console
 from hadaptive.data import ImageDataset, create_loader, eval_transform
 from hadaptive.errors import UserError, first_line
-from hadaptive.export.deploy import DeployNet, DeployProducts
 from hadaptive.export.finetune import finetune
-from hadaptive.export.formats import SUFFIXES, Format, check_format, load, write, write_metadata
 from hadaptive.export.freeze import calibrate, freeze
 from hadaptive.export.int8 import BATCH, quantise, quantise_within
-from hadaptive.export.passes import prepare
 from hadaptive.export.proof import TRAINED, UNTRAINED, accuracy_of, prove, write_table
 from hadaptive.export.sensitivity import LayerCost, sensitivity
-from hadaptive.export.untrained import liven
 from hadaptive.files import append_csv, write_json
+from hadaptive.measure.deploy import DeployNet, DeployProducts
+from hadaptive.measure.formats import SUFFIXES, Format, check_format
+from hadaptive.measure.lowering import write, write_metadata
+from hadaptive.measure.passes import prepare
+from hadaptive.measure.sessions import load
+from hadaptive.measure.untrained import liven
 from hadaptive.metrics import evaluate_model
 from hadaptive.models import HadaptiveNet
 from hadaptive.nn import FixedSelection, expansions

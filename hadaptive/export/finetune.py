@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hadaptive.errors import UserError
-from hadaptive.export.formats import write
+from hadaptive.measure.lowering import write
 from hadaptive.runs import ModelCard, RunFolder, open_weights
 from hadaptive.train import TrainConfig, train_or_resume
 

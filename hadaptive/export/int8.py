@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hadaptive.export.formats import Run, check_format, load, openvino_core
+from hadaptive.measure.formats import check_format
+from hadaptive.measure.sessions import Run, load, openvino_core
 from hadaptive.runs import METADATA_KEY
 
 BATCH = 32

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hadaptive.bench.timing import interleaved, quartiles
 from hadaptive.errors import UserError
-from hadaptive.export.formats import Run, load
 from hadaptive.files import write_atomically
+from hadaptive.measure.sessions import Run, load
+from hadaptive.measure.timing import interleaved, quartiles
 from hadaptive.nn import ChannelSelection, CrossHadamardExpansion, expansions
 
 

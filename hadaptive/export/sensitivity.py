@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hadaptive.errors import UserError
-from hadaptive.export.deploy import DeployNet, DeployProducts
+from hadaptive.measure.deploy import DeployNet, DeployProducts
 
 LEVELS = 255
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from hadaptive.data import Augmentation, DataConfig, Preprocessing
 from hadaptive.engine.config import Config, Execution, Optimisation, RecipeSettings, at_least_one, not_negative
 from hadaptive.errors import UserError
-from hadaptive.search.runtimes import Setting
+from hadaptive.measure.setting import Setting
 from hadaptive.settings import names
 from hadaptive.train.config import TrainConfig, idle_images, refuse_idle
 

@@ -9,8 +9,8 @@ mean of the others: the score function with a leave-one-out baseline (Kool et al
 baseline for free!", 2019). It is unbiased, compares whole networks, and needs no backward pass: four paths cost
 about as much as one gradient.
 
-The rest is what an architecture step does to the network meanwhile: paths meet the same noise (common random numbers)
-and no dropout, so that they differ in their candidates alone, and nothing is left behind.
+The rest is what an architecture step does to the network meanwhile: paths meet the same noise (common random
+numbers) and no dropout, so that they differ in their candidates alone, and nothing is left behind.
 """
 
 import contextlib

@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hadaptive.bench.timing import interleaved, quartiles, threads
 from hadaptive.console import console
 from hadaptive.errors import UserError
 from hadaptive.files import write_json
+from hadaptive.measure.setting import Setting, runner
+from hadaptive.measure.timing import interleaved, quartiles, threads
 from hadaptive.models import HadaptiveNet, NetSpec
 from hadaptive.models.spec import HADAPTIVE_NET_L, HADAPTIVE_NET_M, HADAPTIVE_NET_S, contents
 from hadaptive.provenance import device_name, provenance
-from hadaptive.search.runtimes import Setting, runner
 from hadaptive.search.space import Choice, SearchSpace, Skip, label
 from hadaptive.search.spaces import open_space
 from hadaptive.search.supernet import Supernet

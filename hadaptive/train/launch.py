@@ -7,9 +7,9 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from hadaptive.data import Manifest, is_stream, open_data
+from hadaptive.data import ImageData, Manifest, is_stream, open_data
 from hadaptive.engine.accelerator import create_accelerator
-from hadaptive.engine.batches import create_batches
+from hadaptive.engine.batches import Batches, create_batches
 from hadaptive.engine.loop import begin
 from hadaptive.errors import UserError
 from hadaptive.files import write_json
@@ -59,6 +59,11 @@ def _accelerator(config: TrainConfig) -> Accelerator:
     return create_accelerator(config.execution, accumulate=config.accumulate, compile=config.compile)
 
 
+def _batches(config: TrainConfig, accelerator: Accelerator, data: ImageData | None, test: bool) -> Batches:
+    even = bool(config.mixup or config.cutmix)
+    return create_batches(config, accelerator, data, accumulate=config.accumulate, even=even, test=test)
+
+
 def new_trainer(
     config: TrainConfig, accelerator: Accelerator, *, quiet: bool = False, test: bool = True
 ) -> tuple[Trainer, Manifest | None]:
@@ -75,14 +80,7 @@ def new_trainer(
         parts = {"data": "divides them already"}
         refuse_idle(config, [(name, parts) for name in sorted(data.ignored)])
         config, classes = replace(config, data=data.location), data.classes
-    batches = create_batches(
-        config,
-        accelerator,
-        data,
-        accumulate=config.accumulate,
-        even=bool(config.mixup or config.cutmix),
-        test=test,
-    )
+    batches = _batches(config, accelerator, data, test)
     network, card = starting_network(config, classes or batches.classes)
     config = replace(config, network=as_done(config.network, card))
     trainer = Trainer(config, accelerator, batches, network, card, quiet=quiet)
@@ -113,14 +111,7 @@ def resume(
     config = replace(read_config(run), data=run.data_config(data, data_dir))
     accelerator = _accelerator(config)
     opened = None if is_stream(config.data.data) else run.open_data(data, data_dir, exact=True)
-    batches = create_batches(
-        config,
-        accelerator,
-        opened,
-        accumulate=config.accumulate,
-        even=bool(config.mixup or config.cutmix),
-        test=test,
-    )
+    batches = _batches(config, accelerator, opened, test)
     begun = run.checkpoint.is_file()
     network, card = begun_network(run, config) if begun else starting_network(config, batches.classes)
     if card.classes != batches.classes:

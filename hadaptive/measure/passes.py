@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hadaptive.errors import UserError
-from hadaptive.export.deploy import (
+from hadaptive.measure.deploy import (
     DeployCheap,
     DeployNet,
     DeployProducts,

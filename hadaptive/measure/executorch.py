@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 from hadaptive.errors import UserError
-from hadaptive.export.deploy import DeployProducts
 from hadaptive.files import write_atomically
+from hadaptive.measure.deploy import DeployProducts
 from hadaptive.runs import METADATA_KEY
 
 MAX_BATCH = 64  # memory is planned for the largest batch: 13 MB more for S than for one image

@@ -1,6 +1,6 @@
 """A network as it is deployed: no BatchNorm, no dropout, nothing that only training needs, nothing concatenated.
 
-:func:`fold` makes one from a trained :class:`HadaptiveNet`; :mod:`hadaptive.export.passes` changes it further.
+:func:`fold` makes one from a trained :class:`HadaptiveNet`; :mod:`hadaptive.measure.passes` changes it further.
 Everything is plain convolutions and element-wise operators, so that any exporter can follow. What a block
 concatenates for its depthwise convolution and its projection goes through convolutions of its own instead, whose
 results are added: the same sum, and runtimes that keep channels in blocks never leave their layout.

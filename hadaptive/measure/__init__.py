@@ -1,0 +1,1 @@
+"""One ruler for search, export and benchmarks: how a network is lowered to each runtime, run there, and timed."""

@@ -1,0 +1,89 @@
+"""The single lowering: from a network to the file of any runtime.
+
+Every file carries what is needed to use it: class names, preprocessing and provenance, under "hadaptive" in its
+metadata.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hadaptive.files import write_atomically
+from hadaptive.measure.executorch import write_executorch
+from hadaptive.measure.formats import check_format
+from hadaptive.measure.onnx_graph import write_onnx
+from hadaptive.measure.sessions import openvino_core
+from hadaptive.runs import METADATA_KEY, ModelCard
+
+
+def write(net: nn.Module, path: Path, name: str, card: ModelCard, about: dict[str, Any]) -> None:
+    """Write a network in eval mode to `path`.
+
+    Args:
+        net: a deployed network; for safetensors the network of ``card``.
+        name: of the format.
+        card: classes and preprocessing.
+        about: provenance and what was done to the network, ready for JSON.
+
+    Raises:
+        UserError: its packages are missing.
+    """
+    check_format(name)
+    metadata = json.dumps({"card": card.to_dict(), "about": about})
+    size = card.preprocessing.input_size
+    if name == "safetensors":
+        from safetensors.torch import save_file
+
+        state = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
+        write_atomically(path, lambda p: save_file(state, p, {METADATA_KEY: metadata}))
+    elif name == "torch":
+        program = torch.export.export(net, (torch.zeros(2, *size),), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+
+        def save(temporary: Path) -> None:
+            with open(temporary, "wb") as file:
+                torch.export.save(program, file, extra_files={METADATA_KEY: metadata})
+
+        write_atomically(path, save)
+    elif name == "executorch":
+        write_executorch(net, path, size, metadata)
+    elif name == "onnx":
+        write_onnx(net, path, size, metadata)
+    else:
+        _write_openvino(net, path, size, metadata)
+
+
+def _write_openvino(net: nn.Module, path: Path, size: tuple[int, int, int], metadata: str) -> None:
+    import openvino
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_onnx(net, Path(folder) / "net.onnx", size, shifts=False)
+        model = openvino_core().read_model(Path(folder) / "net.onnx")
+        for node in model.get_ops():
+            if node.get_type_name() == "TopK":
+                node.set_attribute("stable", True)  # the lower index of equal scores, as ONNX has it
+        model.set_rt_info(metadata, [METADATA_KEY])
+        openvino.save_model(model, path, compress_to_fp16=False)
+
+
+def write_metadata(path: Path, name: str, card: ModelCard, about: dict[str, Any]) -> None:
+    """Replace what an ONNX or OpenVINO file says about itself."""
+    metadata = json.dumps({"card": card.to_dict(), "about": about})
+    if name == "onnx":
+        import onnx
+
+        model = onnx.load(path)
+        onnx.helper.set_model_props(model, {METADATA_KEY: metadata})
+        write_atomically(path, lambda p: onnx.save(model, p))
+        return
+    import openvino
+
+    program = openvino_core().read_model(path)
+    program.set_rt_info(metadata, [METADATA_KEY])
+    renewed = path.with_stem(f"{path.stem}-renewed")
+    openvino.save_model(program, renewed, compress_to_fp16=False)
+    for suffix in (".bin", ".xml"):
+        renewed.with_suffix(suffix).replace(path.with_suffix(suffix))

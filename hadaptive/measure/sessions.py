@@ -1,0 +1,117 @@
+"""What runs a file in its runtime.
+
+Loading a file runs no code that it holds, except PyTorch's own format, which is loaded on demand only.
+"""
+
+import functools
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from hadaptive.errors import UserError, first_line
+from hadaptive.measure.executorch import ExecutorchRun
+from hadaptive.measure.formats import check_format, format_of
+from hadaptive.runs import METADATA_KEY, ModelCard, open_weights
+
+Run = Callable[[np.ndarray], np.ndarray]  # images (B, C, H, W) float32 -> logits (B, classes)
+
+
+def load(path: Path, threads: int = 0, *, trust: bool = False) -> tuple[Run, ModelCard]:
+    """What runs an exported file, and the card it carries.
+
+    Args:
+        path: of the file.
+        threads: of the runtime; 0 leaves their number to it.
+
+        trust: load a ``torch.export`` program, too; PyTorch may run code that it holds.
+
+    Raises:
+        UserError: there is no such file, it is damaged or not ours, or its runtime is missing.
+    """
+    name = format_of(path)
+    if not path.is_file():
+        raise UserError(f"there is no file {path}")
+    check_format(name, writing=False)
+    if name == "torch" and not trust:
+        raise UserError(f"{path} can run code when PyTorch loads it: pass --trust if you made it yourself")
+    if name == "openvino" and not path.with_suffix(".bin").is_file():
+        raise UserError(f"{path} needs its weights beside it, and {path.with_suffix('.bin')} is not there")
+    opened = {
+        "onnx": _open_onnx,
+        "openvino": _open_openvino,
+        "executorch": _open_executorch,
+        "torch": _open_torch,
+        "safetensors": _open_weights,
+    }
+    try:
+        run, metadata = opened[name](path, threads)
+        card = ModelCard.from_dict(json.loads(metadata)["card"])
+    except Exception as error:  # each runtime has its own classes of errors
+        raise UserError(f"{path} is damaged or was not written by hadaptive export: {first_line(error)}") from None
+    return run, card
+
+
+def _open_onnx(path: Path, threads: int) -> tuple[Run, str]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    metadata = session.get_modelmeta().custom_metadata_map[METADATA_KEY]
+    return lambda images: np.asarray(session.run(None, {"images": images})[0]), metadata
+
+
+@functools.cache
+def openvino_core() -> Any:
+    """One for the process: OpenVINO that unloads its plugin with a Core crashes threads started later."""
+    import openvino
+
+    return openvino.Core()
+
+
+def _open_openvino(path: Path, threads: int) -> tuple[Run, str]:
+    core = openvino_core()
+    model = core.read_model(path)
+    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    if threads:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    request = core.compile_model(model, "CPU", settings).create_infer_request()
+    return lambda images: request.infer({0: images})[0].copy(), model.get_rt_info([METADATA_KEY]).astype(str)
+
+
+def _open_executorch(path: Path, threads: int) -> tuple[Run, str]:
+    run = ExecutorchRun(path, threads)
+    return run, run.metadata
+
+
+def _in_torch(net: nn.Module, threads: int) -> Run:
+    def run(images: np.ndarray) -> np.ndarray:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads or before)
+        try:
+            with torch.inference_mode():
+                return net(torch.from_numpy(images)).numpy()
+        finally:
+            torch.set_num_threads(before)
+
+    return run
+
+
+def _open_torch(path: Path, threads: int) -> tuple[Run, str]:
+    if not zipfile.is_zipfile(path):  # PyTorch would print a traceback first
+        raise UserError("it is no archive")
+    extra = {METADATA_KEY: ""}
+    program = torch.export.load(path, extra_files=extra)
+    return _in_torch(program.module(), threads), extra[METADATA_KEY]
+
+
+def _open_weights(path: Path, threads: int) -> tuple[Run, str]:
+    network, card = open_weights(path)
+    return _in_torch(network, threads), json.dumps({"card": card.to_dict()})
