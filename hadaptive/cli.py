@@ -1,21 +1,25 @@
 """The command line: one dataclass per command, whose fields are its flags. No logic lives here."""
 
 import json
+import os
 import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import tyro
 
 from hadaptive import __version__
 from hadaptive.bench.commands import BENCHMARKS
+from hadaptive.data import DataConfig
+from hadaptive.engine.config import RecipeSettings
+from hadaptive.engine.recipes import RECIPES
 from hadaptive.errors import UserError
 from hadaptive.measure.setting import Setting
-from hadaptive.search.config import StudyConfig
-from hadaptive.train.config import RECIPES, TrainConfig
+from hadaptive.search.config import SearchConfig, StudyConfig
+from hadaptive.train.config import TrainConfig
 
 Positional = tyro.conf.Positional
 FAULT_STATUS = 70  # as sysexits.h has it for an internal fault
@@ -29,7 +33,8 @@ FAULT = (
 class TrainCommand(TrainConfig):
     """Train a network on images and leave a run folder.
 
-    Every flag's default comes from the recipe. With --resume, nothing but --quiet may be given beside it.
+    Every flag's default comes from the recipe. Beside --resume only --quiet, and --data or --data-dir where the
+    images have moved, may be given.
 
     Attributes:
         resume: continue this interrupted run exactly where it stopped.
@@ -44,7 +49,8 @@ class TrainCommand(TrainConfig):
 class SearchCommand(StudyConfig):
     """Search a network for your images and your device, and leave a folder with it.
 
-    Every flag's default comes from the recipe. With --resume, nothing but --quiet may be given beside it.
+    Every flag's default comes from the recipe. Beside --resume only --quiet, and --data or --data-dir where the
+    images have moved, may be given.
 
     Attributes:
         resume: continue this interrupted search, or this comparison of several, where it stopped.
@@ -118,7 +124,7 @@ class PredictCommand:
         run: run folder, or a file of ``hadaptive export``.
         images: image files, and folders to search for images.
         top: how many classes to show.
-        weights: which weights of a run; default the best.
+        weights: which weights of a run; default those that its own test used.
         json: print JSON lines instead of a table.
         sheet: also draw the images with their predictions into this new PNG.
         trust: load a torch.export file (.pt2), which can run code: only one that you made yourself.
@@ -174,17 +180,42 @@ class DoctorCommand:
     """Print versions, devices, and which backend each operator uses and why; check each against the reference."""
 
 
+Command = TypeVar("Command", bound=RecipeSettings)
+
+
+def _configured(kind: type[Command], name: str, arguments: list[str]) -> Command:
+    """The settings that flags give on top of their recipe's; beside --resume, hardly any."""
+    default = kind.from_recipe(_recipe_named_in(arguments))
+    # The parts of a configuration are no part of a flag's name.
+    config = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
+    command = tyro.cli(kind, prog=f"hadaptive {name}", args=arguments, default=default, config=config)
+    given, base = command.flat(), default.flat()
+    extra = [n for n in given if given[n] != base[n] and n not in ("resume", "quiet", "data", "data_dir")]
+    if given["resume"] is not None and extra:
+        raise UserError(f"--resume takes every setting from the run: leave out --{extra[0].replace('_', '-')}")
+    return command
+
+
+def _part(command: Any, kind: type) -> Any:
+    """The configuration that a command adds flags to."""
+    return kind(**{f.name: getattr(command, f.name) for f in fields(kind)})
+
+
+def _where(command: Any, default: DataConfig, given: DataConfig) -> dict[str, Any]:
+    """Where the images of a resumed run lie now, where a person says so."""
+    data = None if given.data == default.data else given.data
+    return {"data": data, "data_dir": given.data_dir, "quiet": command.quiet}
+
+
 def _train(arguments: list[str]) -> None:
     from hadaptive.train import resume, train
 
-    default = TrainCommand.from_recipe(_recipe_named_in(arguments))
-    command = tyro.cli(TrainCommand, prog="hadaptive train", args=arguments, default=default)
+    command = _configured(TrainCommand, "train", arguments)
     if command.resume is not None:
-        _refuse_settings(command, default, TrainConfig)
-        resume(command.resume, quiet=command.quiet)
-        return
-    config = TrainConfig(**{f.name: getattr(command, f.name) for f in fields(TrainConfig)})
-    train(config, quiet=command.quiet)
+        default = TrainConfig.from_recipe(command.recipe).data
+        resume(command.resume, **_where(command, default, command.data))
+    else:
+        train(_part(command, TrainConfig), quiet=command.quiet)
 
 
 def _recipe_named_in(arguments: list[str]) -> str:
@@ -199,24 +230,15 @@ def _recipe_named_in(arguments: list[str]) -> str:
 def _search(arguments: list[str]) -> None:
     from hadaptive.search import resume, search, study
 
-    default = SearchCommand.from_recipe(_recipe_named_in(arguments))
-    command = tyro.cli(SearchCommand, prog="hadaptive search", args=arguments, default=default)
+    command = _configured(SearchCommand, "search", arguments)
+    config = _part(command, StudyConfig)
     if command.resume is not None:
-        _refuse_settings(command, default, StudyConfig)
-        resume(command.resume, quiet=command.quiet)
-        return
-    config = StudyConfig(**{f.name: getattr(command, f.name) for f in fields(StudyConfig)})
-    if config.is_single:
-        search(config.single(), quiet=command.quiet)
+        default = SearchConfig.from_recipe(command.recipe).data
+        resume(command.resume, **_where(command, default, command.search.data))
+    elif config.is_single:
+        search(config.search, quiet=command.quiet)
     else:
         study(config, quiet=command.quiet)
-
-
-def _refuse_settings(command: Any, default: Any, config: type) -> None:
-    """A resumed run has all its settings already."""
-    extra = [f.name for f in fields(config) if getattr(command, f.name) != getattr(default, f.name)]
-    if extra:
-        raise UserError(f"--resume takes every setting from the run: leave out --{extra[0].replace('_', '-')}")
 
 
 def _latency(arguments: list[str]) -> None:
@@ -237,17 +259,16 @@ def _spaces(arguments: list[str]) -> None:
 
 def _evaluate(arguments: list[str]) -> None:
     command = tyro.cli(EvaluateCommand, prog="hadaptive evaluate", args=arguments)
-    from hadaptive.evaluate import evaluate_run, print_evaluation
+    from hadaptive.evaluate import evaluate_run
 
-    print_evaluation(
-        *evaluate_run(
-            command.run,
-            split=command.split,
-            weights=command.weights,
-            data=command.data,
-            data_dir=command.data_dir,
-            cpu=command.cpu,
-        )
+    evaluate_run(
+        command.run,
+        split=command.split,
+        weights=command.weights,
+        data=command.data,
+        data_dir=command.data_dir,
+        cpu=command.cpu,
+        quiet=False,
     )
 
 
@@ -338,6 +359,8 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     ),
 }
 
+IN_PROCESSES = ("train", "search", "evaluate")  # of torchrun, together
+
 
 def _usage() -> str:
     lines = [
@@ -372,9 +395,12 @@ def main(argv: list[str] | None = None) -> int:
     if arguments[0] not in COMMANDS:
         print(f"hadaptive: there is no command {arguments[0]!r}\n\n{_usage()}", file=sys.stderr)
         return 2
-    from hadaptive.train.stopping import TrainingInterruptedError
+    from hadaptive.engine.processes import MainProcessError
+    from hadaptive.engine.stopping import TrainingInterruptedError
 
     try:
+        if arguments[0] not in IN_PROCESSES and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError("this runs in one process: start it without torchrun")
         COMMANDS[arguments[0]][0](arguments[1:])
     except TrainingInterruptedError as stopped:
         print(f"stopped; go on with: hadaptive {stopped.command} --resume {stopped}", file=sys.stderr)
@@ -382,6 +408,8 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except MainProcessError:
+        return 1  # the main process has said it
     except UserError as error:
         if show_traceback:
             raise

@@ -2,21 +2,20 @@
 
 import math
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import tyro
-from torch import Tensor, nn
-from torch.utils.data import Subset
+from torch import nn
 
 from hadaptive.console import console
-from hadaptive.data import ImageDataset, create_loader, eval_transform
+from hadaptive.data import Preprocessing
 from hadaptive.errors import UserError, first_line
 from hadaptive.export.finetune import finetune
 from hadaptive.export.freeze import calibrate, freeze
+from hadaptive.export.images import ExportImages, open_images
 from hadaptive.export.int8 import BATCH, quantise, quantise_within
 from hadaptive.export.proof import TRAINED, UNTRAINED, accuracy_of, prove, write_table
 from hadaptive.export.sensitivity import LayerCost, sensitivity
@@ -27,13 +26,10 @@ from hadaptive.measure.lowering import write, write_metadata
 from hadaptive.measure.passes import prepare
 from hadaptive.measure.sessions import load
 from hadaptive.measure.untrained import liven
-from hadaptive.metrics import evaluate_model
-from hadaptive.models import HadaptiveNet
+from hadaptive.models import HadaptiveNet, check_image_size, create_model
 from hadaptive.nn import FixedSelection, expansions
 from hadaptive.provenance import provenance
 from hadaptive.runs import ModelCard, RunFolder, card_for
-from hadaptive.train.config import TrainConfig
-from hadaptive.train.setup import DataParts, create_accelerator, create_data, create_network, preprocessing_of
 
 LIVEN = 64 * 224**2  # pixels of the training images that give a network without a run its statistics
 
@@ -118,7 +114,7 @@ def export_command(config: ExportConfig) -> dict[str, Any]:
             something else (it is left for inspection).
     """
     check_format(config.format, int8=config.int8)
-    network, card, training = _open(config)
+    network, card, run = _open(config)
     output = config.output or _default_output(config)
     if output.suffix != SUFFIXES[config.format]:
         raise UserError(f"a file of format {config.format} ends in {SUFFIXES[config.format]}, got {output.name}")
@@ -135,18 +131,16 @@ def export_command(config: ExportConfig) -> dict[str, Any]:
         raise UserError(
             f"{config.source} has no selections to freeze, or they are fixed already: leave out --freeze"
         )
-    parts = create_data(training, create_accelerator(training))
-    if not parts.names:
-        raise UserError(f"{training.data} is a stream, which an export cannot sample: pass a folder as --data")
-    if config.is_run:
-        parts.check_classes(card.classes, training.data)
-    else:
+    images = open_images(run, card, config.data, config.data_dir)
+    for note in images.data.notes if config.is_run else ():
+        print(note)
+    if not config.is_run:
         count = min(max(LIVEN // math.prod(card.preprocessing.input_size[1:]), 8), 256)
-        liven(network, torch.cat(list(_images(parts, card, count, "train"))))
+        liven(network, torch.cat(list(images.images(count, "train"))))
     about: dict[str, Any] = {"source": config.source, "format": config.format}
     if config.freeze:
         assert isinstance(network, HadaptiveNet)
-        network = _frozen(network, card, parts, config, about)
+        network = _frozen(network, card, images, config, about)
     about["frozen"] = bool(expansions(network)) and _selects_nothing(network)
     deployed, about["passes"] = network, []
     if config.format != "safetensors" and isinstance(network, HadaptiveNet):
@@ -158,12 +152,12 @@ def export_command(config: ExportConfig) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix=".export-", dir=output.parent) as folder:
         staged = Path(folder) / output.name
         if config.int8:
-            _write_int8(deployed, staged, card, parts, config, about)
+            _write_int8(deployed, staged, card, images, config, about)
         else:
             _write(deployed, staged, card, config, about)
         try:
             limits = TRAINED if config.is_run else UNTRAINED
-            agreement, figures = prove(network, staged, _images(parts, card, config.images), limits)
+            agreement, figures = prove(network, staged, images.images(config.images), limits)
         except RuntimeError as error:
             raise UserError(f"{config.source} does not run as {config.format}: {first_line(error)}") from None
         if config.int8:
@@ -212,68 +206,30 @@ def _default_output(config: ExportConfig) -> Path:
     return source / name if source.is_dir() else Path(f"{source.stem}-{name}")
 
 
-def _open(config: ExportConfig) -> tuple[nn.Module, ModelCard, TrainConfig]:
-    """The network in eval mode, its card, and settings that open its images."""
-    training = _training(config)
-    plain = replace(training, cpu=True, workers=0, compile=False, mixed_precision="no")
+def _open(config: ExportConfig) -> tuple[nn.Module, ModelCard, RunFolder | None]:
+    """The network in eval mode, its card, and its run where it has one."""
     if config.is_run:
-        return *RunFolder.open(config.source).load_model(config.weights or training.select), plain
+        run = RunFolder.open(config.source)
+        return *run.load_model(config.weights), run
+    path = Path(config.source)
+    if path.suffix in SUFFIXES.values():
+        raise UserError(f"{path} would be an exported file: export the run or the specification it is of")
+    if len(path.parts) > 1 and path.suffix != ".json" and not config.source.startswith("hf-hub:"):
+        raise UserError(f"there is no run folder {path}")
     number = config.num_classes or 1000
-    network = create_network(training, number).eval()
-    classes = [str(n) for n in range(number)]
-    # The loaders are not used, and a smaller batch needs fewer images.
-    card = card_for(config.source, network, classes, preprocessing_of(training))
-    return network, card, replace(plain, batch_size=2)
-
-
-def _training(config: ExportConfig) -> TrainConfig:
-    """The settings of the run, or of one that a bare network could have."""
-    moved = {key: value for key in ("data", "data_dir") if (value := getattr(config, key)) is not None}
-    if not config.is_run:
-        path = Path(config.source)
-        if path.suffix in SUFFIXES.values():
-            raise UserError(f"{path} would be an exported file: export the run or the specification it is of")
-        if len(path.parts) > 1 and path.suffix != ".json" and not config.source.startswith("hf-hub:"):
-            raise UserError(f"there is no run folder {path}")
-        return TrainConfig(
-            model=config.source, image_size=config.image_size or 224, seed=config.seed or 0, **moved
-        )
-    run = RunFolder.open(config.source)
-    return replace(TrainConfig.from_dict(run.read_json(run.config)), **moved)
-
-
-def _samples(
-    parts: DataParts, card: ModelCard, number: int, only: str | None = None
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of real images as the network sees them, and their classes: of validation, then of training, never
-    of the test part."""
-    transform = eval_transform(card.preprocessing)
-    left, readable = number, 0
-    for name in (only,) if only else ("validation", "train"):
-        dataset = ImageDataset(parts.names[name], transform, blank=card.preprocessing.input_size)
-        # Evenly over the part, which may be sorted by class.
-        count = min(left, len(dataset))
-        chosen = torch.linspace(0, len(dataset) - 1, count).long().tolist() if count else []
-        for images, targets, unreadable in create_loader(Subset(dataset, chosen), 32, workers=0) if count else ():
-            kept = unreadable < 0
-            readable += int(kept.sum())
-            if kept.any():
-                yield images[kept], targets[kept]
-        left -= count
-    if not readable:
-        raise UserError("not one of the images to export with could be read")
-
-
-def _images(parts: DataParts, card: ModelCard, number: int, only: str | None = None) -> Iterator[Tensor]:
-    """The images of :func:`_samples`."""
-    return (images for images, _ in _samples(parts, card, number, only))
+    torch.manual_seed(config.seed or 0)
+    network = create_model(config.source, num_classes=number)
+    preprocessing = Preprocessing(image_size=config.image_size or 224, fit="stretch")
+    check_image_size(network, preprocessing.input_size, config.source)
+    network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    return network, card_for(config.source, network, [str(n) for n in range(number)], preprocessing), None
 
 
 def _frozen(
-    network: nn.Module, card: ModelCard, parts: DataParts, config: ExportConfig, about: dict[str, Any]
+    network: nn.Module, card: ModelCard, images: ExportImages, config: ExportConfig, about: dict[str, Any]
 ) -> nn.Module:
     """The network with fixed selections, if they cost little enough."""
-    calibration = calibrate(network, _images(parts, card, config.calibration, "train"))
+    calibration = calibrate(network, images.images(config.calibration, "train"))
     frozen = freeze(network, calibration)
     about["layers"] = {name: layer.summary() for name, layer in calibration.items()}
     for name, layer in calibration.items():
@@ -283,19 +239,14 @@ def _frozen(
     if not config.is_run:
         return frozen  # random weights have no accuracy
 
-    number = len(parts.names["validation"])
-
-    def accuracy(model: nn.Module) -> float:
-        return evaluate_model(model, parts.validation, len(card.classes)).accuracy
-
-    before, after = accuracy(network), accuracy(frozen)
+    number = len(images.data.validation)
+    before, after = images.accuracy(network), images.accuracy(frozen)
     about |= {"accuracy_dynamic": before, "accuracy_frozen": after}
     print(f"validation accuracy: {before:.2%} with dynamic selections, {after:.2%} with fixed ones")
     if config.finetune:
-        frozen = finetune(
-            frozen, card, _training(config), Path(config.source), config.finetune, config.finetune_lr
-        )
-        after = about["accuracy_finetuned"] = accuracy(frozen)
+        run = RunFolder.open(config.source)
+        frozen = finetune(frozen, card, run, images.data, config.finetune, config.finetune_lr)
+        after = about["accuracy_finetuned"] = images.accuracy(frozen)
         print(f"validation accuracy: {after:.2%} after {config.finetune} epochs with the fixed selections")
     lost = round((before - after) * number)  # of few images, one may be more than the limit
     if lost > 1 and 100 * (before - after) > config.max_loss and not config.force:
@@ -311,12 +262,12 @@ def _write_int8(
     deployed: nn.Module,
     output: Path,
     card: ModelCard,
-    parts: DataParts,
+    images: ExportImages,
     config: ExportConfig,
     about: dict[str, Any],
 ) -> None:
     """Quantise, with a report for each layer beside the file where there is an accuracy to lose."""
-    calibration = torch.cat(list(_images(parts, card, config.calibration, "train"))).numpy()
+    calibration = torch.cat(list(images.images(config.calibration, "train"))).numpy()
     # What chooses channels stays exact: a selection is no matter of rounding.
     keep = [n for n, m in deployed.named_modules() if isinstance(m, DeployProducts) and m.score is not None]
     found: dict[str, Any] = {"float": keep, "lost": None}
@@ -327,14 +278,14 @@ def _write_int8(
     else:
         costs: list[LayerCost] = []
         if isinstance(deployed, DeployNet):
-            some = list(_samples(parts, card, config.sensitivity))
+            some = list(images.samples(config.sensitivity))
             targets = torch.cat([targets for _, targets in some])
             print(f"int8: what each layer costs alone, on {len(targets)} images")
             ranges = torch.from_numpy(calibration).split(BATCH)
-            costs = sensitivity(deployed, ranges, [images for images, _ in some], targets)
+            costs = sensitivity(deployed, ranges, [batch for batch, _ in some], targets)
             append_csv(output.with_name(f"{output.name}.layers.csv"), [cost.to_dict() for cost in costs])
         keep += [cost.layer for cost in costs if cost.lost > config.max_loss and cost.layer not in keep]
-        samples = list(_samples(parts, card, config.images))
+        samples = list(images.samples(config.images))
         before = accuracy_of(load(plain)[0], samples)
         found["float"], found["lost"] = quantise_within(
             plain,

@@ -1,21 +1,21 @@
 """A few epochs of training with fixed selections: the weights get used to them."""
 
-import dataclasses
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from hadaptive.data import ImageData
 from hadaptive.errors import UserError
 from hadaptive.measure.lowering import write
 from hadaptive.runs import ModelCard, RunFolder, open_weights
-from hadaptive.train import TrainConfig, train_or_resume
+from hadaptive.train import read_config, train_or_resume
 
 NAME = "finetuned"  # run folder, in the folder of the run that it continues
 
 
 def finetune(
-    frozen: nn.Module, card: ModelCard, training: TrainConfig, folder: Path, epochs: int, lr: float | None = None
+    frozen: nn.Module, card: ModelCard, run: RunFolder, data: ImageData, epochs: int, lr: float | None = None
 ) -> nn.Module:
     """Train a run's frozen network on, in a run folder of its own, and return it in eval mode.
 
@@ -24,15 +24,15 @@ def finetune(
     Args:
         frozen: with fixed selections, on the CPU.
         card: of the run.
-        training: settings of the run.
-        folder: of the run.
+        run: whose settings are those of the training.
+        data: its images, in the parts they were in.
         epochs: of fine-tuning.
         lr: peak learning rate; default a quarter of the run's.
 
     Raises:
         UserError: as :func:`hadaptive.train.train_or_resume`; another network was fine-tuned there before.
     """
-    start, output = folder / f"{NAME}.safetensors", folder / NAME
+    start, output = run.path / f"{NAME}.safetensors", run.path / NAME
     if not start.exists():
         if output.exists():
             raise UserError(f"{output} has lost {start}, the weights it started from: move it away")
@@ -41,12 +41,21 @@ def finetune(
         raise UserError(
             f"{start} holds other weights or selections than are frozen now: move it and {output} away"
         )
-    config = dataclasses.replace(
-        training,
+    division = run.manifest
+    if not division.is_file():  # an older version kept none
+        division = run.path / f"{NAME}.split.csv"
+        data.manifest.save(division)
+    training = read_config(run)
+    config = training.changed(
+        model=None,
+        stem_strides=None,
         init=start,
+        data=data.location.data,
+        data_dir=data.location.data_dir,
+        split=division,
         output=output,
         epochs=epochs,
-        lr=lr or training.lr / 4,
+        lr=lr or training.optimisation.lr / 4,
         select="last",
     )
     train_or_resume(config, test=False)

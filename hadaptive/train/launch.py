@@ -41,10 +41,14 @@ def train(config: TrainConfig, *, quiet: bool = False, test: bool = True) -> dic
         TrainingInterruptedError: stopped by a signal, after a checkpoint was written.
     """
     config.refuse_idle()
+    return _train(config, quiet, test, ask=True)
+
+
+def _train(config: TrainConfig, quiet: bool, test: bool, *, ask: bool = False) -> dict[str, Any]:
     output = config.output or default_output(config)
     RunFolder.check_new(output)
     # Every mistake in the settings shows here, before there is a folder.
-    trainer, manifest = new_trainer(config, _accelerator(config), quiet=quiet, test=test)
+    trainer, manifest = new_trainer(config, _accelerator(config), quiet=quiet, test=test, ask=ask)
 
     def fill(folder: RunFolder) -> None:
         write_json(folder.config, trainer.config.changed(output=output).to_dict())
@@ -65,9 +69,15 @@ def _batches(config: TrainConfig, accelerator: Accelerator, data: ImageData | No
 
 
 def new_trainer(
-    config: TrainConfig, accelerator: Accelerator, *, quiet: bool = False, test: bool = True
+    config: TrainConfig, accelerator: Accelerator, *, quiet: bool = False, test: bool = True, ask: bool = False
 ) -> tuple[Trainer, Manifest | None]:
     """A training that has not begun, with its settings as they turned out, and the division of its images.
+
+    Args:
+        config: its settings.
+        accelerator: devices and processes.
+        quiet, test: as in :func:`train`.
+        ask: refuse settings that mean nothing for these images; a person gave them.
 
     Raises:
         UserError: a setting, the data or the model do not fit.
@@ -77,8 +87,8 @@ def new_trainer(
         init = config.network.init
         known = RunFolder(init).read_manifest() if init is not None and config.data.split is None else None
         data = open_data(config.data, known=known)
-        parts = {"data": "divides them already"}
-        refuse_idle(config, [(name, parts) for name in sorted(data.ignored)])
+        if ask:
+            refuse_idle(config, [(name, {"data": "does not use it"}) for name in sorted(data.ignored)])
         config, classes = replace(config, data=data.location), data.classes
     batches = _batches(config, accelerator, data, test)
     network, card = starting_network(config, classes or batches.classes)
@@ -141,7 +151,7 @@ def train_or_resume(config: TrainConfig, *, quiet: bool = False, test: bool = Tr
         UserError: as :func:`train` and :func:`resume`; the folder holds a run of other settings.
     """
     if config.output is None or not config.output.is_dir():
-        return train(config, quiet=quiet, test=test)
+        return _train(config, quiet, test)
     run = RunFolder.open(config.output)
     different = differing(run, config)
     if different:
