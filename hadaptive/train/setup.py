@@ -29,7 +29,7 @@ from hadaptive.data import (
     train_transform,
     worker_count,
 )
-from hadaptive.data.loading import StreamDataset
+from hadaptive.data.streams import StreamDataset
 from hadaptive.errors import UserError, first_line
 from hadaptive.models import create_model
 from hadaptive.runs import ModelCard, RunFolder, card_for, open_weights
@@ -224,6 +224,7 @@ def _create_streams(
         raise UserError(f"{config.data} is a stream, whose classes cannot be listed: pass num_classes")
     if config.val_split is None:
         raise UserError(f"{config.data} is a stream, from which nothing can be held out: name a val_split")
+    num_classes = config.num_classes
 
     def stream(split: str, training: bool) -> StreamDataset:
         transform = (
@@ -239,11 +240,11 @@ def _create_streams(
             num_samples=config.train_samples if training else None,
             seed=config.seed,
             channels=config.in_chans,
+            num_classes=num_classes,
         )
 
     def loader(dataset: Dataset) -> DataLoader:
-        workers = worker_count(config.workers, False)
-        return accelerator.prepare(create_loader(dataset, micro, workers=workers, seed=config.seed))
+        return accelerator.prepare(create_loader(dataset, micro, workers=config.workers, seed=config.seed))
 
     train = stream(config.train_split, True)
     images = len(train)  # asked before there is a loader, whose workers change the reader's own count
