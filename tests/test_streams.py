@@ -1,7 +1,8 @@
-"""Streams: webdataset shards made by hand, and packages that are missing."""
+"""Streams: webdataset shards made by hand, runs that are cut, wrong labels, and packages that are missing."""
 
 import gc
 import io
+import itertools
 import json
 import random
 import sys
@@ -12,19 +13,27 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration
 from PIL import Image
+from safetensors.torch import load_file
+from tiny import tiny_config
 from torch import Tensor
 
 from hadaptive.data import (
     Augmentation,
     Preprocessing,
+    StreamDataset,
     create_loader,
     eval_transform,
     is_stream,
     open_stream,
     train_transform,
 )
-from hadaptive.data.loading import StreamDataset
+from hadaptive.errors import UserError
+from hadaptive.runs import RunFolder
+from hadaptive.train import TrainingInterruptedError, resume, train
+from hadaptive.train.stopping import StopRequest
 
 PREPROCESSING = Preprocessing(8, fit="crop")
 FORK = pytest.param(
@@ -36,8 +45,13 @@ FORK = pytest.param(
 )
 
 
-def save_shards(root: Path, shards: int = 2, images: int = 10, damaged: bool = False) -> Path:
-    """A webdataset of `shards` tar files for train and one for validation, with timm's _info.json."""
+def save_shards(
+    root: Path, shards: int = 2, images: int = 10, damaged: bool = False, odd_label: str | None = None
+) -> Path:
+    """A webdataset of `shards` tar files for train and one for validation, with timm's _info.json.
+
+    No two images of a split are the same. In each shard, the image 3 may be damaged and 5 have an odd label.
+    """
     root.mkdir()
     splits = {}
     for split, count in (("train", shards), ("validation", 1)):
@@ -46,9 +60,10 @@ def save_shards(root: Path, shards: int = 2, images: int = 10, damaged: bool = F
             with tarfile.open(root / name, "w") as tar:
                 for number in range(images):
                     buffer = io.BytesIO()
-                    Image.new("LA", (9, 9), (20 * number, 255)).save(buffer, "PNG")
+                    Image.new("LA", (9, 9), (20 * number + 3 * shard, 255)).save(buffer, "PNG")
                     data = b"damaged" if damaged and number == 3 else buffer.getvalue()
-                    for kind, content in (("png", data), ("cls", str(number % 2).encode())):
+                    label = odd_label if odd_label is not None and number == 5 else str(number % 2)
+                    for kind, content in (("png", data), ("cls", label.encode())):
                         info = tarfile.TarInfo(f"{shard:02}{number:04}.{kind}")
                         info.size = len(content)
                         tar.addfile(info, io.BytesIO(content))
@@ -58,13 +73,14 @@ def save_shards(root: Path, shards: int = 2, images: int = 10, damaged: bool = F
             "shard_lengths": [images] * count,
             "num_samples": images * count,
         }
-    (root / "_info.json").write_text(json.dumps({"splits": splits}))
+    (root / "_info.json").write_text(json.dumps({"splits": splits}), encoding="utf-8")
     return root
 
 
 def stream(root: Path | None, split: str = "train", name: str = "wds/d", **changes: Any) -> StreamDataset:
     """One split of the stream, under plain settings."""
-    options = {"training": split == "train", "batch_size": 5, "num_samples": None, "seed": 0, "channels": 3}
+    options: dict[str, Any] = {"training": split == "train", "batch_size": 5, "num_samples": None, "seed": 0}
+    options |= {"channels": 3, "num_classes": 2}
     transform = changes.pop("transform", eval_transform(PREPROCESSING))
     return open_stream(name, root, split, transform, **{**options, **changes})
 
@@ -186,3 +202,152 @@ def test_webdataset_mistakes(tmp_path: Path, webdataset: Any) -> None:
     (root / "_info.json").unlink()
     with pytest.raises(ValueError, match=r"has no _info\.json"):
         stream(root)
+
+
+@LEAKS
+def test_webdataset_chooses_its_workers_whatever_the_machine(tmp_path: Path, webdataset: Any) -> None:
+    assert stream(save_shards(tmp_path / "few")).limit_workers(-1) == 2
+    many = stream(save_shards(tmp_path / "many", shards=9, images=1))
+    assert [many.limit_workers(workers) for workers in (-1, 0, 3, 20)] == [4, 0, 3, 9]
+
+
+# -- the order of an epoch --------------------------------------------------------------------------------------
+
+WORKERS = [0, pytest.param(1, marks=FORK.marks), pytest.param(2, marks=FORK.marks)]
+
+
+class Epochs:
+    """A prepared loader of a new stream, as a process has one, and the batches of the epochs asked of it."""
+
+    def __init__(self, root: Path, workers: int, seed: int = 0) -> None:
+        self.accelerator = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(split_batches=True))
+        self.order = stream(root, seed=seed, transform=train_transform(PREPROCESSING, Augmentation(erase=1.0)))
+        self.loader = self.accelerator.prepare(create_loader(self.order, 5, workers=workers))
+
+    def batches(self, epoch: int, skip: int = 0, stop: int | None = None) -> list[Tensor]:
+        """Images of one epoch in batches, without the first `skip`; only `stop` batches are asked for."""
+        self.order.set_epoch(epoch)
+        self.loader.set_epoch(epoch)
+        loader = self.accelerator.skip_first_batches(self.loader, skip) if skip else self.loader
+        return [images for images, _, _ in itertools.islice(loader, stop)]
+
+
+def same(a: list[Tensor], b: list[Tensor]) -> bool:
+    """Whether the batches are the same."""
+    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@LEAKS
+@pytest.mark.parametrize("workers", WORKERS)
+def test_an_epoch_does_not_depend_on_those_before_it(tmp_path: Path, webdataset: Any, workers: int) -> None:
+    root = save_shards(tmp_path / "shards")
+    run = Epochs(root, workers)
+    epochs = [run.batches(epoch) for epoch in range(3)]
+    assert [len(batches) for batches in epochs] == [4, 4, 4]
+    assert not same(epochs[1], epochs[2])
+    assert not same(epochs[0], Epochs(root, workers, seed=1).batches(0))
+    assert same(epochs[2], Epochs(root, workers).batches(2))
+    assert same(epochs[1], run.batches(1))
+
+
+@LEAKS
+@pytest.mark.parametrize("workers", WORKERS)
+def test_an_epoch_goes_on_where_it_was_cut(tmp_path: Path, webdataset: Any, workers: int) -> None:
+    root = save_shards(tmp_path / "shards", shards=3, images=7)  # of no whole number of batches
+    whole = Epochs(root, workers).batches(1)
+    assert len(whole) > 4
+    cut = Epochs(root, workers)
+    cut.batches(0)
+    assert same(whole[:2], cut.batches(1, stop=2))
+    assert same(whole[2:], Epochs(root, workers).batches(1, skip=2))
+
+
+@LEAKS
+def test_which_streams_are_exact(tmp_path: Path, webdataset: Any) -> None:
+    assert stream(save_shards(tmp_path / "shards")).exact
+    other = type("Other", (), {"reader": object()})()
+    assert not StreamDataset(other, eval_transform(PREPROCESSING), 0, 2, "the split 'train' of tfds/x").exact
+
+
+@LEAKS
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("cut_at", [7, 8], ids=["mid-epoch", "end-of-epoch"])
+def test_a_run_on_a_stream_that_was_cut_ends_with_the_same_weights(
+    tmp_path: Path, webdataset: Any, monkeypatch: pytest.MonkeyPatch, workers: int, cut_at: int
+) -> None:
+    settings = {
+        "data": "wds/d",
+        "data_dir": save_shards(tmp_path / "shards", images=12),
+        "val_split": "validation",
+        "test_split": None,
+        "num_classes": 2,
+        "train_size": None,
+        "batch_size": 6,
+        "epochs": 4,
+        "hflip": 0.5,
+        "workers": workers,
+    }
+    train(tiny_config(tmp_path, "whole", **settings), quiet=True)
+    # 4 steps an epoch. A run that is asked at the end of an epoch is asked once more, after its last step.
+    asked = itertools.count(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(StopRequest, "agreed", lambda request: next(asked) == cut_at + 1 + (cut_at == 8))
+        with pytest.raises(TrainingInterruptedError):
+            train(tiny_config(tmp_path, "cut", **settings), quiet=True)
+    saved = RunFolder(tmp_path / "cut").load_checkpoint()
+    assert (saved["epoch"], saved["step"]) == ((1, 3) if cut_at == 7 else (2, 0))
+    resume(tmp_path / "cut", quiet=True)
+    whole, cut = (load_file(RunFolder(tmp_path / name).weights("last")) for name in ("whole", "cut"))
+    assert whole.keys() == cut.keys()
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+# -- labels -----------------------------------------------------------------------------------------------------
+
+
+@LEAKS
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=FORK.marks)])
+@pytest.mark.parametrize("split", ["train", "validation"])
+@pytest.mark.parametrize(
+    ("label", "says"),
+    [
+        ("12", "has the label 12, but --num-classes 2 allows 0 to 1 only"),
+        ("2", "has the label 2, but"),
+        ("-1", "has the label -1, but"),
+        ("a cat\n", r"has the label 'a cat\\n', which is not the number of a class"),
+    ],
+    ids=["beyond", "just beyond", "negative", "word"],
+)
+def test_a_label_that_is_no_class_is_one_sentence(
+    tmp_path: Path, webdataset: Any, workers: int, split: str, label: str, says: str
+) -> None:
+    root = save_shards(tmp_path / "shards", odd_label=label)
+    loader = Accelerator(cpu=True).prepare(create_loader(stream(root, split), 5, workers=workers))
+    with pytest.raises(UserError, match=says) as caught:
+        list(loader)
+    assert str(caught.value).startswith(f"the split '{split}' of wds/d, in the shard d-{split}-000")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_label_of_another_reader(tmp_path: Path) -> None:
+    class Reader(list):
+        reader = object()
+
+    for label in (2, -1, "cat", None):
+        bad = Reader([(Image.new("L", (8, 8)), 1), (Image.new("L", (8, 8)), label)])
+        items = iter(StreamDataset(bad, eval_transform(PREPROCESSING), 0, 2, "the split 'train' of hfids/x"))
+        assert next(items)[1:] == (1, -1)
+        with pytest.raises(UserError, match=f"^the split 'train' of hfids/x has the label '?{label}"):
+            next(items)
+
+
+@LEAKS
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=FORK.marks)])
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_stream_of_which_nothing_can_be_read(tmp_path: Path, webdataset: Any, workers: int, split: str) -> None:
+    root = save_shards(tmp_path / "shards", images=0)
+    info = json.loads((root / "_info.json").read_text(encoding="utf-8"))
+    info["splits"]["train"]["num_samples"] = 20
+    (root / "_info.json").write_text(json.dumps(info), encoding="utf-8")
+    with pytest.raises(UserError, match=f"^the split '{split}' of wds/d holds no image that can be read"):
+        list(create_loader(stream(root, split), 5, workers=workers))

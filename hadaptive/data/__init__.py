@@ -2,15 +2,15 @@ from hadaptive.data.images import decode, to_eight_bit
 from hadaptive.data.loading import (
     EpochSampler,
     ImageDataset,
+    LoadingError,
     UnreadableImageError,
     create_loader,
     derive_seed,
-    is_stream,
-    open_stream,
     worker_count,
 )
 from hadaptive.data.sources import ArraySource, FileSource, Source, Subset, hold_out
 from hadaptive.data.splits import Splits, open_splits
+from hadaptive.data.streams import StreamDataset, is_stream, open_stream
 from hadaptive.data.transforms import Augmentation, Preprocessing, eval_transform, train_transform
 
 __all__ = [
@@ -19,9 +19,11 @@ __all__ = [
     "EpochSampler",
     "FileSource",
     "ImageDataset",
+    "LoadingError",
     "Preprocessing",
     "Source",
     "Splits",
+    "StreamDataset",
     "Subset",
     "UnreadableImageError",
     "create_loader",

@@ -5,24 +5,16 @@ import os
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from hadaptive.data.hugging_face import require
 from hadaptive.data.sources import Source
 from hadaptive.errors import UserError
 
-# What a stream needs: the module to try and what to install.
-STREAMS = {
-    "wds/": ("webdataset.pipeline", '"hadaptive[wds]"'),
-    "hfids/": ("datasets.load", '"hadaptive[hfds]"'),
-    "tfds/": ("tensorflow_datasets.core", "tensorflow tensorflow-datasets"),
-}
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # the machine's fault, not the image's
 
 
@@ -49,7 +41,19 @@ def isolated_randomness(seed: int) -> Iterator[None]:
         generator.set_state(saved[1])
 
 
-class UnreadableImageError(UserError):
+class LoadingError(UserError):
+    """A mistake in images or labels that shows when a batch is made, be it in a worker process.
+
+    PyTorch raises a worker's exception again in the main process, as its class called with the text of the
+    worker's whole traceback. This class takes its own sentence out of that text.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        own = f"\n{type(self).__module__}.{type(self).__qualname__}: "
+        super().__init__(message.rpartition(own)[2].strip() if message.startswith("Caught ") else message)
+
+
+class UnreadableImageError(LoadingError):
     """An image could not be read, and the run was asked to be strict about it."""
 
 
@@ -63,6 +67,7 @@ class ImageDataset(Dataset):
 
     Raises:
         UnreadableImageError: with ``strict``, on the first unreadable image; without, when there is no other.
+        LoadingError: a UserError of the source's or the transform's, as one that comes whole out of a worker.
     """
 
     def __init__(
@@ -103,6 +108,10 @@ class ImageDataset(Dataset):
                         ) from None
                     if not self.training:
                         return torch.zeros(self.blank), -1, index
+                except LoadingError:
+                    raise
+                except UserError as error:
+                    raise LoadingError(str(error)) from None
         raise UnreadableImageError("not one of the training images can be read")
 
 
@@ -158,11 +167,12 @@ def create_loader(
 ) -> DataLoader:
     """A loader over `dataset` in order, or in the sampler's order.
 
-    `seed` is that of the worker processes. It leaves PyTorch's own generator out of this, and decides only how
-    streams shuffle: images of an :class:`ImageDataset` are seeded one by one.
+    `seed` is that of the worker processes, so that PyTorch's own generator stays out of this; it decides nothing
+    else, for images are seeded one by one. A stream chooses its own number of workers when it is to (-1).
     """
-    if isinstance(dataset, StreamDataset):
-        workers = dataset.limit_workers(workers)
+    limit_workers = getattr(dataset, "limit_workers", None)
+    if limit_workers is not None:
+        workers = limit_workers(workers)
     return DataLoader(
         dataset,
         batch_size=batch_size,
@@ -173,103 +183,3 @@ def create_loader(
         worker_init_fn=_limit_threads if workers else None,
         generator=torch.Generator().manual_seed(seed),
     )
-
-
-def is_stream(name: str) -> bool:
-    """Whether timm reads this data set as a stream, without random access."""
-    return name.lower().startswith(tuple(STREAMS))
-
-
-class StreamDataset(IterableDataset):
-    """A timm stream (webdataset, tfds) as items of :class:`ImageDataset`'s form.
-
-    An image is augmented as (seed, epoch, worker, place in the worker's stream) say. timm's readers pass over
-    unreadable images with a line in the log, so `unreadable` is always -1 here.
-    """
-
-    def __init__(self, dataset: Any, transform: Callable[[Any], Tensor], seed: int) -> None:
-        self.dataset = dataset
-        self.transform = transform
-        self.seed = seed
-        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # worker processes live through all epochs
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next iteration follows."""
-        self.epoch.fill_(epoch)
-        self.dataset.set_epoch(epoch)
-
-    def limit_workers(self, workers: int) -> int:
-        """Tell the reader how many worker processes there are, which is at most one per shard; return it."""
-        split = getattr(self.dataset.reader, "split_info", None)
-        workers = min(workers, len(getattr(split, "filenames", ())) or workers)
-        self.dataset.set_loader_cfg(num_workers=workers)
-        return workers
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, int, int]]:
-        worker = get_worker_info()
-        stream = (self.seed, int(self.epoch), 0 if worker is None else worker.id)
-        for place, (image, target) in enumerate(self.dataset):
-            with isolated_randomness(derive_seed(*stream, place)):
-                item = self.transform(image), int(target), -1
-            yield item
-
-
-def open_stream(
-    name: str,
-    root: Path | None,
-    split: str,
-    transform: Callable[[Any], Tensor],
-    *,
-    training: bool,
-    batch_size: int,
-    num_samples: int | None,
-    seed: int,
-    channels: int,
-) -> StreamDataset:
-    """Open one split of a stream: wds/ (`root` is the folder of shards), tfds/<name> or hfids/<name>.
-
-    Raises:
-        UserError: a package is missing, or the split cannot be opened.
-    """
-    from timm.data import create_dataset  # pyright: ignore[reportPrivateImportUsage]
-
-    prefix = name.lower().split("/")[0] + "/"
-    require(STREAMS[prefix][0], name, STREAMS[prefix][1])
-    if prefix == "wds/":
-        root = _shard_folder(name, root, split)
-    try:
-        dataset: Any = create_dataset(
-            name,
-            None if root is None else str(root),
-            split=split,
-            is_training=training,
-            batch_size=batch_size,
-            num_samples=num_samples,
-            seed=seed,
-            # tfds decodes to one of these; from the others the transform gets images as they are.
-            input_img_mode="" if prefix != "tfds/" else "RGB" if channels == 3 else "L",
-        )
-    except (ImportError, AssertionError, RuntimeError, OSError, KeyError, TypeError, ValueError) as error:
-        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-        raise UserError(f"the split {split!r} of {name} under {root} cannot be opened: {reason}") from None
-    if prefix == "wds/":
-        shards = dataset.reader.split_info.filenames
-        missing = [shard for shard in shards if not os.path.exists(os.path.join(str(root), shard))]
-        if missing:
-            raise UserError(f"the shard {missing[0]} of the split {split!r} is not in {root}: check _info.json")
-    return StreamDataset(dataset, transform, seed)
-
-
-def _shard_folder(name: str, root: Path | None, split: str) -> Path:
-    folder = Path(name.split("/", 1)[1] if root is None else root).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"{name} needs --data-dir, the folder its shards are in; {folder} is not one")
-    if ".tar" not in split and not any((folder / info).is_file() for info in ("_info.json", "info.json")):
-        raise UserError(
-            f"{folder} has no _info.json to say which shards the split {split!r} has: write one as timm does, or "
-            f"name shards and their number of images instead of the split, as in 'data-{{0000..0009}}.tar|5000'"
-        )
-    return folder

@@ -1,6 +1,6 @@
 """Sources: random access to labelled images, in memory, in files, or a part of another source.
 
-Streams (webdataset, tfds) have their own path in :mod:`hadaptive.data.loading`.
+Streams (webdataset, tfds) have their own path in :mod:`hadaptive.data.streams`.
 """
 
 import os
