@@ -9,8 +9,8 @@ from tiny import tiny_spec
 
 import hadaptive
 from hadaptive import cli
-from hadaptive.data import open_splits
-from hadaptive.train.stopping import StopRequest
+from hadaptive.data import DataConfig, open_data
+from hadaptive.engine.stopping import StopRequest
 
 
 def train_flags(folder: Path, name: str = "run") -> list[str]:
@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a trained run and some digits as files."""
     folder = tmp_path_factory.mktemp("cli")
     assert cli.main([*train_flags(folder), "--quiet"]) == 0
-    test = open_splits("digits").test
+    test = open_data(DataConfig("digits")).test
     assert test is not None
     (folder / "images").mkdir()
     for i in range(3):
@@ -124,7 +124,7 @@ def test_recipes(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_recipe_gives_the_defaults_and_flags_change_them(folder: Path) -> None:
     config = json.loads((folder / "run" / "config.json").read_text())
-    assert (config["recipe"], config["shift"], config["epochs"]) == ("quick", 1, 1)
+    assert (config["recipe"], config["augmentation"]["shift"], config["optimisation"]["epochs"]) == ("quick", 1, 1)
 
 
 def test_evaluate(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

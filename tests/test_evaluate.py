@@ -58,7 +58,7 @@ def test_validation_part(run: Path) -> None:
 def test_run_made_in_half_precision_is_evaluated_without_a_gpu(run: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(run, tmp_path / "run")
     config = json.loads((copy / "config.json").read_text())
-    (copy / "config.json").write_text(json.dumps({**config, "mixed_precision": "fp16"}))
+    (copy / "config.json").write_text(json.dumps({**config, "execution": {**config["execution"], "mixed_precision": "fp16"}}))
     assert evaluate_run(copy, cpu=True)[0].total == 360
 
 
@@ -68,7 +68,7 @@ def test_other_classes_are_refused(run: Path, tmp_path: Path) -> None:
         for i in range(30):
             pixels = np.random.default_rng(i).integers(0, 255, (9, 9, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "pets" / name / f"{i}.png")
-    with pytest.raises(ValueError, match="other classes"):
+    with pytest.raises(ValueError, match="none of the 360 images of the test part is here"):
         evaluate_run(run, data=str(tmp_path / "pets"), cpu=True)
 
 

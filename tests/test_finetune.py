@@ -1,7 +1,7 @@
 """Training that starts from another network: from a run, from a file, with fixed selections."""
 
-import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -36,9 +36,14 @@ def frozen_of(finished: Path) -> tuple[torch.nn.Module, object]:
     return freeze(network, calibrate(network, [images])), card
 
 
+def tune(frozen: torch.nn.Module, card, folder: Path, epochs: int) -> torch.nn.Module:
+    run = RunFolder.open(folder)
+    return finetune(frozen, card, run, run.open_data(), epochs)
+
+
 def test_a_run_starts_from_another(finished: Path, tmp_path: Path) -> None:
-    config = dataclasses.replace(settings(finished), init=finished, output=tmp_path / "next", model="ignored")
-    tiny_step = dataclasses.replace(config, lr=1e-9, warmup_lr=1e-10, min_lr=0.0, epochs=1, select="last")
+    config = settings(finished).changed(model=None, init=finished, output=tmp_path / "next")
+    tiny_step = config.changed(lr=1e-9, warmup_lr=1e-10, min_lr=0.0, epochs=1, select="last")
     summary = train(tiny_step, quiet=True)
     assert summary["model"] == json.loads((finished / "summary.json").read_text())["model"]
     after = load_file(tmp_path / "next/last.safetensors")
@@ -56,8 +61,8 @@ def test_fixed_selections_are_trained_and_resumed_exactly(
     frozen, card = frozen_of(finished)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     for folder in (whole, broken):
-        folder.mkdir()
-    finetune(frozen, card, settings(finished), whole, epochs=2)  # pyright: ignore[reportArgumentType]
+        shutil.copytree(finished, folder)
+    tune(frozen, card, whole, epochs=2)  # pyright: ignore[reportArgumentType]
     checkpoint, count = Trainer.checkpoint, []
 
     def stop(self: Trainer, run: RunFolder) -> None:
@@ -68,8 +73,8 @@ def test_fixed_selections_are_trained_and_resumed_exactly(
 
     monkeypatch.setattr(Trainer, "checkpoint", stop)
     with pytest.raises(KeyboardInterrupt):
-        finetune(frozen, card, settings(finished), broken, epochs=2)  # pyright: ignore[reportArgumentType]
-    again = finetune(frozen, card, settings(finished), broken, epochs=2)  # pyright: ignore[reportArgumentType]
+        tune(frozen, card, broken, epochs=2)  # pyright: ignore[reportArgumentType]
+    again = tune(frozen, card, broken, epochs=2)  # pyright: ignore[reportArgumentType]
     first, second = (load_file(folder / "finetuned/last.safetensors") for folder in (whole, broken))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -80,23 +85,24 @@ def test_fixed_selections_are_trained_and_resumed_exactly(
         assert not torch.equal(layer.norm.weight, expansions(frozen)[name].norm.weight)
     # A third call trains nothing.
     summary = (broken / "finetuned/summary.json").stat().st_mtime_ns
-    finetune(frozen, card, settings(finished), broken, epochs=2)  # pyright: ignore[reportArgumentType]
+    tune(frozen, card, broken, epochs=2)  # pyright: ignore[reportArgumentType]
     assert (broken / "finetuned/summary.json").stat().st_mtime_ns == summary
     with pytest.raises(ValueError, match="other settings"):
-        finetune(frozen, card, settings(finished), broken, epochs=3)  # pyright: ignore[reportArgumentType]
+        tune(frozen, card, broken, epochs=3)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="finished"):
         resume(broken / "finetuned")
     assert json.loads((whole / "finetuned/summary.json").read_text())["test"] is None
     other, _ = frozen_of(finished)
     next(iter(other.parameters())).data.add_(1)
     with pytest.raises(ValueError, match="holds other weights or selections"):
-        finetune(other, card, settings(finished), broken, epochs=2)  # pyright: ignore[reportArgumentType]
+        tune(other, card, broken, epochs=2)  # pyright: ignore[reportArgumentType]
 
 
 def test_a_begun_run_needs_no_longer_what_it_started_from(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     frozen, card = frozen_of(finished)
+    shutil.copytree(finished, tmp_path / "run")
     checkpoint = Trainer.checkpoint
 
     def stop(self: Trainer, run: RunFolder) -> None:
@@ -106,9 +112,9 @@ def test_a_begun_run_needs_no_longer_what_it_started_from(
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "checkpoint", stop)
         with pytest.raises(KeyboardInterrupt):
-            finetune(frozen, card, settings(finished), tmp_path, epochs=2)  # pyright: ignore[reportArgumentType]
-    (tmp_path / "finetuned.safetensors").unlink()
-    (tmp_path / "finetuned").rename(tmp_path / "moved")
+            tune(frozen, card, tmp_path / "run", epochs=2)  # pyright: ignore[reportArgumentType]
+    (tmp_path / "run/finetuned.safetensors").unlink()
+    (tmp_path / "run/finetuned").rename(tmp_path / "moved")
     resume(tmp_path / "moved", quiet=True)
     trained, _ = RunFolder.open(tmp_path / "moved").load_model("last")
     assert all(isinstance(layer.select, FixedSelection) for layer in expansions(trained).values())
@@ -120,7 +126,7 @@ def test_exported_weights_are_a_start_and_fixed_selections_stay(finished: Path, 
     assert main(["export", str(finished), *flags]) == 0
     network, card = open_weights(output)
     assert all(isinstance(layer.select, FixedSelection) for layer in expansions(network).values())
-    config = dataclasses.replace(settings(finished), init=output, output=tmp_path / "run", epochs=1)
+    config = settings(finished).changed(model=None, init=output, output=tmp_path / "run", epochs=1)
     train(config, quiet=True)
     trained, new = RunFolder.open(tmp_path / "run").load_model("last")
     assert new.classes == card.classes
@@ -142,23 +148,21 @@ def test_export_fine_tunes(finished: Path, tmp_path: Path, capsys: pytest.Captur
 
 
 def test_what_cannot_be_a_start(finished: Path, tmp_path: Path) -> None:
-    config = dataclasses.replace(settings(finished), output=tmp_path / "new")
+    config = settings(finished).changed(model=None, output=tmp_path / "new")
     for changes, sentence in (
         ({"init": tmp_path / "nothing"}, "no run folder or file"),
         ({"init": finished / "summary.json"}, "damaged or was not written by hadaptive export"),
         ({"init": finished, "in_chans": 1}, "takes 3 channels, not 1"),
     ):
         with pytest.raises(ValueError, match=sentence):
-            train(dataclasses.replace(config, **changes), quiet=True)
+            train(config.changed(**changes), quiet=True)
     (tmp_path / "other/x").mkdir(parents=True)
     (tmp_path / "other/y").mkdir()
     from PIL import Image
 
     for name in ("x", "y"):
         for number in range(60):
-            Image.new("RGB", (8, 8)).save(tmp_path / "other" / name / f"{number}.png")
+            Image.new("RGB", (8, 8), (number, number, ord(name))).save(tmp_path / "other" / name / f"{number}.png")
     with pytest.raises(ValueError, match=r"other classes than .* \(10 there, 2 here\)"):
-        train(
-            dataclasses.replace(config, init=finished, data=str(tmp_path / "other"), train_size=None), quiet=True
-        )
+        train(config.changed(init=finished, data=str(tmp_path / "other"), train_size=None), quiet=True)
     assert not (tmp_path / "new").exists()

@@ -9,8 +9,10 @@ import signal
 import pytest
 import torch
 from processes import launch, run_python
+from tiny import searcher_of
 
 from hadaptive.cli import main
+from hadaptive.engine.stopping import StopRequest
 from hadaptive.files import read_csv
 from hadaptive.models.spec import ConvSpec, NetSpec, ach, ghost
 from hadaptive.search import (
@@ -27,11 +29,9 @@ from hadaptive.search import (
     rich_space,
     search,
 )
-from hadaptive.search.loop import Searcher, frozen_statistics
+from hadaptive.search.estimators import frozen_statistics
 from hadaptive.search.outcome import warnings_of
 from hadaptive.train import TrainConfig, TrainingInterruptedError, train
-from hadaptive.train.setup import create_accelerator, create_data
-from hadaptive.train.stopping import StopRequest
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_what_is_found_can_be_trained(tmp_path, space) -> None:
     found = NetSpec.load(tmp_path / "search" / "found.json")
     assert space.find(found) is not None
     assert summary["choice"] == list(space.find(found))
-    config = TrainConfig(
+    config = TrainConfig().changed(
         model=str(tmp_path / "search" / "found.json"), epochs=1, train_size=128, output=tmp_path / "run"
     )
     assert train(config, quiet=True)["model"].endswith("found.json")
@@ -94,29 +94,29 @@ def test_what_is_found_can_be_trained(tmp_path, space) -> None:
 
 def test_parts_share_no_image_and_the_test_part_stays_closed(tmp_path, space) -> None:
     config = config_of(tmp_path)
-    data = create_data(config, create_accelerator(config), 0.5)
-    assert data.test is None
+    batches = searcher_of(config, space).batches
+    assert batches.test is None
 
     def images(part) -> set[bytes]:
         return {part.read(i)[0].tobytes() for i in range(len(part))}
 
-    weights, alpha, test = (images(data.names[name]) for name in ("train", "alpha", "test"))
-    validation = images(data.names["validation"])
+    weights, alpha, test = (images(batches.parts[name]) for name in ("train", "alpha", "test"))
+    validation = images(batches.parts["validation"])
     for one, other in itertools.combinations((weights, alpha, test, validation), 2):
         assert len(one & other) <= 2  # the scans themselves hold a few equal ones
 
 
 def test_architecture_steps_change_no_weight_and_no_statistic(tmp_path, space) -> None:
     config = config_of(tmp_path, weights_first=0.0)
-    searcher = Searcher(config, space, create_accelerator(config), quiet=True)
+    searcher = searcher_of(config, space)
     before = copy.deepcopy(searcher.supernet.state_dict())
-    images, targets, _ = next(iter(searcher.data.alpha))
+    images, targets, _ = next(iter(searcher.alpha_batches.loader))
     searcher._alpha_step(images, targets)
     after = searcher.supernet.state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {f"alpha.{i}" for i in range(len(space.positions))}
     before = copy.deepcopy(after)
-    searcher._weight_step(images, targets)
+    searcher.micro_step(images, targets, 0)
     after = searcher.supernet.state_dict()
     assert all(torch.equal(before[f"alpha.{i}"], after[f"alpha.{i}"]) for i in range(len(space.positions)))
     assert any("running_mean" in name and not torch.equal(before[name], after[name]) for name in before)
@@ -136,9 +136,9 @@ def test_frozen_statistics_normalise_with_the_batch() -> None:
 
 def test_temperature_falls_by_a_cosine(tmp_path, space) -> None:
     config = config_of(tmp_path, weights_first=0.0)
-    searcher = Searcher(config, space, create_accelerator(config), quiet=True)
+    searcher = searcher_of(config, space)
     assert searcher.tau() == pytest.approx(4.0)
-    total = config.epochs * searcher.data.steps_per_epoch
+    total = searcher.epochs * searcher.steps_per_epoch
     searcher.epoch, searcher.step = 0, total - 1
     assert searcher.tau() == pytest.approx(0.1)
     searcher.step = (total - 1) // 2
@@ -361,7 +361,7 @@ DYING = """
 import os, signal
 from pathlib import Path
 from hadaptive.search import SearchConfig, search
-from hadaptive.search.loop import Searcher
+from hadaptive.search.searcher import Searcher
 
 step, count = Searcher._alpha_step, [0]
 

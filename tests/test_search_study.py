@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from hadaptive.cli import main
+from hadaptive.engine.stopping import StopRequest
 from hadaptive.files import read_csv
 from hadaptive.models import NetSpec
 from hadaptive.models.spec import ConvSpec, ach, ghost, inverted
@@ -24,7 +25,6 @@ from hadaptive.search import (
 )
 from hadaptive.search.study import comparison_of
 from hadaptive.train import TrainingInterruptedError
-from hadaptive.train.stopping import StopRequest
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_seeds_alone_report_agreement(tmp_path, space, capsys) -> None:
         ({"space": "nowhere"}, "no search space"),
         ({"train_size": 90}, "cannot be divided"),
         ({"latency_target": "fast"}, "written like"),
-        ({"latency_table": Path("table.json")}, "without a target"),
+        ({"latency_table": Path("table.json")}, "--latency-table has no effect here"),
     ],
 )
 def test_bad_input_is_told_before_any_folder_is_made(tmp_path, space, changes, sentence) -> None:

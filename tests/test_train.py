@@ -10,14 +10,13 @@ import pytest
 import torch
 from processes import launch, run_python
 from safetensors.torch import load_file
-from tiny import tiny_config, tiny_spec
+from tiny import tiny_config, tiny_spec, trainer_of
 from torch import nn
 
+from hadaptive.engine.finite import first_non_finite
 from hadaptive.files import read_csv
 from hadaptive.runs import RunFolder
 from hadaptive.train import NonFiniteLossError, TrainConfig, Trainer, TrainingInterruptedError, resume, train
-from hadaptive.train.finite import first_non_finite
-from hadaptive.train.setup import create_accelerator
 
 
 def assert_same_weights(a: Path, b: Path, which: str = "last") -> None:
@@ -45,6 +44,7 @@ def test_a_run_folder_holds_everything(finished: Path) -> None:
     assert names == {
         "config.json",
         "model.json",
+        "split.csv",
         "metrics.csv",
         "selection.csv",
         "best.safetensors",
@@ -79,7 +79,7 @@ def test_temperature_moves_and_is_saved(finished: Path) -> None:
 
 def test_config_round_trip_runs_again_to_the_same_weights(finished: Path, tmp_path: Path) -> None:
     config = TrainConfig.from_dict(json.loads((finished / "config.json").read_text()))
-    again = TrainConfig.from_dict({**config.to_dict(), "output": str(tmp_path / "again")})
+    again = config.changed(output=tmp_path / "again")
     train(again, quiet=True)
     assert_same_weights(finished, tmp_path / "again")
     assert_same_weights(finished, tmp_path / "again", "best")
@@ -113,12 +113,12 @@ def run_and_die(folder: Path, name: str, signal_name: str, at: int, **changes: o
         "from pathlib import Path\n"
         "from tiny import tiny_config\n"
         "from hadaptive.train import Trainer, train\n"
-        "step, count = Trainer._micro_step, [0]\n"
+        "step, count = Trainer.micro_step, [0]\n"
         "def dying(self, *args):\n"
         "    count[0] += 1\n"
         "    if count[0] == int(sys.argv[4]): os.kill(os.getpid(), getattr(signal, sys.argv[3]))\n"
         "    return step(self, *args)\n"
-        "Trainer._micro_step = dying\n"
+        "Trainer.micro_step = dying\n"
         "train(tiny_config(Path(sys.argv[1]), sys.argv[2], **eval(sys.argv[5])), quiet=True)\n"
     )
     done = run_python(script, str(folder), name, signal_name, str(at), repr(changes))
@@ -151,7 +151,7 @@ def test_kill_9_before_the_first_checkpoint_starts_again(finished: Path, tmp_pat
 def test_interrupt_leaves_a_resumable_run(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signal_number: int
 ) -> None:
-    step, count = Trainer._micro_step, [0]
+    step, count = Trainer.micro_step, [0]
 
     def interrupted(self, *args):
         count[0] += 1
@@ -159,7 +159,7 @@ def test_interrupt_leaves_a_resumable_run(
             os.kill(os.getpid(), signal_number)
         return step(self, *args)
 
-    monkeypatch.setattr(Trainer, "_micro_step", interrupted)
+    monkeypatch.setattr(Trainer, "micro_step", interrupted)
     before = signal.getsignal(signal_number)
     with pytest.raises(TrainingInterruptedError):
         train(tiny_config(tmp_path, ema=0.9), quiet=True)
@@ -241,7 +241,7 @@ def test_bf16_trains(tmp_path: Path) -> None:
 
 
 def test_non_finite_loss_names_the_module(tmp_path: Path) -> None:
-    trainer = Trainer(tiny_config(tmp_path), create_accelerator(tiny_config(tmp_path)), quiet=True)
+    trainer = trainer_of(tiny_config(tmp_path))
     with torch.no_grad():
         trainer.network.stages[1][1].project[0].weight[0, 0] = float("nan")
     with pytest.raises(
@@ -303,7 +303,7 @@ def test_unknown_recipe_and_setting() -> None:
 def flags(config: TrainConfig) -> list[str]:
     """The flags that give `config`, as a person would type them."""
     names = ("model", "output", "epochs", "batch_size", "image_size", "train_size", "shift", "opt", "lr", "select")
-    typed = [part for name in names for part in (f"--{name.replace('_', '-')}", str(getattr(config, name)))]
+    typed = [part for name in names for part in (f"--{name.replace('_', '-')}", str(config.flat()[name]))]
     return ["train", *typed, "--cpu"]
 
 
@@ -329,6 +329,6 @@ def test_two_processes_train_a_hadaptive_net(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, "both", model=tiny_spec(tmp_path), epochs=12, train_size=1200, lr=5e-3)
     done = launch(2, flags(config))
     assert done.returncode == 0, done.stderr[-2000:]
-    alone = train(TrainConfig.from_dict({**config.to_dict(), "output": str(tmp_path / "alone")}), quiet=True)
+    alone = train(config.changed(output=tmp_path / "alone"), quiet=True)
     both = json.loads((tmp_path / "both/summary.json").read_text())
     assert min(alone["test"]["accuracy"], both["test"]["accuracy"]) > 0.7

@@ -3,9 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+from hadaptive.engine.accelerator import create_accelerator
 from hadaptive.models import ConvSpec, NetSpec
 from hadaptive.models.spec import ach, ghost
-from hadaptive.train import TrainConfig
+from hadaptive.search import SearchConfig, SearchSpace
+from hadaptive.search.launch import configured_data, new_searcher
+from hadaptive.search.searcher import Searcher
+from hadaptive.train import TrainConfig, Trainer
+from hadaptive.train.launch import new_trainer
 
 TINY = NetSpec(
     name="tiny",
@@ -37,3 +42,14 @@ def tiny_config(folder: Path, name: str = "run", **changes: Any) -> TrainConfig:
         "cpu": True,
     }
     return TrainConfig.from_recipe("quick", **{**settings, **changes})
+
+
+def trainer_of(config: TrainConfig) -> Trainer:
+    """A training that has not begun."""
+    return new_trainer(config, create_accelerator(config.execution), quiet=True)[0]
+
+
+def searcher_of(config: SearchConfig, space: SearchSpace) -> Searcher:
+    """A search that has not begun."""
+    data, config = configured_data(config)
+    return new_searcher(config, space, create_accelerator(config.execution), data, quiet=True)

@@ -15,15 +15,14 @@ from hadaptive.data import (
     ImageDataset,
     Preprocessing,
     Source,
-    StreamDataset,
     create_loader,
     eval_transform,
     hold_out,
-    is_stream,
     open_stream,
     train_transform,
     worker_count,
 )
+from hadaptive.data.streams import StreamDataset
 from hadaptive.engine.config import Execution, Optimisation
 from hadaptive.errors import UserError
 
@@ -242,13 +241,13 @@ def _stream(config: Learning, split: str, batch_size: int, training: bool = Fals
         num_samples=config.data.train_samples if training else None,
         seed=config.execution.seed,
         channels=preprocessing.in_chans,
+        num_classes=len(stream_classes(config.data)),
     )
 
 
 def _prepared(config: Learning, dataset: StreamDataset, batch_size: int, accelerator: Accelerator) -> DataLoader:
-    workers = worker_count(config.execution.workers, False)
-    loader = create_loader(dataset, batch_size, workers=workers, seed=config.execution.seed)
-    return accelerator.prepare(loader)
+    how = config.execution
+    return accelerator.prepare(create_loader(dataset, batch_size, workers=how.workers, seed=how.seed))
 
 
 def stream_loader(config: Learning, split: str, batch_size: int, accelerator: Accelerator) -> DataLoader:
@@ -270,10 +269,3 @@ def evaluation_batches(
     dataset = ImageDataset(source, eval_transform(preprocessing), blank=preprocessing.input_size)
     loader = create_loader(dataset, EVALUATION_BATCH, workers=worker_count(-1, in_memory))
     return loader if accelerator is None else accelerator.prepare(loader)
-
-
-def open_learning_data(config: Learning, **how: Any) -> ImageData | None:
-    """The images of a configuration, None for a stream, whose parts have names of their own; as open_data."""
-    from hadaptive.data import open_data
-
-    return None if is_stream(config.data.data) else open_data(config.data, **how)

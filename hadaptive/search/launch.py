@@ -51,7 +51,7 @@ def configured_data(config: SearchConfig) -> tuple[ImageData, SearchConfig]:
     if is_stream(config.data.data):
         raise UserError(f"{config.data.data} is a stream, which a search cannot divide: unpack it into a folder")
     data = open_data(config.data)
-    refuse_idle(config, [(name, {"data": "does not use it"}) for name in sorted(data.ignored)])
+    refuse_idle(config, [(name, {"data": "does not use it"}) for name in sorted(data.ignored - {"data_seed"})])
     return data, replace(config, data=data.location)
 
 

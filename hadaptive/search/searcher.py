@@ -220,6 +220,7 @@ class Searcher(Engine):
             norm.reset_running_stats()
             norm.momentum = None  # the plain mean of the batches
         set_seed(derive_seed(self.config.execution.seed, 6, self.epoch) % 2**32)
+        self.batches.train.set_epoch(self.epoch)  # of which accelerate's loader may have gone on to the next
         network.train()
         with torch.no_grad():
             for count, (images, targets, _) in enumerate(self.batches.train.loader):

@@ -85,7 +85,7 @@ def new_trainer(
     data, classes = None, None
     if not is_stream(config.data.data):
         init = config.network.init
-        known = RunFolder(init).read_manifest() if init is not None and config.data.split is None else None
+        known = None if init is None else RunFolder(init).read_manifest()
         data = open_data(config.data, known=known)
         if ask:
             refuse_idle(config, [(name, {"data": "does not use it"}) for name in sorted(data.ignored)])
@@ -155,7 +155,7 @@ def train_or_resume(config: TrainConfig, *, quiet: bool = False, test: bool = Tr
     run = RunFolder.open(config.output)
     different = differing(run, config)
     if different:
-        raise UserError(f"{config.output} is a run with another {different}: move it away")
+        raise UserError(f"{config.output} is a run with other settings ({different}): move it away")
     return run.read_json(run.summary) if run.summary.is_file() else resume(config.output, quiet=quiet, test=test)
 
 

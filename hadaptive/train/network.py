@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from hadaptive.errors import UserError
+from hadaptive.errors import UserError, first_line
 from hadaptive.models import check_image_size, create_model, spec_of
 from hadaptive.runs import ModelCard, RunFolder, card_for, open_weights
 from hadaptive.train.config import DEFAULT_MODEL, NetworkConfig, TrainConfig
@@ -80,8 +80,13 @@ def begun_network(run: RunFolder, config: TrainConfig) -> tuple[nn.Module, Model
     A spec file that it was made from, or the run that it started from, may be gone.
     """
     card = run.read_card()
+    network = card.create_model()
+    try:  # fixed selections are part of the structure, and known from the weights only
+        network.load_state_dict(run.load_checkpoint()["model"])
+    except (KeyError, RuntimeError, TypeError) as error:
+        raise UserError(f"{run.checkpoint} does not fit {run.card}: {first_line(error)}") from None
     torch.manual_seed(config.execution.seed)
-    return card.create_model().train(), card
+    return network.train(), card
 
 
 def identity_of(config: TrainConfig) -> str:
