@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from hadaptive.data import open_splits
+from hadaptive.data import DataConfig, ImageData, open_data
 from hadaptive.data.sources import Source
+from hadaptive.errors import UserError
 
 
 def picture(target: int, number: int) -> Image.Image:
@@ -48,11 +49,15 @@ def pack(folder: Path, path: Path, prefix: str = "", mode: str = "w") -> Path:
     return path
 
 
-def say(name: str | Path, root: Path | None = None, **options: Any) -> str:
+def open_at(name: str | Path, root: Path | None = None, **fields: Any) -> ImageData:
+    """Open a data set, with any other fields of its configuration."""
+    return open_data(DataConfig(str(name), root, **fields))
+
+
+def say(name: str | Path, root: Path | None = None, **fields: Any) -> str:
     """The one sentence a person is told."""
-    with pytest.raises(ValueError, match=r"\S") as caught:
-        open_splits(str(name), root, **options)
-    assert type(caught.value) is not UnicodeError
+    with pytest.raises(UserError) as caught:
+        open_at(name, root, **fields)
     message = str(caught.value)
     assert "\n" not in message
     return message
