@@ -103,14 +103,14 @@ class Manifest:
     def save(self, path: Path) -> None:
         """Write split.csv, whole or not at all. Its last line vouches for the others."""
         text = io.StringIO(newline="")
-        writer = csv.writer(text, lineterminator="\n")
+        writer = csv.writer(text)
         writer.writerow(COLUMNS)
         writer.writerows(("class", i, name, "", "", "", "") for i, name in enumerate(self.classes))
         writer.writerows(self.entries)
         body = text.getvalue().encode("utf-8", "surrogateescape")
 
         def write(temporary: Path) -> None:
-            temporary.write_bytes(body + f"end,{_digest(body)}\n".encode())
+            temporary.write_bytes(body + f"end,{_digest(body)}\r\n".encode())
 
         write_atomically(path, write)
 
@@ -132,10 +132,10 @@ class Manifest:
             raise UserError(f"there is no division of images at {path}: check the path") from None
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
-        if not data.startswith(",".join(COLUMNS).encode() + b"\n"):
+        if not data.startswith(",".join(COLUMNS).encode() + b"\r\n"):
             raise UserError(f"{path} is not a division of images as runs write it ({FILE_NAME})")
-        body, _, end = data.rpartition(b"\nend,")
-        body += b"\n"
+        body, _, end = data.rpartition(b"\r\nend,")
+        body += b"\r\n"
         if end.strip() != _digest(body).encode():
             raise UserError(
                 f"{path} is damaged or was changed by hand: take the {FILE_NAME} of another run or a copy of it"
