@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from folders import fill, names, pack, picture, say
-
-from hadaptive.data import open_splits
+from folders import fill, names, open_at, pack, picture, say
 
 
 @pytest.mark.parametrize(
@@ -89,7 +87,7 @@ def test_files_that_are_no_tar(tmp_path: Path) -> None:
 
 def test_a_cut_tar_file_gives_unreadable_images(tmp_path: Path) -> None:
     path = pack(fill(tmp_path / "d", {"a": 5, "b": 5}), tmp_path / "d.tar")
-    splits = open_splits(str(path))
+    splits = open_at(str(path))
     os.truncate(path, 1024)
     with pytest.raises(OSError, match=r"empty|truncated|not an image"):
         splits.train.read(len(splits.train) - 1)
@@ -130,11 +128,11 @@ def test_fractions(label: str, value: float) -> None:
 
 
 def test_train_size() -> None:
-    splits, smaller = open_splits("digits"), open_splits("digits", train_size=100)
+    splits, smaller = open_at("digits"), open_at("digits", train_size=100)
     assert len(smaller.train) == 100
     assert names(smaller.train) < names(splits.train)
     assert names(smaller.validation) == names(splits.validation)
-    assert len(open_splits("digits", train_size=1293).train) == 1293
+    assert len(open_at("digits", train_size=1293).train) == 1293
     assert "only 1293 images are left" in say("digits", train_size=1294)
     assert "must be positive" in say("digits", train_size=0)
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from folders import fill, names, pack, picture, snapshot
+from folders import fill, names, open_at, pack, picture, snapshot
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hadaptive.data import ArraySource, hold_out, named, open_splits
+from hadaptive.data import ArraySource, hold_out, named
 from hadaptive.data.named import read_idx
 from hadaptive.data.sources import Subset
 
@@ -99,14 +99,14 @@ def save_fashion_mnist(folder: Path, train: int = 40, test: int = 20) -> Path:
 
 
 def test_digits() -> None:
-    splits = open_splits("digits")
+    splits = open_at("digits")
     assert (len(splits.train), len(splits.validation)) == (1293, 144)
     assert splits.in_memory
     assert splits.classes == [str(i) for i in range(10)]
     image, target = splits.train.read(0)
     assert image.size == (8, 8)
     assert 0 <= target < 10
-    other = open_splits("digits", seed=7)
+    other = open_at("digits", data_seed=7)
     assert names(splits.test) == names(other.test)
     assert names(splits.validation) != names(other.validation)
     for part in (splits, other):
@@ -151,20 +151,20 @@ def test_damaged_idx(tmp_path: Path, data: bytes | None, says: str) -> None:
 
 def test_fashion_mnist_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save_fashion_mnist(tmp_path / "fm")
-    splits = open_splits("fashion-mnist", folder)
+    splits = open_at("fashion-mnist", folder)
     assert (len(splits.train), len(splits.validation), len(splits.test or [])) == (36, 4, 20)
     assert len(splits.classes) == 10
     monkeypatch.setattr(named, "FASHION_MNIST_DEBIAN", folder)
-    assert len(open_splits("fashion-mnist").train) == 36
-    assert len(open_splits("fashion-mnist", tmp_path / "elsewhere").train) == 36
+    assert len(open_at("fashion-mnist").train) == 36
+    assert len(open_at("fashion-mnist", tmp_path / "elsewhere").train) == 36
     (folder / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(np.zeros(3, np.uint8))))
     with pytest.raises(ValueError, match="do not match"):
-        open_splits("fashion-mnist")
+        open_at("fashion-mnist")
 
 
 @pytest.mark.skipif(not named.FASHION_MNIST_DEBIAN.is_dir(), reason="Debian's dataset-fashion-mnist is not here")
 def test_fashion_mnist_of_debian() -> None:
-    splits = open_splits("fashion-mnist", val_fraction=1 / 60)
+    splits = open_at("fashion-mnist", val_fraction=1 / 60)
     assert (len(splits.train), len(splits.validation), len(splits.test or [])) == (59_000, 1000, 10_000)
     assert splits.validation.targets is not None
     assert np.bincount(splits.validation.targets).tolist() == [100] * 10
@@ -194,7 +194,7 @@ def test_downloads(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     kind = {"fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}[name]
     monkeypatch.setattr(named, "FASHION_MNIST_DEBIAN", tmp_path / "none")
     monkeypatch.setattr(datasets, kind, type(kind, (FakeDownload,), {}))
-    splits = open_splits(name, tmp_path)
+    splits = open_at(name, tmp_path)
     assert (len(splits.train), len(splits.validation), len(splits.test or [])) == (36, 4, 10)
     assert splits.in_memory
     assert splits.train.read(0)[0].mode == ("L" if name == "fashion-mnist" else "RGB")
@@ -204,7 +204,7 @@ def test_downloads(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(datasets, kind, offline)
     with pytest.raises(ValueError, match=rf"{name} is not under .*\(no route to host\).*--data-dir"):
-        open_splits(name, tmp_path)
+        open_at(name, tmp_path)
 
 
 # -- folders and tar files --------------------------------------------------------------------------------------
@@ -213,7 +213,7 @@ def test_downloads(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_folder(tmp_path: Path) -> None:
     root = fill(tmp_path / "pets", {"cat10": 20, "cat9": 20, "dog": 10})
     before = snapshot(tmp_path)
-    splits = open_splits(str(root))
+    splits = open_at(str(root))
     assert splits.classes == ["cat9", "cat10", "dog"]
     assert (len(splits.train), len(splits.validation), len(splits.test or [])) == (36, 4, 10)
     parts = [names(p) for p in (splits.train, splits.validation, splits.test)]
@@ -224,9 +224,9 @@ def test_folder(tmp_path: Path) -> None:
         image, target = splits.train.read(i)
         assert Path(splits.train.name(i)).parent.name == splits.classes[target]
         assert image.size == (6, 5)
-    assert names(open_splits("folder", root).test) == parts[2]
-    assert names(open_splits("pets", tmp_path).test) == parts[2]
-    assert names(open_splits(str(root), seed=1).test) != parts[2]
+    assert names(open_at("folder", root).test) == parts[2]
+    assert names(open_at("pets", tmp_path).test) == parts[2]
+    assert names(open_at(str(root), data_seed=1).test) != parts[2]
     assert snapshot(tmp_path) == before
 
 
@@ -240,7 +240,7 @@ def test_folder_with_parts(tmp_path: Path, train: str, validation: str | None, t
         fill(tmp_path / validation, {"b": 3})
     if test:
         fill(tmp_path / test, {"a": 2, "b": 2})
-    splits = open_splits(str(tmp_path))
+    splits = open_at(str(tmp_path))
     assert splits.classes == ["a", "b"]
     assert sum(len(p) for p in (splits.train, splits.validation, splits.test or [])) == 20 + 3 * bool(
         validation
@@ -264,7 +264,7 @@ def test_what_is_passed_over(tmp_path: Path) -> None:
     picture(1, 9).save(root / "b" / "deeper" / "9.webp")
     (root / "b" / "round").symlink_to(root)
     picture(0, 0).save(root / "lost.png")
-    splits = open_splits(str(root))
+    splits = open_at(str(root))
     assert len(splits.train) + len(splits.validation) + len(splits.test or []) == 11
     assert any("1 images lie in" in note for note in splits.notes)
 
@@ -272,7 +272,7 @@ def test_what_is_passed_over(tmp_path: Path) -> None:
 def test_file_names_that_are_not_utf8(tmp_path: Path) -> None:
     fill(tmp_path, {"a": 5, "b": 5})
     os.rename(tmp_path / "a" / "0.png", os.fsencode(tmp_path / "a") + b"/\xff.png")
-    splits = open_splits(str(tmp_path))
+    splits = open_at(str(tmp_path))
     everything = names(splits.train) | names(splits.validation) | names(splits.test)
     assert "\n".join(everything).encode()
     assert len(everything) == 10
@@ -283,7 +283,7 @@ def test_tar(tmp_path: Path, prefix: str) -> None:
     root = fill(tmp_path / "pets", {"cat": 12, "dog": 9})
     path = pack(root, tmp_path / "pets.tar", prefix)
     before = snapshot(tmp_path)
-    splits = open_splits(str(path))
+    splits = open_at(str(path))
     assert splits.classes == ["cat", "dog"]
     assert len(splits.train) + len(splits.validation) + len(splits.test or []) == 21
     for part in (splits.train, splits.validation, splits.test):
@@ -295,14 +295,14 @@ def test_tar(tmp_path: Path, prefix: str) -> None:
             assert image.getpixel((0, 0)) == picture(target, number).getpixel((0, 0))
             assert part.targets[i] == target
     assert pickle.loads(pickle.dumps(splits.train)).read(0)[0].size == (6, 5)
-    assert names(open_splits("tar", path).test) == names(splits.test)
+    assert names(open_at("tar", path).test) == names(splits.test)
     assert snapshot(tmp_path) == before
 
 
 def test_tar_with_parts_and_tar_of_tars(tmp_path: Path) -> None:
     fill(tmp_path / "d" / "train", {"a": 10, "b": 10})
     fill(tmp_path / "d" / "val", {"b": 3})
-    splits = open_splits(str(pack(tmp_path / "d", tmp_path / "parts.tar", "d")))
+    splits = open_at(str(pack(tmp_path / "d", tmp_path / "parts.tar", "d")))
     assert len(splits.train) == 20
     assert splits.validation.targets is not None
     assert splits.validation.targets.tolist() == [1, 1, 1]
@@ -311,7 +311,7 @@ def test_tar_with_parts_and_tar_of_tars(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "outer.tar", "w") as tar:
         for name in ("a", "b"):
             tar.add(tmp_path / f"{name}.tar", arcname=f"{name}.tar")
-    nested = open_splits(str(tmp_path / "outer.tar"))
+    nested = open_at(str(tmp_path / "outer.tar"))
     assert nested.classes == ["a", "b"]
     image, target = nested.train.read(0)
     assert image.getpixel((0, 0)) == picture(target, int(Path(nested.train.name(0)).stem)).getpixel((0, 0))

@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from folders import fill, picture, say, snapshot
-
-from hadaptive.data import open_splits
+from folders import fill, open_at, picture, say, snapshot
 
 
 def test_missing_datasets_package(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,7 +54,7 @@ def test_hugging_face(form: str, tmp_path: Path, hugging_face: Any) -> None:
     else:
         table(hugging_face, 40).save_to_disk(str(root))
     before = snapshot(root)
-    splits = open_splits(f"hfds/{root}", tmp_path / "cache")
+    splits = open_at(f"hfds/{root}", tmp_path / "cache")
     assert splits.classes == ["cat", "dog"]
     assert splits.test is not None
     if form != "saved-alone":
@@ -78,7 +76,7 @@ def test_hugging_face_columns(tmp_path: Path, hugging_face: Any) -> None:
     value = hugging_face.Value("string")
     words = table(hugging_face, 40, value, ["no", "yes"] * 20, image="img", label="fine_label")
     words.save_to_disk(str(tmp_path / "words"))
-    splits = open_splits(f"hfds/{tmp_path / 'words'}")
+    splits = open_at(f"hfds/{tmp_path / 'words'}")
     assert splits.classes == ["no", "yes"]
     hugging_face.Dataset.from_dict({"text": ["a"], "label": [0]}).save_to_disk(str(tmp_path / "text"))
     assert "no column of images; its columns are text, label" in say(f"hfds/{tmp_path / 'text'}")
@@ -91,24 +89,26 @@ def test_hugging_face_splits(tmp_path: Path, hugging_face: Any) -> None:
     blind = table(hugging_face, 4, targets=[-1] * 4)
     parts = {"train": table(hugging_face, 40), "held": table(hugging_face, 8), "test": blind}
     hugging_face.DatasetDict(parts).save_to_disk(str(root))
-    splits = open_splits(f"hfds/{root}", split_names=("train", "held", "test"))
+    splits = open_at(f"hfds/{root}", train_split="train", val_split="held", test_split="test")
     assert (len(splits.train), len(splits.validation), splits.test) == (40, 8, None)
     assert "known label" in splits.notes[0]
-    same = open_splits(f"hfds/{root}", split_names=("train", "held", None))
+    same = open_at(f"hfds/{root}", train_split="train", val_split="held", test_split=None)
     assert same.test is None
-    assert "known label" in say(f"hfds/{root}", split_names=("test", None, None))
-    assert "cannot be two parts" in say(f"hfds/{root}", split_names=("train", "train", None))
-    assert "cannot be two parts" in say(f"hfds/{root}", split_names=("train", None, "train"))
-    assert "no split 'dev', only train, held, test" in say(f"hfds/{root}", split_names=("train", "dev", None))
-    assert open_splits(f"hfds/{root}", split_names=("held", "train", "test")).test is None
+    assert "known label" in say(f"hfds/{root}", train_split="test", val_split=None, test_split=None)
+    assert "cannot be two parts" in say(f"hfds/{root}", train_split="train", val_split="train", test_split=None)
+    assert "cannot be two parts" in say(f"hfds/{root}", train_split="train", val_split=None, test_split="train")
+    assert "no split 'dev', only train, held, test" in say(
+        f"hfds/{root}", train_split="train", val_split="dev", test_split=None
+    )
+    assert open_at(f"hfds/{root}", train_split="held", val_split="train", test_split="test").test is None
 
 
 def test_hugging_face_that_is_not_there(tmp_path: Path, hugging_face: Any) -> None:
     assert "cannot be opened" in say("hfds/nobody/nothing", tmp_path)
     assert "must be followed by" in say("hfds/")
     fill(tmp_path / "d" / "train", {"a": 4, "b": 4})
-    assert "dev" in say(f"hfds/{tmp_path / 'd'}", split_names=("train", "dev", "test"))
-    assert open_splits(f"hfds/{tmp_path / 'd'}", test_fraction=0.25, val_fraction=0.25).classes == ["a", "b"]
+    assert "dev" in say(f"hfds/{tmp_path / 'd'}", train_split="train", val_split="dev", test_split="test")
+    assert open_at(f"hfds/{tmp_path / 'd'}", test_fraction=0.25, val_fraction=0.25).classes == ["a", "b"]
 
 
 def test_hugging_face_images_that_are_damaged(tmp_path: Path, hugging_face: Any) -> None:
@@ -118,7 +118,7 @@ def test_hugging_face_images_that_are_damaged(tmp_path: Path, hugging_face: Any)
     images = [{"bytes": b"text", "path": None}, None] * 10
     dataset = hugging_face.Dataset.from_dict({"image": images, "label": [0, 1] * 10}, features=features)
     dataset.save_to_disk(str(tmp_path / "d"))
-    splits = open_splits(f"hfds/{tmp_path / 'd'}")
+    splits = open_at(f"hfds/{tmp_path / 'd'}")
     for i in range(len(splits.train)):
         with pytest.raises(OSError, match=r"not an image|no image"):
             splits.train.read(i)

@@ -1,3 +1,6 @@
+from hadaptive.data.config import DataConfig
+from hadaptive.data.dataset import ImageData, open_data
+from hadaptive.data.draw import hold_out
 from hadaptive.data.images import decode, to_eight_bit
 from hadaptive.data.loading import (
     EpochSampler,
@@ -8,7 +11,8 @@ from hadaptive.data.loading import (
     derive_seed,
     worker_count,
 )
-from hadaptive.data.sources import ArraySource, FileSource, Source, Subset, hold_out
+from hadaptive.data.manifest import Entry, Manifest, describe
+from hadaptive.data.sources import ArraySource, FileSource, Source, Subset
 from hadaptive.data.splits import Splits, open_splits
 from hadaptive.data.streams import StreamDataset, is_stream, open_stream
 from hadaptive.data.transforms import Augmentation, Preprocessing, eval_transform, train_transform
@@ -16,10 +20,14 @@ from hadaptive.data.transforms import Augmentation, Preprocessing, eval_transfor
 __all__ = [
     "ArraySource",
     "Augmentation",
+    "DataConfig",
+    "Entry",
     "EpochSampler",
     "FileSource",
+    "ImageData",
     "ImageDataset",
     "LoadingError",
+    "Manifest",
     "Preprocessing",
     "Source",
     "Splits",
@@ -29,9 +37,11 @@ __all__ = [
     "create_loader",
     "decode",
     "derive_seed",
+    "describe",
     "eval_transform",
     "hold_out",
     "is_stream",
+    "open_data",
     "open_splits",
     "open_stream",
     "to_eight_bit",

@@ -1,15 +1,16 @@
 """A person's own images: a folder or a tar file with a folder of images per class."""
 
 import os
+import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from timm.utils import natural_key  # pyright: ignore[reportPrivateImportUsage]
 
-from hadaptive.data.sources import FileSource, Opened, Source
+from hadaptive.data.sources import FileSource, Listed, Opened
 from hadaptive.errors import UserError
 
 IMAGE_SUFFIXES = (
@@ -23,15 +24,27 @@ PART_FOLDERS = {
 }
 
 
+class Found(NamedTuple):
+    """An image file: `path` within the folder or tar file, and in the latter what it is called and where it lies.
+
+    `member` decides the order of the images. Within tar files in a tar file it is not the whole path.
+    """
+
+    member: str
+    offset: int
+    size: int
+    path: str
+
+
 @dataclass
 class Tree:
-    """A folder's images, (path, offset, size) each, and the folders in it. Offsets are 0 outside tar files."""
+    """A folder's images and the folders in it."""
 
     label: str
-    images: list[tuple[str, int, int]] = field(default_factory=list)
+    images: list[Found] = field(default_factory=list)
     folders: dict[str, "Tree"] = field(default_factory=dict)
 
-    def all_images(self) -> Iterator[tuple[str, int, int]]:
+    def all_images(self) -> Iterator[Found]:
         """The images here and in the folders below."""
         yield from self.images
         for folder in self.folders.values():
@@ -46,7 +59,7 @@ def open_folder(path: Path) -> Opened:
     Raises:
         UserError: the folder is not laid out like that, has fewer than two classes, or may not be read.
     """
-    return _divide(_scan(path, ()), None)
+    return _divide(_scan(path, "", ()), path, packed=False)
 
 
 def open_tar(path: Path) -> Opened:
@@ -58,7 +71,7 @@ def open_tar(path: Path) -> Opened:
     root = Tree(str(path))
     try:
         with tarfile.open(path, "r:") as tar:
-            _index(tar, 0, root)
+            _index(tar, 0, root, "")
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     except tarfile.TarError as error:
@@ -70,7 +83,7 @@ def open_tar(path: Path) -> Opened:
     # Whoever packs a folder packs its name too: data/cat/1.png. Parts and classes begin where it branches.
     while len(root.folders) == 1 and not root.images and next(iter(root.folders.values())).folders:
         root = next(iter(root.folders.values()))
-    return _divide(root, path)
+    return _divide(root, path, packed=True)
 
 
 def is_image(name: str) -> bool:
@@ -78,7 +91,12 @@ def is_image(name: str) -> bool:
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
-def _scan(path: Path, above: tuple[str, ...]) -> Tree:
+def natural_key(name: str) -> list[int | str]:
+    """Sorts "9" before "10"; upper and lower case are the same."""
+    return [int(step) if step.isdecimal() else step for step in re.split(r"(\d+)", name.lower())]
+
+
+def _scan(path: Path, within: str, above: tuple[str, ...]) -> Tree:
     tree, real = Tree(str(path)), os.path.realpath(path)
     if real in above:  # a symbolic link to a folder that it lies in
         return tree
@@ -88,32 +106,33 @@ def _scan(path: Path, above: tuple[str, ...]) -> Tree:
                 if entry.name.startswith(".") or entry.name == "__MACOSX":
                     continue
                 if entry.is_dir():
-                    tree.folders[entry.name] = _scan(path / entry.name, (*above, real))
+                    tree.folders[entry.name] = _scan(path / entry.name, f"{within}{entry.name}/", (*above, real))
                 elif is_image(entry.name):
-                    tree.images.append((entry.path, 0, 0))
+                    tree.images.append(Found(within + entry.name, 0, 0, within + entry.name))
     except OSError as error:
         raise UserError(f"the folder {path} cannot be read: {error.strerror or error}") from None
     return tree
 
 
-def _index(tar: tarfile.TarFile, start: int, root: Tree) -> None:
-    """Enter the images of a tar file that begins at byte `start` of the file on disk."""
+def _index(tar: tarfile.TarFile, start: int, root: Tree, within: str) -> None:
+    """Enter the images of a tar file that begins at byte `start` of the file on disk, in the folder `within`."""
     for member in tar:
         *above, name = [step for step in member.name.split("/") if step not in ("", ".")] or [""]
         if not (member.isfile() or member.isdir()) or member.issparse() or any(s.startswith(".") for s in above):
             continue
+        inside = within + "".join(f"{step}/" for step in above)
         nested = member.isfile() and name.lower().endswith(".tar") and not name.startswith(".")
         folder = root
         for step in [*above, *([name] if member.isdir() and name else []), *([name[:-4]] if nested else [])]:
             folder = folder.folders.setdefault(step, Tree(f"{folder.label}/{step}"))
         if nested:
             with tarfile.open(fileobj=tar.extractfile(member), mode="r:") as inner:
-                _index(inner, start + member.offset_data, folder)
+                _index(inner, start + member.offset_data, folder, f"{inside}{name[:-4]}/")
         elif member.isfile() and is_image(name):
-            folder.images.append((member.name, start + member.offset_data, member.size))
+            folder.images.append(Found(member.name, start + member.offset_data, member.size, inside + name))
 
 
-def _divide(root: Tree, container: Path | None) -> Opened:
+def _divide(root: Tree, place: Path, packed: bool) -> Opened:
     found: dict[str, Tree] = {}
     for part, names in PART_FOLDERS.items():
         matches = [folder for name, folder in root.folders.items() if name.lower() in names]
@@ -127,7 +146,7 @@ def _divide(root: Tree, container: Path | None) -> Opened:
         raise UserError(f"{other} has no train folder beside it: add one, or rename it if it is a class")
     train = found.get("train", root)
     classes = _classes(train)
-    parts: dict[str, Source] = {"train": _source(train, classes, container)}
+    parts: dict[str, Listed] = {"train": _source(train, classes, place, packed)}
     notes = [f"{len(train.images)} images lie in {train.label} outside its class folders; not used"]
     for part in ("validation", "test"):
         if part not in found:
@@ -140,7 +159,7 @@ def _divide(root: Tree, container: Path | None) -> Opened:
                 "every part needs the same class folders"
             )
         # The same class numbers as in training, even where this part lacks a class.
-        parts[part] = _source(folder, classes, container)
+        parts[part] = _source(folder, classes, place, packed)
         if not len(parts[part]):
             raise UserError(f"{folder.label} has no images in class folders: add them or remove that folder")
     return Opened(parts, classes, notes=notes if train.images else [])
@@ -169,17 +188,18 @@ def _classes(train: Tree) -> list[str]:
     return classes
 
 
-def _source(folder: Tree, classes: list[str], container: Path | None) -> FileSource:
+def _source(folder: Tree, classes: list[str], place: Path, packed: bool) -> FileSource:
     labelled = [
         (image, target)
         for target, name in enumerate(classes)
         if name in folder.folders
         for image in folder.folders[name].all_images()
     ]
-    labelled.sort(key=lambda item: (natural_key(item[0][0]), item[0]))
+    labelled.sort(key=lambda item: (natural_key(item[0].member), item[0]))
+    spans = np.array([(image.offset, image.size) for image, _ in labelled], np.int64).reshape(-1, 2)
     return FileSource(
-        [path for (path, _, _), _ in labelled],
+        place,
+        [image.path for image, _ in labelled],
         np.array([target for _, target in labelled], np.int64),
-        container,
-        None if container is None else np.array([span for (_, *span), _ in labelled], np.int64).reshape(-1, 2),
+        spans if packed else None,
     )

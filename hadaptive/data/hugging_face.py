@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from hadaptive.data.images import decode
-from hadaptive.data.sources import Opened
+from hadaptive.data.sources import UNKNOWN_STAT, Opened
 from hadaptive.errors import UserError
 
 LABEL_COLUMNS = ("label", "labels", "target", "fine_label")
@@ -34,20 +34,27 @@ class MissingSplitError(UserError):
 class HuggingFaceSource:
     """One split of a Hugging Face data set with an image column and a label column.
 
+    Images are called by their places: reading the names of their files would read the images too.
+
     Args:
         dataset: a `datasets.Dataset`.
         label: what to call it in messages.
+        split: what the data set calls this split.
         classes: of the training part, whose class numbers this part must share; None for the training part.
 
     Raises:
         UserError: a column is missing, or the classes are not those of the training part.
     """
 
-    def __init__(self, dataset: Any, label: str, classes: list[str] | None = None) -> None:
+    positional = True
+    threads = 1  # `datasets` does not say that several may read at once
+
+    def __init__(self, dataset: Any, label: str, split: str, classes: list[str] | None = None) -> None:
         from datasets import ClassLabel
         from datasets import Image as ImageFeature
 
         self.label = label
+        self.split = split
         features = dataset.features
         images = [name for name, feature in features.items() if isinstance(feature, ImageFeature)]
         labels = [name for name in LABEL_COLUMNS if name in features]
@@ -72,11 +79,19 @@ class HuggingFaceSource:
         return len(self.targets)
 
     def read(self, index: int) -> tuple[Image.Image, int]:
+        return decode(self.content(index)), int(self.targets[index])
+
+    def content(self, index: int) -> bytes:
         item = self.data[index][self.image_column]
         if item is None:
             raise OSError("there is no image")
-        data = item["bytes"] if item["bytes"] is not None else Path(item["path"]).read_bytes()
-        return decode(data), int(self.targets[index])
+        return item["bytes"] if item["bytes"] is not None else Path(item["path"]).read_bytes()
+
+    def key(self, index: int) -> str:
+        return f"{self.split} #{index}"
+
+    def stat(self, index: int) -> tuple[int, int, int]:
+        return UNKNOWN_STAT
 
     def name(self, index: int) -> str:
         item = self.data[index][self.image_column]
@@ -110,7 +125,7 @@ def open_hugging_face(name: str, root: Path | None, split_names: tuple[str, str 
             if guess:
                 continue
             raise
-        source = HuggingFaceSource(dataset, f"{name} {split}", opened.classes or None)
+        source = HuggingFaceSource(dataset, f"{name} {split}", split, opened.classes or None)
         if len(source) == 0 or source.targets.min() < 0:
             fault = f"the split {split!r} of {name} is empty, or not all its images have a known label"
             if not guess:

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from hadaptive.data.sources import ArraySource, Opened, Source, hold_out
+from hadaptive.data.draw import choose
+from hadaptive.data.sources import ArraySource, Listed, Opened
 from hadaptive.errors import UserError
 
 FASHION_MNIST_DEBIAN = Path("/usr/share/datasets/fashion-mnist")
@@ -42,9 +43,13 @@ def _digits() -> Opened:
 
     digits: Any = load_digits()
     images = (digits.images * (255 / 16)).round().astype(np.uint8)
-    source = ArraySource(images, digits.target.astype(np.int64), "digits")
-    train, test = hold_out(source, 360, seed=0)  # a fixed test part, whatever the seed of the run
-    return Opened({"train": train, "test": test}, [str(c) for c in digits.target_names], in_memory=True)
+    targets = digits.target.astype(np.int64)
+    held = choose(targets, 360, seed=0)  # a fixed test part, whatever the seed of the run
+    parts: dict[str, Listed] = {
+        part: ArraySource(images[numbers], targets[numbers], "digits", numbers)
+        for part, numbers in (("train", np.flatnonzero(~held)), ("test", np.flatnonzero(held)))
+    }
+    return Opened(parts, [str(c) for c in digits.target_names], in_memory=True)
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -69,7 +74,7 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def _fashion_mnist(root: Path | None) -> Opened:
-    parts: dict[str, Source] = {}
+    parts: dict[str, Listed] = {}
     for folder in (root, FASHION_MNIST_DEBIAN):
         if folder is None or not (folder / "train-images-idx3-ubyte.gz").is_file():
             continue
@@ -92,7 +97,7 @@ def _fashion_mnist(root: Path | None) -> Opened:
 def _cifar(name: str, root: Path | None) -> Opened:
     from torchvision.datasets import CIFAR10, CIFAR100
 
-    parts: dict[str, Source] = {}
+    parts: dict[str, Listed] = {}
     classes: list[str] = []
     for part in ("train", "test"):
         # torchvision's files are pickles; it loads them only after checking their published MD5 sums.

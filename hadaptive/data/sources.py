@@ -12,7 +12,6 @@ import numpy as np
 from PIL import Image
 
 from hadaptive.data.images import decode
-from hadaptive.errors import UserError
 
 
 class Source(Protocol):
@@ -34,23 +33,75 @@ class Source(Protocol):
         ...
 
 
+class Listed(Source, Protocol):
+    """A source that a manifest can list: each of its images has a lasting name, and contents to know it by."""
+
+    @property
+    def targets(self) -> np.ndarray: ...
+
+    @property
+    def positional(self) -> bool:
+        """Whether names are only places in a row, so that one image more renames all that follow."""
+        ...
+
+    @property
+    def threads(self) -> int:
+        """How many threads may read contents at once, and gain by it."""
+        ...
+
+    def key(self, index: int) -> str:
+        """The image's name within the data set, wherever that lies; folders are divided by "/"."""
+        ...
+
+    def content(self, index: int) -> bytes:
+        """The bytes that make the image what it is; OSError when they cannot be read."""
+        ...
+
+    def stat(self, index: int) -> tuple[int, int, int]:
+        """(size in bytes, time of the last change in ns, inode): where all agree, so do the contents.
+
+        (-1, 0, 0) where only reading tells, or the file is not there.
+        """
+        ...
+
+
+UNKNOWN_STAT = (-1, 0, 0)
+
+
 @dataclass
 class ArraySource:
-    """Images in memory. `images` is uint8 (N, H, W) or (N, H, W, 3); `targets` is int64 (N,)."""
+    """Images in memory.
+
+    Attributes:
+        images: uint8 (N, H, W) or (N, H, W, 3).
+        targets: int64 (N,).
+        label: what the set is called.
+        numbers: int64 (N,), of the images in that set; 0 to N - 1 where it is left out.
+    """
 
     images: np.ndarray
-    targets: np.ndarray | None
+    targets: np.ndarray
     label: str
+    numbers: np.ndarray | None = None
+    positional = True
+    threads = 1
 
     def __len__(self) -> int:
         return len(self.images)
 
     def read(self, index: int) -> tuple[Image.Image, int]:
-        assert self.targets is not None
         return Image.fromarray(self.images[index]), int(self.targets[index])
 
     def name(self, index: int) -> str:
-        return f"{self.label} #{index}"
+        return f"{self.label} #{index if self.numbers is None else self.numbers[index]}"
+
+    key = name
+
+    def content(self, index: int) -> bytes:
+        return self.images[index].tobytes()
+
+    def stat(self, index: int) -> tuple[int, int, int]:
+        return UNKNOWN_STAT
 
 
 @dataclass
@@ -60,35 +111,49 @@ class FileSource:
     Nothing is kept open between reads, so worker processes share no file position and the source pickles.
 
     Attributes:
-        paths: of each file; inside a tar file, its path there.
+        root: the folder, or the tar file.
+        paths: of each file within it, with "/" between folders.
         targets: int64 (N,).
-        container: the tar file, None for files of their own.
-        spans: int64 (N, 2), offset and size in bytes within the container.
+        spans: int64 (N, 2), offset and size in bytes within the tar file; None for files of their own.
     """
 
+    root: Path
     paths: list[str]
     targets: np.ndarray
-    container: Path | None = None
     spans: np.ndarray | None = None
+    positional = False
+    threads = 4
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def read(self, index: int) -> tuple[Image.Image, int]:
-        if self.spans is None or self.container is None:
-            with open(self.paths[index], "rb") as file:
-                data = file.read()
-        else:
-            offset, size = (int(number) for number in self.spans[index])
-            with open(self.container, "rb") as file:
-                file.seek(offset)
-                data = file.read(size)
-        return decode(data), int(self.targets[index])
+        return decode(self.content(index)), int(self.targets[index])
 
     def name(self, index: int) -> str:
-        path = self.paths[index] if self.container is None else f"{self.container}/{self.paths[index]}"
         # File names may hold bytes that could not be written to a report.
-        return os.fsencode(path).decode(errors="replace")
+        return os.fsencode(f"{self.root}/{self.paths[index]}").decode(errors="replace")
+
+    def key(self, index: int) -> str:
+        return self.paths[index]
+
+    def content(self, index: int) -> bytes:
+        if self.spans is None:
+            with open(f"{self.root}/{self.paths[index]}", "rb") as file:
+                return file.read()
+        offset, size = (int(number) for number in self.spans[index])
+        with open(self.root, "rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
+    def stat(self, index: int) -> tuple[int, int, int]:
+        try:
+            found = os.stat(self.root if self.spans is not None else f"{self.root}/{self.paths[index]}")
+        except OSError:
+            return UNKNOWN_STAT
+        # Within a tar file nothing vouches for one image: it has changed if the tar file has.
+        size = found.st_size if self.spans is None else int(self.spans[index, 1])
+        return size, found.st_mtime_ns, found.st_ino % 2**63
 
 
 class Subset:
@@ -110,53 +175,37 @@ class Subset:
 
 
 @dataclass
+class Selection:
+    """Images of several sources, with class numbers of their own.
+
+    Attributes:
+        sources: where they come from.
+        origins: int8 (N,), which of the sources each comes from.
+        indices: int64 (N,), its index there.
+        targets: int64 (N,).
+    """
+
+    sources: list[Listed]
+    origins: np.ndarray
+    indices: np.ndarray
+    targets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def read(self, index: int) -> tuple[Image.Image, int]:
+        image, _ = self.sources[self.origins[index]].read(int(self.indices[index]))
+        return image, int(self.targets[index])
+
+    def name(self, index: int) -> str:
+        return self.sources[self.origins[index]].name(int(self.indices[index]))
+
+
+@dataclass
 class Opened:
     """A data set as it was found: those of the parts train, validation and test that it has, and its classes."""
 
-    parts: dict[str, Source]
+    parts: dict[str, Listed]
     classes: list[str]
     in_memory: bool = False
     notes: list[str] = field(default_factory=list)
-
-
-def hold_out(source: Source, size: int, seed: int) -> tuple[Subset, Subset]:
-    """Split `source` into (rest, held-out part of `size` images), seeded, stratified where targets are known.
-
-    Each class gives its share to within one image, and none gives its last where another can give one instead.
-
-    Raises:
-        UserError: `size` leaves one of the parts empty.
-    """
-    n = len(source)
-    if not 0 < size < n:
-        raise UserError(f"cannot hold {size} images out of {n}: both parts need at least one")
-    order = np.random.default_rng(seed).permutation(n)
-    if source.targets is not None:
-        order = order[np.argsort(source.targets[order], kind="stable")]
-    # Evenly spaced places of the shuffled, class-sorted order: exact size, every class in proportion.
-    held = np.zeros(n, dtype=bool)
-    held[(2 * np.arange(size, dtype=np.int64) + 1) * n // (2 * size)] = True
-    if source.targets is not None:
-        _keep_one_each(held, source.targets[order])
-    return Subset(source, np.sort(order[~held])), Subset(source, np.sort(order[held]))
-
-
-def _keep_one_each(held: np.ndarray, targets: np.ndarray) -> None:
-    """Give classes held out entirely one image back, and take one instead where the share falls short most.
-
-    Args:
-        held: bool (N,), changed in place.
-        targets: int64 (N,), sorted.
-    """
-    _, starts, counts = np.unique(targets, return_index=True, return_counts=True)
-    out = np.add.reduceat(held.astype(np.int64), starts)
-    share = counts * (int(held.sum()) / len(held))
-    for empty in np.flatnonzero(out == counts):
-        short = np.where(out + 1 < counts, share - out, -np.inf)
-        giver = int(short.argmax())
-        if short[giver] <= 0:
-            return
-        place = starts[giver] + int(np.argmin(held[starts[giver] : starts[giver] + counts[giver]]))
-        held[place], held[starts[empty]] = True, False
-        out[giver] += 1
-        out[empty] -= 1

@@ -1,0 +1,209 @@
+"""Open a data set: divide it, find it again as a run had it, or take an older division over."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from hadaptive.data.config import DataConfig
+from hadaptive.data.draw import Sizing, choose, choose_apart
+from hadaptive.data.extend import extend
+from hadaptive.data.listing import Listing
+from hadaptive.data.manifest import PARTS, Manifest, some
+from hadaptive.data.places import Place, find
+from hadaptive.data.reopen import reopen
+from hadaptive.data.sources import Source
+from hadaptive.errors import UserError
+
+Division = dict[str, np.ndarray]
+TRAINED_TO_TESTED = (("train", "validation"), ("train", "test"), ("validation", "test"))
+
+
+@dataclass
+class ImageData:
+    """Labelled images in parts.
+
+    Attributes:
+        parts: of "train", "validation" and "test" those that there are; of a manifest that was opened again, those
+            that were asked for.
+        classes: their names; targets are numbers in this list.
+        manifest: of all images and parts.
+        location: the configuration that finds the data from any folder.
+        in_memory: whether reading an image costs no file access.
+        notes: sentences for the person: what was held out, what has changed since.
+        ignored: fields of the configuration that had no effect, because the data decide themselves.
+    """
+
+    parts: dict[str, Source]
+    classes: list[str]
+    manifest: Manifest
+    location: DataConfig
+    in_memory: bool
+    notes: list[str] = field(default_factory=list)
+    ignored: set[str] = field(default_factory=set)
+
+    @property
+    def train(self) -> Source:
+        """The images to learn from."""
+        return self.parts["train"]
+
+    @property
+    def validation(self) -> Source:
+        """The images by which the best weights are chosen."""
+        return self.parts["validation"]
+
+    @property
+    def test(self) -> Source | None:
+        """The images that nothing was decided by."""
+        return self.parts.get("test")
+
+
+def open_data(
+    config: DataConfig,
+    manifest: Manifest | None = None,
+    *,
+    exact: bool = False,
+    needs: tuple[str, ...] = ("train", "validation", "test"),
+    known: Manifest | None = None,
+    drawn_before_manifests: bool = False,
+) -> ImageData:
+    """Open the images that `config` names.
+
+    Args:
+        config: where they are and, for a new run, how they are divided.
+        manifest: of a run: its parts get the images that they had there, in the same order, and no others.
+        exact: with `manifest`, refuse images that are missing, changed or in another class in place of leaving
+            them out.
+        needs: with `manifest`, the parts to open; the images of the others are not looked into.
+        known: of an older run whose weights a new one starts from: its images keep their parts, if any is here.
+        drawn_before_manifests: draw as version 1 of the run folders did, which kept no manifest.
+
+    Raises:
+        UserError: no such data set, it cannot be divided as asked, or a setting has no effect on such data.
+    """
+    place = find(config, again=manifest is not None)
+    if place.idle and manifest is None and not drawn_before_manifests:
+        name, reason = next(iter(place.idle.items()))
+        raise UserError(f"--{name.replace('_', '-')} has no effect here: {reason}; leave it out")
+    if len(place.opened.classes) < 2:
+        raise UserError(f"{config.data} has fewer than two classes, so there is nothing to tell apart")
+    listing = Listing(place.opened)
+    if manifest is not None:
+        parts, notes = reopen(listing, manifest, needs, exact)
+        notes = [*place.opened.notes, *notes]
+        return ImageData(
+            dict(parts), manifest.classes, manifest, place.location, place.opened.in_memory, notes=notes
+        )
+    older = Manifest.load(config.split) if config.split is not None else known
+    extended = None
+    if older is not None and not drawn_before_manifests:
+        extended = extend(listing, older, config)
+        if extended is None and config.split is not None:
+            raise UserError(
+                f"not one image of the division {config.split} is in {config.data}: check --data, or leave out "
+                "--split"
+            )
+    if extended is None:
+        older = None
+        extended = draw(listing, config, as_before=drawn_before_manifests)
+    division, notes = extended
+    if config.train_size is not None:
+        limit(division, listing, config)
+    drawn = _finish(place, listing, division, [*place.opened.notes, *notes])
+    if known is not None and older is not known:
+        _refuse_trained(drawn.manifest, known)
+    drawn.ignored = _ignored(listing, config, older)
+    return drawn
+
+
+def draw(listing: Listing, config: DataConfig, as_before: bool) -> tuple[Division, list[str]]:
+    """Hold out the parts that the data do not bring, and say so.
+
+    Exact copies of an image are kept in one part, and a class gives each part an image if it has enough: unless
+    the data are a published set in memory, or `as_before` asks for the draws of older versions.
+
+    Returns:
+        The images of each part, in their order.
+
+    Raises:
+        UserError: a part would be empty.
+    """
+    division = {part: np.flatnonzero(listing.origins == number) for number, part in enumerate(listing.parts)}
+    notes: list[str] = []
+
+    def hold(fraction: float, label: str, seed: int) -> np.ndarray:
+        rest, sizing = division["train"], Sizing(fraction, label)
+        targets = listing.targets[rest]
+        if as_before or listing.opened.in_memory:
+            held = choose(targets, sizing(len(rest)), seed)
+        else:
+            held = choose_apart(targets, listing.read(rest), sizing, seed)
+        division["train"] = rest[~held]
+        return rest[held]
+
+    if "test" not in division and "validation" not in division:
+        division["test"] = hold(config.test_fraction, "test_fraction", config.data_seed)
+        notes.append(f"no test part: held out {len(division['test'])} images, seed {config.data_seed}")
+    if "validation" not in division:
+        division["validation"] = hold(config.val_fraction, "val_fraction", config.data_seed + 1)
+    return division, notes
+
+
+def limit(division: Division, listing: Listing, config: DataConfig) -> None:
+    """Leave only train_size images in the training part. Changes `division` in place."""
+    train, size = division["train"], config.train_size
+    assert size is not None
+    if size > len(train):
+        raise UserError(f"train_size is {size}, but only {len(train)} images are left besides the other parts")
+    if size < len(train):
+        held = choose(listing.targets[train], size, config.data_seed + 2)
+        division["train"], division["unused"] = train[held], train[~held]
+
+
+def _finish(place: Place, listing: Listing, division: Division, notes: list[str]) -> ImageData:
+    manifest = listing.manifest(division)
+    if not place.opened.in_memory:
+        notes += _copies(manifest)
+    parts: dict[str, Source] = {
+        part: listing.select(division[part]) for part in PARTS if part in division and part != "unused"
+    }
+    return ImageData(parts, listing.classes, manifest, place.location, place.opened.in_memory, notes=notes)
+
+
+def _copies(manifest: Manifest) -> list[str]:
+    """Say which images lie in two parts."""
+    first: dict[str, dict[str, str]] = {}
+    for part in ("train", "validation", "test"):
+        entries = manifest.in_part(part)
+        first[part] = {manifest.digests[e]: manifest.names_of_all[e] for e in entries[::-1]}
+        first[part].pop("", None)
+    notes = []
+    for one, other in TRAINED_TO_TESTED:
+        shared = [digest for digest in first[one] if digest in first[other]]
+        if shared:
+            said = "1 image is" if len(shared) == 1 else f"{len(shared):,} images are"
+            pair = some([first[one][shared[-1]], first[other][shared[-1]]])
+            notes.append(f"{said} both in {one} and in {other}, where your folders have them: {pair}")
+    return notes
+
+
+def _refuse_trained(manifest: Manifest, known: Manifest) -> None:
+    """Refuse to test by images that the older run learned from."""
+    trained, held = ({known.digests[e] for e in known.in_part(part)} | {""} for part in ("train", "test"))
+    tested = manifest.in_part("test").tolist()
+    leaked = [manifest.names_of_all[e] for e in tested if manifest.digests[e] in trained - held]
+    if leaked:
+        raise UserError(
+            f"--split puts {len(leaked):,} images into the test part that the weights of --init have learned from "
+            f"({some(leaked)}): give --split the run that --init comes from"
+        )
+
+
+def _ignored(listing: Listing, config: DataConfig, older: Manifest | None) -> set[str]:
+    validates = "validation" not in listing.parts
+    tests = "test" not in listing.parts and (validates if older is None else "test" in older.counts)
+    effects = {
+        "val_fraction": validates,
+        "test_fraction": tests,
+        "data_seed": validates or tests or config.train_size is not None,
+    }
+    return {name for name, has_effect in effects.items() if not has_effect}

@@ -1,0 +1,141 @@
+"""Divide a data set as it was divided before, and draw only what is new since."""
+
+from collections import Counter
+
+import numpy as np
+
+from hadaptive.data.config import DataConfig
+from hadaptive.data.draw import Sizing, choose_apart
+from hadaptive.data.listing import Listing, unchanged
+from hadaptive.data.manifest import PARTS, Manifest, some
+from hadaptive.errors import UserError
+
+# Where a manifest has the same image in two parts, a copy of it counts as trained on.
+PRECEDENCE = [PARTS.index(part) for part in ("train", "unused", "validation", "test")]
+TRAIN, VALIDATION, TEST, UNUSED = (PARTS.index(part) for part in ("train", "validation", "test", "unused"))
+
+
+def extend(
+    listing: Listing, manifest: Manifest, config: DataConfig
+) -> tuple[dict[str, np.ndarray], list[str]] | None:
+    """The images of each part, and what is to be said of them; None where no image of the manifest is here.
+
+    Images of the manifest, and exact copies of them, are in the part that has them there, whatever they are called
+    and wherever they lie now. A file that keeps its name and was changed keeps its part too. The rest are drawn
+    among themselves, or follow the part folder they lie in. The training part gets those left over by train_size.
+
+    Raises:
+        UserError: a part would be empty.
+    """
+    places = {name: entry for entry, name in enumerate(manifest.names_of_all)}
+    entries = np.array([places.get(name, -1) for name in listing.names], np.int64)
+    here = np.flatnonzero(entries >= 0)
+    for i in here[unchanged(manifest, entries[here], listing.stats(here))].tolist():
+        listing.digests[i] = manifest.digests[entries[i]]
+    digests = listing.read(np.arange(len(listing)))
+    codes = _known(manifest, entries, digests)
+    if (codes < 0).all():
+        return None
+    _changed(codes, manifest, entries, digests)
+    new = np.flatnonzero(codes < 0)
+    notes = _moved_notes(listing, codes)
+    _draw(codes, new, listing, manifest, config, digests)
+    codes[codes == UNUSED] = TRAIN
+    present = {*digests, *listing.names}
+    gone = [
+        name
+        for name, digest in zip(manifest.names_of_all, manifest.digests, strict=True)
+        if digest not in present and name not in present
+    ]
+    if gone:
+        said = (
+            "1 image of the older division is"
+            if len(gone) == 1
+            else f"{len(gone):,} images of the older division are"
+        )
+        notes.append(f"{said} not here: {some(gone)}")
+    if len(new):
+        counts = Counter(PARTS[code] for code in codes[new])
+        said = "1 image is" if len(new) == 1 else f"{len(new):,} images are"
+        into = ", ".join(f"{counts[part]:,} in {part}" for part in PARTS if counts[part])
+        notes.append(f"{said} new since: {into}")
+    division = {part: np.flatnonzero(codes == PARTS.index(part)) for part in ("train", "validation", "test")}
+    for part, images in division.items():
+        if not len(images) and (part != "test" or "test" in manifest.counts):
+            raise UserError(
+                f"none of the images that the older division has in its {part} part is here, and the new ones are "
+                "too few for one: leave out --split, or put them back"
+            )
+    return {part: images for part, images in division.items() if len(images)}, notes
+
+
+def _known(manifest: Manifest, entries: np.ndarray, digests: list[str]) -> np.ndarray:
+    """int8 (N,): the part of each image that the manifest has, by name and contents or else by contents; or -1."""
+    owners: dict[str, int] = {}
+    for code in reversed(PRECEDENCE):
+        for entry in np.flatnonzero(manifest.codes == code).tolist():
+            owners[manifest.digests[entry]] = code
+    owners.pop("", None)
+    codes = np.full(len(digests), -1, np.int8)
+    for i, digest in enumerate(digests):
+        entry = int(entries[i])
+        then = manifest.digests[entry] if entry >= 0 else None
+        by_name = then is not None and (digest == then or not digest or (not then and digest not in owners))
+        codes[i] = manifest.codes[entry] if by_name else owners.get(digest, -1)
+    return codes
+
+
+def _changed(codes: np.ndarray, manifest: Manifest, entries: np.ndarray, digests: list[str]) -> None:
+    """Let files that were changed keep their parts, and new copies of them follow. Changes `codes` in place.
+
+    A name whose old contents lie elsewhere now was given to another image: that one is new.
+    """
+    present, owners = set(digests), {}
+    for i in np.flatnonzero((codes < 0) & (entries >= 0)).tolist():
+        if manifest.digests[entries[i]] not in present:
+            owners.setdefault(digests[i], manifest.codes[entries[i]])
+    for i in np.flatnonzero(codes < 0).tolist():
+        codes[i] = owners.get(digests[i], -1)
+
+
+def _draw(
+    codes: np.ndarray,
+    new: np.ndarray,
+    listing: Listing,
+    manifest: Manifest,
+    config: DataConfig,
+    digests: list[str],
+) -> None:
+    """Give each new image a part. Changes `codes` in place."""
+    brought = np.array([PARTS.index(part) for part in listing.parts], np.int8)
+    codes[new] = brought[listing.origins[new]]
+    drawn = [
+        (TEST, config.test_fraction, config.data_seed, "test" not in listing.parts and "test" in manifest.counts),
+        (VALIDATION, config.val_fraction, config.data_seed + 1, "validation" not in listing.parts),
+    ]
+    for code, fraction, seed, wanted in drawn:
+        rest = new[codes[new] == TRAIN]
+        if wanted and len(rest):
+            covered = np.unique(listing.targets[codes == code]).tolist()
+            held = choose_apart(
+                listing.targets[rest], [digests[i] for i in rest], Sizing(fraction), seed, covered=covered
+            )
+            codes[rest[held]] = code
+
+
+def _moved_notes(listing: Listing, codes: np.ndarray) -> list[str]:
+    """Say which images lie in a part's folder and stay in another part."""
+    notes = []
+    for number, folder in enumerate(listing.parts):
+        lying = (listing.origins == number) & (codes >= 0)
+        for part in ("train", "validation", "test"):
+            held = (codes == PARTS.index(part)) | ((part == "train") & (codes == UNUSED))
+            images = np.flatnonzero(lying & held)
+            drawn = folder == "train" and part not in listing.parts
+            if part == folder or drawn or not len(images):
+                continue
+            said = "1 image lies" if len(images) == 1 else f"{len(images):,} images lie"
+            verb = "stays" if len(images) == 1 else "stay"
+            names = some([listing.names[i] for i in images])
+            notes.append(f"{said} in {folder} and {verb} in {part}, as in the older division: {names}")
+    return notes
