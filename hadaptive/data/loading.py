@@ -1,20 +1,21 @@
 """Batches: seeded per image, so that they do not depend on workers, processes or interruptions."""
 
 import errno
+import math
 import os
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
 from hadaptive.data.sources import Source
 from hadaptive.errors import UserError
 
+Item = tuple[Tensor, int, int]  # image float32 (C, H, W), target, unreadable
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # the machine's fault, not the image's
 
 
@@ -23,17 +24,21 @@ def derive_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-@contextmanager
-def isolated_randomness(seed: int) -> Iterator[None]:
-    """Seed Python's, NumPy's and PyTorch's CPU generators inside the block; restore the first and last after it.
+def seed_generators(seed: int) -> None:
+    """Seed Python's, NumPy's and PyTorch's CPU generators."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 (timm's transforms use the global generator)
+    torch.default_generator.manual_seed(seed)
 
-    NumPy's is left seeded: saving and restoring it costs more than all else that is done to a small image.
+
+@contextmanager
+def isolated_randomness() -> Iterator[None]:
+    """Restore the state of Python's and PyTorch's CPU generators after the block.
+
+    NumPy's is left as it is: saving and restoring it costs more than all else that is done to a small image.
     """
     generator = torch.default_generator
     saved = random.getstate(), generator.get_state()
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 (timm's transforms use the global generator)
-    generator.manual_seed(seed)
     try:
         yield
     finally:
@@ -73,7 +78,7 @@ class ImageDataset(Dataset):
     def __init__(
         self,
         source: Source,
-        transform: Callable[[Any], Tensor],
+        transform: Callable[..., Tensor],
         *,
         seed: int = 0,
         training: bool = False,
@@ -90,29 +95,73 @@ class ImageDataset(Dataset):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int, int]:
-        index, epoch = key if isinstance(key, tuple) else (key, 0)
-        with isolated_randomness(derive_seed(self.seed, epoch, index)):
-            for offset in range(len(self.source)):
-                place = (index + offset) % len(self.source)
-                try:
-                    image, target = self.source.read(place)
-                    return self.transform(image), target, index if offset else -1
-                except OSError as error:
-                    if error.errno in EXHAUSTED:
-                        raise
-                    if self.strict:
-                        raise UnreadableImageError(
-                            f"cannot read {self.source.name(place)}: {error.strerror or error}; "
-                            "leave out --strict to skip such images"
-                        ) from None
-                    if not self.training:
-                        return torch.zeros(self.blank), -1, index
-                except LoadingError:
+    def __getitem__(self, key: int | tuple[int, int]) -> Item:
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> list[Item]:
+        """The items of a batch; their images are stretches of one tensor where the transform can write into it.
+
+        A transform that says that it is not ``random`` leaves the generators alone.
+        """
+        shape = getattr(self.transform, "shape", None)
+        images = None if shape is None else _empty_batch(len(keys), shape)
+        seeded = getattr(self.transform, "random", True)
+        batch = Batch(images)
+        with isolated_randomness() if seeded else nullcontext():
+            for place, key in enumerate(keys):
+                index, epoch = key if isinstance(key, tuple) else (key, 0)
+                if seeded:
+                    seed_generators(derive_seed(self.seed, epoch, index))
+                batch.append(self._read(index, None if images is None else images[place]))
+        return batch
+
+    def _read(self, index: int, out: Tensor | None) -> Item:
+        into = {} if out is None else {"out": out}
+        for offset in range(len(self.source)):
+            place = (index + offset) % len(self.source)
+            try:
+                image, target = self.source.read(place)
+                return self.transform(image, **into), target, index if offset else -1
+            except OSError as error:
+                if error.errno in EXHAUSTED:
                     raise
-                except UserError as error:
-                    raise LoadingError(str(error)) from None
+                if self.strict:
+                    raise UnreadableImageError(
+                        f"cannot read {self.source.name(place)}: {error.strerror or error}; "
+                        "leave out --strict to skip such images"
+                    ) from None
+                if not self.training:
+                    return torch.zeros(self.blank) if out is None else out.zero_(), -1, index
+            except LoadingError:
+                raise
+            except UserError as error:
+                raise LoadingError(str(error)) from None
         raise UnreadableImageError("not one of the training images can be read")
+
+
+class Batch(list):
+    """Items, and the one tensor (N, C, H, W) that their images are stretches of, or None."""
+
+    def __init__(self, images: Tensor | None) -> None:
+        super().__init__()
+        self.images = images
+
+
+def _empty_batch(count: int, shape: tuple[int, ...]) -> Tensor:
+    """float32 (count, *shape); in a worker process in memory that the main one shares, as PyTorch's collate does."""
+    if get_worker_info() is None:
+        return torch.empty(count, *shape)
+    size = count * math.prod(shape)
+    storage = torch.UntypedStorage._new_shared(size * 4, device="cpu")
+    return torch.empty(0).set_(storage, 0, (count, *shape))
+
+
+def collate(items: list[Item]) -> list[Tensor]:
+    """Items as a batch (images, targets int64 (N,), unreadable int64 (N,)); a :class:`Batch` keeps its tensor."""
+    images = items.images if isinstance(items, Batch) else None
+    if images is None:
+        return default_collate(items)
+    return [images, *(torch.tensor(column) for column in list(zip(*items, strict=True))[1:])]
 
 
 class EpochSampler(Sampler):
@@ -180,6 +229,7 @@ def create_loader(
         num_workers=workers,
         pin_memory=pin,
         persistent_workers=workers > 0,
+        collate_fn=collate,
         worker_init_fn=_limit_threads if workers else None,
         generator=torch.Generator().manual_seed(seed),
     )
