@@ -171,7 +171,12 @@ def create_data(config: TrainConfig, accelerator: Accelerator, alpha_fraction: f
         raise UserError(
             f"there are only {len(part)} training images, fewer than batch_size {config.batch_size}: lower it"
         )
-    workers = worker_count(config.workers, splits.in_memory)
+    workers = worker_count(
+        config.workers,
+        in_memory=splits.in_memory,
+        device=accelerator.device.type,
+        batch=(micro // processes, *preprocessing.input_size),
+    )
     pin = accelerator.device.type == "cuda"
     order = EpochSampler(len(part), steps * config.batch_size, config.seed)
 
