@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import random
+import re
 import sys
 import tarfile
 from pathlib import Path
@@ -13,24 +14,29 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
+from torch._utils import ExceptionWrapper
 from torch.utils.data import ConcatDataset
 
 from hadaptive.data import (
     ArraySource,
     Augmentation,
+    DataConfig,
     EpochSampler,
     ImageDataset,
+    LoadingError,
     Preprocessing,
     UnreadableImageError,
     create_loader,
     derive_seed,
     eval_transform,
-    open_splits,
+    open_data,
     train_transform,
     worker_count,
 )
+from hadaptive.errors import UserError
 from hadaptive.metrics import evaluate_model
 
 PREPROCESSING = Preprocessing(8, fit="crop")
@@ -107,6 +113,35 @@ def test_samples_do_not_depend_on_workers(context: str) -> None:
     assert equal(epoch_of(dataset, 3, workers=0), epoch_of(dataset, 3, workers=2, context=context))
 
 
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=FORK.marks)])
+def test_a_batch_is_the_items_put_together(tmp_path: Path, workers: int) -> None:
+    """Whether the images were written into the batch, or gathered after a transform that cannot do that."""
+    dataset, _ = damaged_dataset(tmp_path)
+    random = augmented()
+    plain = [ImageDataset(d.source, d.transform.__call__, training=d.training) for d in (dataset, random)]
+    plain[0].blank = dataset.blank
+    for quick, slow in zip((dataset, random), plain, strict=True):
+        expected = [slow[i] for i in range(len(slow))]
+        for written in (quick, slow):
+            batches = list(create_loader(written, 5, workers=workers))
+            assert [len(batch[0]) for batch in batches[:-1]] == [5] * (len(batches) - 1)
+            images, targets, unreadable = (torch.cat(column) for column in zip(*batches, strict=True))
+            assert torch.equal(images, torch.stack([image for image, _, _ in expected]))
+            assert images.dtype == torch.float32
+            assert targets.dtype == unreadable.dtype == torch.int64
+            assert targets.tolist() == [target for _, target, _ in expected]
+            assert unreadable.tolist() == [number for _, _, number in expected]
+    assert torch.isfinite(images).all()
+
+
+def test_evaluation_neither_seeds_nor_draws(tmp_path: Path) -> None:
+    dataset, _ = damaged_dataset(tmp_path)
+    np.random.seed(3)  # noqa: NPY002
+    before = np.random.get_state()[1].tolist()  # noqa: NPY002
+    next(iter(create_loader(dataset, 5)))
+    assert before == np.random.get_state()[1].tolist()  # noqa: NPY002
+
+
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=FORK.marks)])
 def test_global_generators_are_left_alone(workers: int) -> None:
     torch.manual_seed(5)
@@ -151,11 +186,37 @@ def test_epoch_sampler_of_an_impossible_length(length: int) -> None:
         EpochSampler(20, length, seed=0)
 
 
-def test_worker_count() -> None:
-    assert worker_count(3, in_memory=True) == 3
-    assert worker_count(0, in_memory=False) == 0
-    assert worker_count(-1, in_memory=True) == 0
-    assert 1 <= worker_count(-1, in_memory=False) <= 8
+@pytest.mark.parametrize(
+    ("in_memory", "device", "cores", "size", "expected"),
+    [
+        (False, "cpu", 1, 32, 1),
+        (False, "cpu", 4, 32, 3),
+        (False, "cuda", 64, 224, 8),
+        (True, "cuda", 1, 224, 0),
+        (True, "cuda", 2, 8, 1),
+        (True, "mps", 8, 32, 7),
+        (True, "cuda", 64, 32, 8),
+        (True, "cpu", 7, 224, 0),
+        (True, "cpu", 8, 224, 1),
+        (True, "cpu", 16, 128, 2),
+        (True, "cpu", 16, 64, 0),
+        (True, "cpu", 256, 224, 8),
+    ],
+)
+def test_worker_count(in_memory: bool, device: str, cores: int, size: int, expected: int) -> None:
+    options: dict[str, Any] = {"in_memory": in_memory, "device": device, "batch": (64, 3, size, size)}
+    assert worker_count(-1, **options, cores=cores, shared=2**40) == expected
+    assert worker_count(3, **options, cores=cores, shared=0) == 3
+    assert worker_count(0, **options, cores=cores, shared=0) == 0
+    assert 0 <= worker_count(-1, **options) <= 8
+
+
+def test_worker_count_where_shared_memory_is_small() -> None:
+    options: dict[str, Any] = {"in_memory": False, "device": "cuda", "batch": (64, 3, 224, 224), "cores": 16}
+    batch = 64 * 3 * 224 * 224 * 4
+    assert worker_count(-1, **options, shared=64 * 2**20) == 0  # what a container has unless told otherwise
+    assert worker_count(-1, **options, shared=3 * batch) == 1
+    assert worker_count(-1, **options, shared=3 * 8 * batch - 1) == 7
 
 
 @pytest.mark.parametrize("context", [FORK, "spawn"])
@@ -166,7 +227,7 @@ def test_every_kind_of_source_through_workers(tmp_path: Path, context: str) -> N
         tar.add(tmp_path / "d", arcname="d")
     parts: list[ImageDataset] = [augmented()]
     for path in (tmp_path / "d", tmp_path / "d.tar"):
-        source = open_splits(str(path)).train
+        source = open_data(DataConfig(str(path))).train
         parts.append(ImageDataset(source, eval_transform(PREPROCESSING), blank=(3, 8, 8)))
     dataset = ConcatDataset(parts)
     expected = [dataset[i] for i in range(len(dataset))]  # read here first, so that a shared file would show
@@ -228,6 +289,43 @@ def test_strict_names_the_file(tmp_path: Path, training: bool) -> None:
             dataset[i]
     readable = next(i for i in range(len(dataset)) if i not in bad)
     assert dataset[readable][2] == -1
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=FORK.marks)])
+def test_strict_is_one_sentence_out_of_a_worker_too(tmp_path: Path, workers: int) -> None:
+    dataset, _ = damaged_dataset(tmp_path, strict=True)
+    loader = Accelerator(cpu=True).prepare(create_loader(dataset, 5, workers=workers))
+    with pytest.raises(UnreadableImageError) as caught:
+        list(loader)
+    assert re.fullmatch(
+        r"cannot read \S*/a/cut\.jpg: .*; leave out --strict to skip such images", str(caught.value)
+    )
+
+
+def mistaken(image: Image.Image) -> Tensor:
+    raise UserError("a person's mistake: mend it")
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=FORK.marks)])
+def test_any_user_error_is_one_sentence_out_of_a_worker_too(workers: int) -> None:
+    dataset = ImageDataset(augmented().source, mistaken)
+    with pytest.raises(LoadingError) as caught:
+        list(create_loader(dataset, 5, workers=workers))
+    assert str(caught.value) == "a person's mistake: mend it"
+
+
+@pytest.mark.parametrize(
+    "message", ["cannot read a\nb: it is empty", "Caught in the act"], ids=["lines", "caught"]
+)
+def test_a_loading_error_says_what_it_was_told(message: str) -> None:
+    assert str(LoadingError(message)) == str(pickle.loads(pickle.dumps(LoadingError(message)))) == message
+    try:
+        raise LoadingError(message)
+    except LoadingError:
+        wrapper = ExceptionWrapper(where="in DataLoader worker process 3")
+    with pytest.raises(LoadingError) as caught:
+        wrapper.reraise()
+    assert str(caught.value) == message
 
 
 def test_not_one_can_be_read(tmp_path: Path) -> None:

@@ -58,7 +58,9 @@ def test_validation_part(run: Path) -> None:
 def test_run_made_in_half_precision_is_evaluated_without_a_gpu(run: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(run, tmp_path / "run")
     config = json.loads((copy / "config.json").read_text())
-    (copy / "config.json").write_text(json.dumps({**config, "execution": {**config["execution"], "mixed_precision": "fp16"}}))
+    (copy / "config.json").write_text(
+        json.dumps({**config, "execution": {**config["execution"], "mixed_precision": "fp16"}})
+    )
     assert evaluate_run(copy, cpu=True)[0].total == 360
 
 

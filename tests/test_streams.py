@@ -15,6 +15,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
+from hadaptive.train.stopping import StopRequest
 from PIL import Image
 from safetensors.torch import load_file
 from tiny import tiny_config
@@ -33,7 +34,6 @@ from hadaptive.data import (
 from hadaptive.errors import UserError
 from hadaptive.runs import RunFolder
 from hadaptive.train import TrainingInterruptedError, resume, train
-from hadaptive.train.stopping import StopRequest
 
 PREPROCESSING = Preprocessing(8, fit="crop")
 FORK = pytest.param(

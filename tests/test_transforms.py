@@ -1,15 +1,21 @@
 """Transforms: shapes and values for every kind of image, what is random, and settings that cannot be."""
 
 import pickle
+import random
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hadaptive.train.setup import augmentation_of, preprocessing_of
 from PIL import Image
+from timm.data import create_transform
+from torchvision import transforms as T
 
-from hadaptive.data import Augmentation, Preprocessing, eval_transform, train_transform
-from hadaptive.data.transforms import posterize
+from hadaptive.data import Augmentation, Preprocessing, eval_transform, to_eight_bit, train_transform
+from hadaptive.data.loading import seed_generators
+from hadaptive.data.transforms import LimitAspect, posterize
+from hadaptive.train import TrainConfig
 
 ALL = {"hflip": 0.5, "vflip": 0.5, "shift": 3, "color_jitter": 0.4, "erase": 1.0, "scale": 0.3}
 
@@ -161,3 +167,94 @@ def test_wrong_augmentation(changes: dict[str, Any]) -> None:
 def test_wrong_policy(policy: str) -> None:
     with pytest.raises(ValueError, match=r"auto_augment .* is not a policy"):
         train_transform(Preprocessing(8, fit="crop"), Augmentation(auto_augment=policy))
+
+
+# -- the same values as torchvision's own steps, to the last bit ------------------------------------------------
+
+
+def reference(p: Preprocessing, a: Augmentation | None) -> Any:
+    """The transform as torchvision and timm compose it, for training with an augmentation."""
+    decode = T.Lambda(lambda image: to_eight_bit(image, p.in_chans))
+    mean, std = p.mean[: p.in_chans], p.std[: p.in_chans]
+    if p.fit == "crop":
+        options: dict[str, Any] = {"interpolation": p.interpolation, "mean": mean, "std": std}
+        if a is None:
+            return T.Compose(
+                [decode, LimitAspect(), create_transform(p.input_size, crop_pct=p.crop_pct, **options)]
+            )
+        options |= {"scale": (a.scale, 1.0), "hflip": a.hflip, "vflip": a.vflip, "color_jitter": a.color_jitter}
+        options |= {"auto_augment": a.auto_augment, "re_prob": a.erase, "re_mode": "pixel"}
+        return T.Compose([decode, create_transform(p.input_size, is_training=True, **options)])
+    shift, flips = T.Lambda(lambda image: image), []
+    if a is not None:
+        if a.shift:
+            shift = T.Lambda(lambda image: T.RandomCrop((image.height, image.width), padding=a.shift)(image))
+        flips += [T.RandomHorizontalFlip(a.hflip)] if a.hflip else []
+        flips += [T.RandomVerticalFlip(a.vflip)] if a.vflip else []
+    size = (p.image_size, p.image_size)
+    resize = T.Resize(size, T.InterpolationMode(p.interpolation))
+    return T.Compose([decode, T.Pad(p.pad), shift, *flips, resize, T.ToTensor(), T.Normalize(mean, std)])
+
+
+def assert_identical(p: Preprocessing, a: Augmentation | None, pictures: list[Image.Image], draws: int) -> None:
+    """Values and the generators' states afterwards are those of the reference."""
+    ours, theirs = eval_transform(p) if a is None else train_transform(p, a), reference(p, a)
+    out = torch.full((len(pictures), *p.input_size), torch.nan)
+    for seed in range(draws):
+        for picture, place in zip(pictures, out, strict=True):
+            seed_generators(seed)
+            expected = theirs(picture)
+            states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+            seed_generators(seed)
+            assert torch.equal(ours(picture), expected)
+            assert torch.equal(states[0], torch.get_rng_state())
+            assert states[1] == random.getstate()
+            assert states[2] == np.random.get_state()[1].tolist()  # noqa: NPY002
+            seed_generators(seed)
+            assert ours(picture, place) is place
+            assert torch.equal(place, expected)
+
+
+@pytest.mark.parametrize("recipe", ["quick", "fmnist-small", "fmnist", "paper", "folder", "imagenet"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_recipes_give_the_values_of_the_reference(recipe: str, channels: int) -> None:
+    config = TrainConfig.from_recipe(recipe, in_chans=channels)
+    noise = np.random.default_rng(0).integers(0, 256, (2, 40, 40, 3), dtype=np.uint8)
+    pictures = [Image.fromarray(noise[0, :32, :32]), Image.fromarray(noise[1, :28, :28, 0])]
+    if config.fit == "crop":
+        pictures.append(Image.fromarray(noise[0]).resize((150, 100)))
+    assert_identical(preprocessing_of(config), None, pictures, draws=1)
+    assert_identical(preprocessing_of(config), augmentation_of(config), pictures, draws=4)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"])
+@pytest.mark.parametrize("pad", [0, 3])
+def test_stretch_gives_the_values_of_the_reference(pad: int, interpolation: str, channels: int) -> None:
+    pictures = list(images().values())
+    for size in (8, 21):  # 8 is the size of one of them
+        p = Preprocessing(size, channels, "stretch", pad, interpolation=interpolation)
+        assert_identical(p, None, pictures, draws=1)
+        assert_identical(p, Augmentation(hflip=0.5, vflip=0.3, shift=3), pictures, draws=3)
+        assert_identical(p, Augmentation(hflip=0.0, vflip=1.0), pictures, draws=1)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_crop_gives_the_values_of_the_reference(channels: int) -> None:
+    pictures = list(images().values())
+    for size in (8, 33):
+        p = Preprocessing(size, channels, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+        assert_identical(p, None, pictures, draws=1)
+        assert_identical(p, Augmentation(**ALL), pictures, draws=3)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_every_pixel_value_is_normalised_as_torchvision_does(mode: str) -> None:
+    grey = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
+    draw = np.random.default_rng(0)
+    settings = [((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), ((0.5,) * 3, (0.5,) * 3), ((0.0,) * 3, (1.0,) * 3)]
+    settings += [(tuple(draw.uniform(0, 1, 3)), tuple(draw.uniform(0.01, 1, 3))) for _ in range(200)]
+    for mean, std in settings:
+        p = Preprocessing(16, fit="stretch", mean=mean, std=std)
+        expected = T.Normalize(mean, std)(T.ToTensor()(grey.convert("RGB")))
+        assert torch.equal(eval_transform(p)(grey.convert(mode)), expected)

@@ -13,7 +13,6 @@ from hadaptive.data.loading import (
 )
 from hadaptive.data.manifest import Entry, Manifest, describe
 from hadaptive.data.sources import ArraySource, FileSource, Source, Subset
-from hadaptive.data.splits import Splits, open_splits
 from hadaptive.data.streams import StreamDataset, is_stream, open_stream
 from hadaptive.data.transforms import Augmentation, Preprocessing, eval_transform, train_transform
 
@@ -30,7 +29,6 @@ __all__ = [
     "Manifest",
     "Preprocessing",
     "Source",
-    "Splits",
     "StreamDataset",
     "Subset",
     "UnreadableImageError",
@@ -42,7 +40,6 @@ __all__ = [
     "hold_out",
     "is_stream",
     "open_data",
-    "open_splits",
     "open_stream",
     "to_eight_bit",
     "train_transform",

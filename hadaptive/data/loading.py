@@ -1,20 +1,24 @@
 """Batches: seeded per image, so that they do not depend on workers, processes or interruptions."""
 
 import errno
+import math
 import os
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
 from hadaptive.data.sources import Source
 from hadaptive.errors import UserError
 
+Item = tuple[Tensor, int, int]  # image float32 (C, H, W), target, unreadable
+SHARED_MEMORY = "/dev/shm"  # where Linux keeps it; small in containers
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # the machine's fault, not the image's
 
 
@@ -23,17 +27,21 @@ def derive_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-@contextmanager
-def isolated_randomness(seed: int) -> Iterator[None]:
-    """Seed Python's, NumPy's and PyTorch's CPU generators inside the block; restore the first and last after it.
+def seed_generators(seed: int) -> None:
+    """Seed Python's, NumPy's and PyTorch's CPU generators."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 (timm's transforms use the global generator)
+    torch.default_generator.manual_seed(seed)
 
-    NumPy's is left seeded: saving and restoring it costs more than all else that is done to a small image.
+
+@contextmanager
+def isolated_randomness() -> Iterator[None]:
+    """Restore the state of Python's and PyTorch's CPU generators after the block.
+
+    NumPy's is left as it is: saving and restoring it costs more than all else that is done to a small image.
     """
     generator = torch.default_generator
     saved = random.getstate(), generator.get_state()
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 (timm's transforms use the global generator)
-    generator.manual_seed(seed)
     try:
         yield
     finally:
@@ -73,7 +81,7 @@ class ImageDataset(Dataset):
     def __init__(
         self,
         source: Source,
-        transform: Callable[[Any], Tensor],
+        transform: Callable[..., Tensor],
         *,
         seed: int = 0,
         training: bool = False,
@@ -90,29 +98,73 @@ class ImageDataset(Dataset):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int, int]:
-        index, epoch = key if isinstance(key, tuple) else (key, 0)
-        with isolated_randomness(derive_seed(self.seed, epoch, index)):
-            for offset in range(len(self.source)):
-                place = (index + offset) % len(self.source)
-                try:
-                    image, target = self.source.read(place)
-                    return self.transform(image), target, index if offset else -1
-                except OSError as error:
-                    if error.errno in EXHAUSTED:
-                        raise
-                    if self.strict:
-                        raise UnreadableImageError(
-                            f"cannot read {self.source.name(place)}: {error.strerror or error}; "
-                            "leave out --strict to skip such images"
-                        ) from None
-                    if not self.training:
-                        return torch.zeros(self.blank), -1, index
-                except LoadingError:
+    def __getitem__(self, key: int | tuple[int, int]) -> Item:
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> list[Item]:
+        """The items of a batch; their images are stretches of one tensor where the transform can write into it.
+
+        A transform that says that it is not ``random`` leaves the generators alone.
+        """
+        shape = getattr(self.transform, "shape", None)
+        images = None if shape is None else _empty_batch(len(keys), shape)
+        seeded = getattr(self.transform, "random", True)
+        batch = Batch(images)
+        with isolated_randomness() if seeded else nullcontext():
+            for place, key in enumerate(keys):
+                index, epoch = key if isinstance(key, tuple) else (key, 0)
+                if seeded:
+                    seed_generators(derive_seed(self.seed, epoch, index))
+                batch.append(self._read(index, None if images is None else images[place]))
+        return batch
+
+    def _read(self, index: int, out: Tensor | None) -> Item:
+        into = {} if out is None else {"out": out}
+        for offset in range(len(self.source)):
+            place = (index + offset) % len(self.source)
+            try:
+                image, target = self.source.read(place)
+                return self.transform(image, **into), target, index if offset else -1
+            except OSError as error:
+                if error.errno in EXHAUSTED:
                     raise
-                except UserError as error:
-                    raise LoadingError(str(error)) from None
+                if self.strict:
+                    raise UnreadableImageError(
+                        f"cannot read {self.source.name(place)}: {error.strerror or error}; "
+                        "leave out --strict to skip such images"
+                    ) from None
+                if not self.training:
+                    return torch.zeros(self.blank) if out is None else out.zero_(), -1, index
+            except LoadingError:
+                raise
+            except UserError as error:
+                raise LoadingError(str(error)) from None
         raise UnreadableImageError("not one of the training images can be read")
+
+
+class Batch(list):
+    """Items, and the one tensor (N, C, H, W) that their images are stretches of, or None."""
+
+    def __init__(self, images: Tensor | None) -> None:
+        super().__init__()
+        self.images = images
+
+
+def _empty_batch(count: int, shape: tuple[int, ...]) -> Tensor:
+    """float32 (count, *shape); in a worker process in memory shared with the main one, as in PyTorch's collate."""
+    if get_worker_info() is None:
+        return torch.empty(count, *shape)
+    size = count * math.prod(shape)
+    storage = torch.UntypedStorage._new_shared(size * 4, device="cpu")
+    return torch.empty(0).set_(storage, 0, (count, *shape))  # pyright: ignore[reportCallIssue]
+
+
+def collate(items: list[Item]) -> list[Tensor]:
+    """Items as a batch (images, targets int64 (N,), unreadable int64 (N,)); a :class:`Batch` keeps its tensor."""
+    images = items.images if isinstance(items, Batch) else None
+    if images is None:
+        return default_collate(items)
+    return [images, *(torch.tensor(column) for column in list(zip(*items, strict=True))[1:])]
 
 
 class EpochSampler(Sampler):
@@ -142,14 +194,46 @@ class EpochSampler(Sampler):
         return iter([(int(i), self.epoch) for i in order])
 
 
-def worker_count(requested: int, in_memory: bool) -> int:
-    """Loader processes: as requested, or (-1) none for data in memory and up to 8 for files."""
+def worker_count(
+    requested: int,
+    *,
+    in_memory: bool,
+    device: str,
+    batch: tuple[int, int, int, int],
+    cores: int | None = None,
+    shared: int | None = None,
+) -> int:
+    """Loader processes: as requested, or (-1) as many as pay here.
+
+    - Files: one per usable core but one, 1 to 8. Reading waits, and decoding costs milliseconds.
+    - Images in memory, the network on a GPU: the same, but none where there is one core only. An image costs 0.2 to
+      1.5 ms of CPU time, and the other cores are idle.
+    - Images in memory, the network on the CPU: that keeps all cores busy, and takes 6 (the smallest rivals) to 60
+      times the time of making its images. So one process for 8 cores, up to 8; none for images of less than 128
+      pixels, of which a batch takes no longer than a few milliseconds.
+    - Never more than shared memory has room for: a process has up to 3 batches there.
+
+    Args:
+        requested: a number, or -1.
+        in_memory: the images need no reading or decoding.
+        device: the type of the network's, such as "cpu" or "cuda".
+        batch: the shape (N, C, H, W) of one float32 batch.
+        cores: usable ones; None asks the machine.
+        shared: bytes of shared memory that are free; None asks the machine.
+    """
     if requested >= 0:
         return requested
-    if in_memory:
-        return 0
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, max(1, usable - 1))
+    if cores is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not in_memory:
+        workers = max(1, cores - 1)
+    elif device != "cpu":
+        workers = cores - 1
+    else:
+        workers = cores // 8 if batch[-1] >= 128 else 0
+    if shared is None:
+        shared = shutil.disk_usage(SHARED_MEMORY).free if os.path.isdir(SHARED_MEMORY) else sys.maxsize
+    return min(8, workers, shared // (3 * 4 * math.prod(batch)))
 
 
 def _limit_threads(worker: int) -> None:
@@ -180,6 +264,7 @@ def create_loader(
         num_workers=workers,
         pin_memory=pin,
         persistent_workers=workers > 0,
+        collate_fn=collate,
         worker_init_fn=_limit_threads if workers else None,
         generator=torch.Generator().manual_seed(seed),
     )

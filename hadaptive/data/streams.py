@@ -1,4 +1,4 @@
-"""Streams: data sets that timm reads from one end to the other, without random access (webdataset, tfds, hfids)."""
+"""Streams: data sets that timm reads from one end to the other, without random access (wds, tfds, hfids)."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from hadaptive.data.hugging_face import require
-from hadaptive.data.loading import LoadingError, derive_seed, isolated_randomness
+from hadaptive.data.loading import LoadingError, derive_seed, isolated_randomness, seed_generators
 from hadaptive.errors import UserError
 
 # What a stream needs: the module to try and what to install.
@@ -43,8 +43,8 @@ class StreamDataset(IterableDataset):
         title: what to call the stream in a message.
 
     Attributes:
-        exact: whether an epoch is the same each time it is read, so that an interrupted run can go on in the middle
-            of it or after it. Known of webdataset only: the other readers shuffle in their own ways.
+        exact: whether an epoch is the same each time it is read, so that a run that was cut can go on exactly,
+            in the middle of one or after it. Known of webdataset only: other readers shuffle in ways of their own.
 
     Raises:
         LoadingError: while it is read, on a label that is no class, and when nothing in it can be read.
@@ -85,7 +85,8 @@ class StreamDataset(IterableDataset):
         place = -1
         for place, (image, target) in enumerate(self.dataset):
             label = self._class_of(target, self.title)
-            with isolated_randomness(derive_seed(*stream, place)):
+            with isolated_randomness():
+                seed_generators(derive_seed(*stream, place))
                 item = self.transform(image), label, -1
             yield item
         if place < 0 and (worker is None or worker.num_workers == 1):

@@ -189,8 +189,10 @@ def _loader(
         strict=config.execution.strict,
         blank=config.preprocessing.input_size,
     )
-    workers = worker_count(config.execution.workers, in_memory)
-    pin = accelerator.device.type == "cuda"
+    device = accelerator.device.type
+    shape = (batch_size, *config.preprocessing.input_size)
+    workers = worker_count(config.execution.workers, in_memory=in_memory, device=device, batch=shape)
+    pin = device == "cuda"
     return accelerator.prepare(create_loader(dataset, batch_size, sampler=order, workers=workers, pin=pin))
 
 
@@ -267,5 +269,8 @@ def evaluation_batches(
         accelerator: whose processes share the batches; None for plain CPU.
     """
     dataset = ImageDataset(source, eval_transform(preprocessing), blank=preprocessing.input_size)
-    loader = create_loader(dataset, EVALUATION_BATCH, workers=worker_count(-1, in_memory))
+    device = "cpu" if accelerator is None else accelerator.device.type
+    shape = (EVALUATION_BATCH, *preprocessing.input_size)
+    workers = worker_count(-1, in_memory=in_memory, device=device, batch=shape)
+    loader = create_loader(dataset, EVALUATION_BATCH, workers=workers)
     return loader if accelerator is None else accelerator.prepare(loader)
