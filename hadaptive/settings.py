@@ -52,7 +52,9 @@ def _read(kind: type, data: dict[str, Any]) -> Any:
     values = {}
     for name, value in data.items():
         hint = _hints(kind)[name]
-        values[name] = _read(hint, value) if dataclasses.is_dataclass(hint) else _value(hint, value)
+        values[name] = (
+            _read(typing.cast(type, hint), value) if dataclasses.is_dataclass(hint) else _value(hint, value)
+        )
     return kind(**values)
 
 

@@ -16,8 +16,27 @@ ROOT = Path(hadaptive.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 each_file = pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(ROOT)) for path in FILES])
 
-LAYERS = {"errors": -1, "files": -1, "ops": 0, "nn": 1, "models": 2, "cli": 4, "__main__": 4}
-MIDDLE = 3  # data, train, search, export, bench, runs...: may use each other
+# A room may import those before it, and itself; no two rooms of one line import each other.
+ORDER = (
+    ("errors", "console", "provenance"),
+    ("files", "settings"),
+    ("ops",),
+    ("nn",),
+    ("models",),
+    ("data",),
+    ("runs", "metrics"),
+    ("measure",),
+    ("engine",),
+    ("train",),
+    ("pictures", "info", "doctor"),
+    ("evaluate",),
+    ("search", "export"),
+    ("predict",),
+    ("demo", "bench", "commands"),
+    ("cli",),
+    ("__main__",),
+)
+FLOOR = {room: floor for floor, rooms in enumerate(ORDER) for room in rooms}
 
 
 def fresh_python(code):
@@ -37,7 +56,7 @@ def test_import_is_light_and_registers_the_networks():
     heavy |= {"webdataset", "datasets", "onnx", "tensorboard"}
     assert loaded & heavy == set()
     ours = {name.split(".")[1] for name in loaded if name.startswith("hadaptive.")}
-    assert ours == {"ops", "nn", "models"}
+    assert ours == {"errors", "ops", "nn", "models"}
 
 
 # ---------------------------------------------------------------- walls
@@ -63,6 +82,10 @@ def room(parts):
     return parts[0].removesuffix(".py")
 
 
+def test_every_room_has_its_floor():
+    assert {room(path.relative_to(ROOT).parts) for path in FILES} - {"__init__"} == set(FLOOR)
+
+
 @each_file
 def test_nothing_imports_upwards(path):
     here = room(path.relative_to(ROOT).parts)
@@ -71,9 +94,20 @@ def test_nothing_imports_upwards(path):
         return
     for name in imported_modules(path):
         there = room(name.split(".")[1:])
-        if there == "__version__":
-            continue
-        assert LAYERS.get(there, MIDDLE) <= LAYERS.get(here, MIDDLE), f"{here} imports {name}"
+        if there not in ("__version__", here):
+            assert FLOOR[there] < FLOOR[here], f"{here} imports {name}"
+
+
+@each_file
+def test_what_measures_the_project_is_not_imported(path):
+    """The folder benchmarks of a checkout is not installed; the benchmarks for users are behind the command line."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [str(node.module)] if isinstance(node, ast.ImportFrom) and not node.level else []
+        assert not any(name.split(".")[0] == "benchmarks" for name in names)
+    here = room(path.relative_to(ROOT).parts)
+    if here not in ("bench", "cli"):
+        assert not any(name.startswith("hadaptive.bench") for name in imported_modules(path))
 
 
 def test_the_wall_test_sees_imports(tmp_path, monkeypatch):
@@ -81,7 +115,7 @@ def test_the_wall_test_sees_imports(tmp_path, monkeypatch):
     path = tmp_path / "nn" / "ach.py"
     path.write_text(
         "import hadaptive.cli\nfrom hadaptive import ops\nfrom . import ghost\n"
-        "def f():\n    from hadaptive.models.spec import NetSpec\n    from ..train import loop\n    import os\n"
+        "def f():\n    from hadaptive.models.spec import NetSpec\n    from ..train import trainer\n    import os\n"
     )
     monkeypatch.setitem(globals(), "ROOT", tmp_path)
     assert set(imported_modules(path)) == {
@@ -89,7 +123,7 @@ def test_the_wall_test_sees_imports(tmp_path, monkeypatch):
         "hadaptive.ops",
         "hadaptive.nn.ghost",
         "hadaptive.models.spec.NetSpec",
-        "hadaptive.train.loop",
+        "hadaptive.train.trainer",
     }
     with pytest.raises(AssertionError, match="nn imports"):
         test_nothing_imports_upwards(path)
@@ -123,7 +157,8 @@ def test_nothing_is_unpickled(path):
 
 @each_file
 def test_files_stay_short(path):
-    assert len(path.read_text().splitlines()) <= 450
+    longest = 450 if path.name == "cpu_kernels.py" else 400  # one family of kernels, to be divided with its rework
+    assert len(path.read_text().splitlines()) <= longest
 
 
 def test_typed():

@@ -190,7 +190,7 @@ def _loader(
         blank=config.preprocessing.input_size,
     )
     device = accelerator.device.type
-    shape = (batch_size, *config.preprocessing.input_size)
+    shape = (batch_size // accelerator.num_processes, *config.preprocessing.input_size)
     workers = worker_count(config.execution.workers, in_memory=in_memory, device=device, batch=shape)
     pin = device == "cuda"
     return accelerator.prepare(create_loader(dataset, batch_size, sampler=order, workers=workers, pin=pin))

@@ -1,0 +1,164 @@
+"""The flags of every command: one dataclass each, whose docstring is its help."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from hadaptive.measure.setting import Setting
+from hadaptive.search.config import StudyConfig
+from hadaptive.train.config import TrainConfig
+
+Positional = tyro.conf.Positional
+
+
+@dataclass(frozen=True)
+class TrainCommand(TrainConfig):
+    """Train a network on images and leave a run folder.
+
+    Every flag's default comes from the recipe. Beside --resume only --quiet, and --data or --data-dir where the
+    images have moved, may be given.
+
+    Attributes:
+        resume: continue this interrupted run exactly where it stopped.
+        quiet: print nothing.
+    """
+
+    resume: Path | None = None
+    quiet: bool = False
+
+
+@dataclass(frozen=True)
+class SearchCommand(StudyConfig):
+    """Search a network for your images and your device, and leave a folder with it.
+
+    Every flag's default comes from the recipe. Beside --resume only --quiet, and --data or --data-dir where the
+    images have moved, may be given.
+
+    Attributes:
+        resume: continue this interrupted search, or this comparison of several, where it stopped.
+        quiet: print nothing.
+    """
+
+    resume: Path | None = None
+    quiet: bool = False
+
+
+@dataclass(frozen=True)
+class LatencyCommand:
+    """Time every candidate of a search space on this device, and predict whole networks from the sum.
+
+    Attributes:
+        space: published, rich-s, rich-m, rich-l, or a .json file.
+        output: new JSON file for the table, for ``hadaptive search --latency-table``.
+        setting: what the latency is of.
+        rounds: timed runs of each candidate.
+        networks: whole networks the sum is fitted to.
+        stem_strides: strides of the first convolutions, as the search will have them.
+    """
+
+    space: Positional[str] = "published"
+    output: Path | None = None
+    setting: tyro.conf.OmitArgPrefixes[Setting] = field(default_factory=Setting)
+    rounds: int = 60
+    networks: int = 24
+    stem_strides: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class SpacesCommand:
+    """List the search spaces that ship, or show one position by position.
+
+    Attributes:
+        space: published, rich-s, rich-m, rich-l, or a .json file; left out, all are listed.
+        save: write it to this new .json file, to change it by hand.
+    """
+
+    space: Positional[str | None] = None
+    save: Path | None = None
+
+
+@dataclass(frozen=True)
+class EvaluateCommand:
+    """Evaluate a run: accuracy with its interval, per class, and the confusion matrix as a picture.
+
+    Attributes:
+        run: run folder.
+        split: part of the data.
+        weights: which weights; default those that the run's own test used.
+        data: where the data lie now, if they have moved.
+        data_dir: likewise, for named data sets.
+        cpu: stay on the CPU even where there is a GPU.
+    """
+
+    run: Positional[Path]
+    split: Literal["test", "validation"] = "test"
+    weights: Literal["best", "last"] | None = None
+    data: str | None = None
+    data_dir: Path | None = None
+    cpu: bool = False
+
+
+@dataclass(frozen=True)
+class PredictCommand:
+    """Predict what is on images.
+
+    Attributes:
+        run: run folder, or a file of ``hadaptive export``.
+        images: image files, and folders to search for images.
+        top: how many classes to show.
+        weights: which weights of a run; default those that its own test used.
+        json: print JSON lines instead of a table.
+        sheet: also draw the images with their predictions into this new PNG.
+        trust: load a torch.export file (.pt2), which can run code: only one that you made yourself.
+    """
+
+    run: Positional[Path]
+    images: Positional[tuple[Path, ...]]
+    top: int = 3
+    weights: Literal["best", "last"] | None = None
+    json: bool = False
+    sheet: Path | None = None
+    trust: bool = False
+
+
+@dataclass(frozen=True)
+class InfoCommand:
+    """Show a network's layers, parameters, multiply-accumulates and element-wise products.
+
+    Attributes:
+        model: timm model name, NetSpec file (.json) or run folder.
+        image_size: side of the input; default the run's own, or 224.
+        num_classes: outputs; default the run's own, or 1000.
+        in_chans: image channels; default the run's own, or 3.
+        stem_strides: strides of a Hadaptive-Net's first convolutions.
+        json: print JSON instead of a table.
+        save_spec: write the network's spec to this new .json file, to change it by hand.
+    """
+
+    model: Positional[str]
+    image_size: int | None = None
+    num_classes: int | None = None
+    in_chans: int | None = None
+    stem_strides: tuple[int, ...] | None = None
+    json: bool = False
+    save_spec: Path | None = None
+
+
+@dataclass(frozen=True)
+class DemoCommand:
+    """Train, evaluate and predict on scikit-learn's digits, in about a minute on two cores.
+
+    Attributes:
+        output: run folder to make; default runs/demo-<time>.
+        epochs: fewer, to see it work only.
+    """
+
+    output: Path | None = None
+    epochs: int | None = None
+
+
+@dataclass(frozen=True)
+class DoctorCommand:
+    """Print versions, devices, and which backend each operator uses and why; check each against the reference."""
