@@ -8,7 +8,7 @@ shift by a padded random crop and flip while training.
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -23,8 +23,9 @@ from torchvision import transforms as T
 from hadaptive.data.images import to_eight_bit
 from hadaptive.errors import UserError
 
-FITS = ("crop", "stretch")
-INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+Fit = Literal["crop", "stretch"]
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
+FITS, INTERPOLATIONS = get_args(Fit), get_args(Interpolation)
 
 
 @dataclass(frozen=True)
@@ -34,19 +35,20 @@ class Preprocessing:
     Attributes:
         image_size: side of the square input, pixels.
         in_chans: 1 (grey) or 3 (RGB).
-        fit: "crop" (timm's resize and centre crop) or "stretch" (pad, then resize both sides).
+        fit: crop (timm's resize and centre crop) or stretch (pad, then resize both sides; for small images).
         pad: zero pixels added on each side before a stretch.
         crop_pct: share of the resized short side that the centre crop keeps.
-        interpolation: "nearest", "bilinear", "bicubic" or another of INTERPOLATIONS.
-        mean, std: per channel, of pixel values in [0, 1].
+        interpolation: of a resize.
+        mean: of each channel, of pixel values in [0, 1].
+        std: of each channel, likewise.
     """
 
     image_size: int
     in_chans: int = 3
-    fit: str = "crop"
+    fit: Fit = "crop"
     pad: int = 0
     crop_pct: float = 0.875
-    interpolation: str = "bilinear"
+    interpolation: Interpolation = "bilinear"
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
 
@@ -86,12 +88,13 @@ class Augmentation:
     """Random changes to training images.
 
     Attributes:
-        hflip, vflip: probabilities of a mirror image.
-        shift: pixels a "stretch" image may move in each direction, before resizing.
-        scale: smallest share of the area a "crop" image may keep.
-        auto_augment: timm's policy, e.g. "rand-m7-mstd0.5-inc1"; "crop" only.
-        color_jitter: strength; "crop" only.
-        erase: probability of random erasing; "crop" only.
+        hflip: probability of a horizontal flip.
+        vflip: probability of a vertical flip.
+        shift: pixels a stretched image may move in each direction, before resizing.
+        scale: smallest share of the area a random crop keeps.
+        auto_augment: timm's policy, e.g. rand-m7-mstd0.5-inc1; of fit crop only.
+        color_jitter: strength of random colour changes; of fit crop only.
+        erase: probability of random erasing; of fit crop only.
     """
 
     hflip: float = 0.5
