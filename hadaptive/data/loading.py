@@ -206,10 +206,10 @@ def worker_count(
     """Loader processes: as requested, or (-1) as many as pay here.
 
     - Files: one per usable core but one, 1 to 8. Reading waits, and decoding costs milliseconds.
-    - Images in memory, the network on a GPU: the same, but none where there is one core only. An image costs 0.2 to
-      1.5 ms of CPU time, and the other cores are idle.
-    - Images in memory, the network on the CPU: that keeps all cores busy, and takes 6 (the smallest rivals) to
-      60 times the time of making its images. So one process for 8 cores, up to 8; none for images of less than 128
+    - Images in memory, the network on a GPU: the same, but none where there is one core only. An image costs 0.2
+      to 1.5 ms of CPU time, and the other cores are idle.
+    - Images in memory, the network on the CPU: that keeps all cores busy, and takes 6 (the smallest rivals) to 60
+      times the time of making its images. So one process for 8 cores, up to 8; none for images of less than 128
       pixels, of which a batch takes no longer than a few milliseconds.
     - Never more than shared memory has room for: a process has up to 3 batches there.
 
