@@ -69,7 +69,7 @@ def test_nothing_new(fields: dict[str, Any], pets: Path) -> None:
     newer = extended(data, **fields)
     assert everything(newer) == everything(data)
     assert list(newer.manifest.entries) == list(data.manifest.entries)
-    assert newer.notes == []
+    assert newer.notes == ["60 images keep the parts that an older division gave them"]
     assert newer.location.split == pets.parent / "run"
 
 
@@ -82,7 +82,7 @@ def test_a_folder_that_grew(pets: Path) -> None:
         picture(5, number).save(pets / "dog" / f"{number}a.png")
     newer = extended(data)
     assert kept(before, newer)
-    assert newer.notes == ["12 images are new since: 9 in train, 1 in validation, 2 in test"]
+    assert newer.notes[1:] == ["12 images are new since: 9 in train, 1 in validation, 2 in test"]
     assert newer.manifest.counts == {"train": 52, "validation": 6, "test": 14}
     assert extended(data).manifest.fingerprint == newer.manifest.fingerprint
     assert extended(data, data_seed=1).manifest.fingerprint != newer.manifest.fingerprint
@@ -97,7 +97,7 @@ def test_a_class_that_is_new_gets_into_every_part(pets: Path) -> None:
         picture(9, number).save(pets / "ant" / f"{number}.png")
     newer = extended(data)
     assert newer.classes == ["ant", "cat", "dog", "fox"]
-    assert newer.notes == ["3 images are new since: 1 in train, 1 in validation, 1 in test"]
+    assert newer.notes[1:] == ["3 images are new since: 1 in train, 1 in validation, 1 in test"]
     for part in PARTS:
         labels = newer.parts[part].targets
         assert labels is not None
@@ -132,7 +132,7 @@ def test_a_name_that_was_given_to_another_image(pets: Path) -> None:
     overwrite(path, 7)
     newer = extended(data)
     assert kept(before, newer)
-    assert newer.notes == ["1 image is new since: 1 in train"]
+    assert newer.notes[1:] == ["1 image is new since: 1 in train"]
 
 
 def test_part_folders(parted: Path) -> None:
@@ -146,6 +146,7 @@ def test_part_folders(parted: Path) -> None:
     newer = extended(data)
     assert kept(before, newer)
     assert newer.notes == [
+        "34 images keep the parts that an older division gave them",
         "1 image lies in train and stays in test, as in the older division: train/cat/old-test.png",
         f"1 image lies in test and stays in train, as in the older division: test/cat/{name}",
         "2 images are new since: 1 in train, 1 in test",
@@ -269,7 +270,7 @@ def apply(root: Path, edits: list[tuple[str, int, int]]) -> None:
 edit = st.tuples(st.sampled_from(sorted(EDITS)), st.integers(0, 99), st.integers(0, 99))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(
     before=st.lists(edit, max_size=4),
     edits=st.lists(edit, max_size=8),

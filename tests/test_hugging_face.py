@@ -3,11 +3,15 @@
 import io
 import pickle
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
 import pytest
-from folders import fill, open_at, picture, say, snapshot
+from folders import again, everything, fill, open_at, picture, refused, say, snapshot
+
+from hadaptive.data import hugging_face as hugging_face_room
+from hadaptive.data import open_data
 
 
 def test_missing_datasets_package(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,3 +127,67 @@ def test_hugging_face_images_that_are_damaged(tmp_path: Path, hugging_face: Any)
         with pytest.raises(OSError, match=r"not an image|no image"):
             splits.train.read(i)
         assert splits.train.name(i).startswith("hfds/")
+
+
+class Feature:
+    """A column's kind, as `datasets` has classes for."""
+
+    def __init__(self, names: list[str] | None = None, decode: bool = True) -> None:
+        self.names = names
+
+
+class ImageFeature(Feature):
+    """The kind of a column of images."""
+
+
+class Table:
+    """As much of a `datasets.Dataset` as a source asks of it."""
+
+    def __init__(self, numbers: list[int], names: list[str]) -> None:
+        self.features = {"image": ImageFeature(), "label": Feature(names)}
+        self.rows = []
+        for number in numbers:
+            buffer = io.BytesIO()
+            picture(number % 2, number).save(buffer, "PNG")
+            image = {"bytes": buffer.getvalue(), "path": f"{number}.png"}
+            self.rows.append({"image": image, "label": number % 2})
+
+    def cast_column(self, column: str, feature: Feature) -> "Table":
+        return self
+
+    def __getitem__(self, key: int | str) -> Any:
+        return self.rows[key] if isinstance(key, int) else [row[key] for row in self.rows]
+
+
+def test_a_set_that_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the package, of which only the columns matter here."""
+    package = types.SimpleNamespace(ClassLabel=Feature, Image=ImageFeature)
+    monkeypatch.setitem(sys.modules, "datasets", package)
+    monkeypatch.setattr(hugging_face_room, "require", lambda *names: None)
+    held: dict[str, Table] = {}
+    monkeypatch.setattr(hugging_face_room, "_load", lambda name, root, split: held[split])
+
+    def now(train: list[int], test: list[int], names: tuple[str, ...] = ("cat", "dog")) -> None:
+        held.update(train=Table(train, list(names)), test=Table(test, list(names)))
+
+    now([*range(40)], [*range(100, 108)])
+    data = open_at("hfds/pets")
+    before = everything(data)
+    assert data.manifest.names("test")[:2] == ["test #0", "test #1"]
+    assert everything(again(data, exact=True)) == before
+    # One more in front gives all the others another place.
+    now([50, *range(40)], [*range(100, 108)])
+    grown = again(data, exact=True)
+    assert everything(grown) == before
+    assert grown.notes == ["1 image is new since and not used (1 in train): train #0"]
+    wider = open_data(data.location, known=data.manifest)
+    assert {part: set(before[part]) <= set(kept) for part, kept in everything(wider).items()} == dict.fromkeys(
+        before, True
+    )
+    # A trained image among the test images, and one test image less.
+    trained = int(data.manifest.names("train")[0].split("#")[1])
+    now([*range(40)], [trained, *range(101, 108)])
+    assert everything(again(data)) == before | {"test": before["test"][1:]}
+    assert "1 has other contents" in refused(data, exact=True)
+    now([*range(40)], [*range(100, 108)], ("cat", "hound"))
+    assert "the class 'dog' seems to be called 'hound' now" in refused(data, needs=("test",))

@@ -38,7 +38,8 @@ def extend(
         return None
     _changed(codes, manifest, entries, digests)
     new = np.flatnonzero(codes < 0)
-    notes = _moved_notes(listing, codes)
+    notes = [f"{len(codes) - len(new):,} images keep the parts that an older division gave them"]
+    notes += _moved_notes(listing, codes)
     _draw(codes, new, listing, manifest, config, digests)
     codes[codes == UNUSED] = TRAIN
     present = {*digests, *listing.names}

@@ -26,7 +26,8 @@ class Match:
         changed: entries that are found by their name, with other contents.
         foreign: entries whose file holds an image of another part now; it is not used.
         moved: entries found by their contents under another name.
-        relabelled: entries whose image lies in another class now.
+        proven: entries that are here, and are not just taken to be the same because their part is not needed.
+        relabelled: those of them whose image lies in another class now.
         new: images that no entry stands for.
     """
 
@@ -119,9 +120,9 @@ class Match:
             (foreign if part not in self.known.get(digest, {part}) else changed).append(entry)
             contents[digest].add(part)
         # One and the same new image in two parts is used in neither.
-        twice = [e for e in changed if len(contents[self.listing.digests[self.where[e]] or ""]) > 1]
-        self.changed = np.array([e for e in changed if e not in set(twice)], np.int64)
-        self.foreign = np.array(sorted(foreign + twice), np.int64)
+        twice = {e for e in changed if len(contents[self.listing.digests[self.where[e]] or ""]) > 1}
+        self.changed = np.array([e for e in changed if e not in twice], np.int64)
+        self.foreign = np.array(sorted({*foreign, *twice}), np.int64)
         self.missing = np.array(missing, np.int64)
         used = np.zeros(len(self.listing), dtype=bool)
         self.where[self.missing] = -1
@@ -133,8 +134,9 @@ class Match:
         numbers = {name: number for number, name in enumerate(self.manifest.classes)}
         label_of = np.array([numbers.get(name, -1) for name in self.listing.classes], np.int64)
         unproven = [e for e in unread.tolist() if self.listing.digests[self.where[e]] is None]
-        here = np.setdiff1d(np.flatnonzero(self.where >= 0), unproven)
-        self.relabelled = here[label_of[self.listing.targets[self.where[here]]] != self.manifest.labels[here]]
+        self.proven = np.setdiff1d(np.flatnonzero(self.where >= 0), unproven)
+        labels = label_of[self.listing.targets[self.where[self.proven]]]
+        self.relabelled = self.proven[labels != self.manifest.labels[self.proven]]
 
     def class_now(self, entry: int) -> str:
         """The class in which an entry's image lies now."""
@@ -171,7 +173,7 @@ def reopen(
 
 def _refuse_renamed_classes(match: Match) -> None:
     manifest, listing = match.manifest, match.listing
-    found = Counter(manifest.labels[match.where >= 0].tolist())
+    found = Counter(manifest.labels[match.proven].tolist())
     now: dict[int, Counter[str]] = defaultdict(Counter)
     for entry in match.relabelled.tolist():
         now[int(manifest.labels[entry])][match.class_now(entry)] += 1
