@@ -92,7 +92,9 @@ def _search(arguments: list[str]) -> None:
     if command.resume is not None:
         default = SearchConfig.from_recipe(command.recipe).data
         resume(command.resume, **_where(command, default, command.search.data))
-    elif config.is_single:
+        return
+    config.refuse_idle()
+    if config.is_single:
         search(config.search, quiet=command.quiet)
     else:
         study(config, quiet=command.quiet)

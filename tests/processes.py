@@ -8,12 +8,13 @@ from pathlib import Path
 TESTS = Path(__file__).parent
 
 
-def launch(processes: int, arguments: list[str]) -> subprocess.CompletedProcess:
-    """`hadaptive` under torchrun on the CPU (gloo)."""
+def launch(processes: int, arguments: list[str], die_at: int = 0) -> subprocess.CompletedProcess:
+    """`hadaptive` under torchrun on the CPU (gloo); killed with SIGKILL, all of it, in its step `die_at`."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    program = ["-m", "hadaptive"] if not die_at else [str(TESTS / "dying.py"), str(die_at)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [*command, "-m", "hadaptive", *arguments], env=environment, capture_output=True, text=True, check=False
+        [*command, *program, *arguments], env=environment, capture_output=True, text=True, check=False
     )
 
 

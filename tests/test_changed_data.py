@@ -1,4 +1,4 @@
-"""A run and what comes from it, when its folder of images grows, shrinks, is renamed, moves or has a class renamed.
+"""A run and what comes from it, when its images grow, shrink, are renamed, move, or have a class renamed.
 
 Whatever happens, it is said, and no image that was trained on is tested, nor the reverse.
 """

@@ -1,16 +1,20 @@
 """Every command as a person types it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 from tiny import tiny_spec
 
 import hadaptive
 from hadaptive import cli
 from hadaptive.data import DataConfig, open_data
 from hadaptive.engine.stopping import StopRequest
+from hadaptive.runs import RunFolder
 
 
 def train_flags(folder: Path, name: str = "run") -> list[str]:
@@ -113,6 +117,99 @@ def test_bad_input_is_one_sentence(
 def test_traceback_on_demand() -> None:
     with pytest.raises(ValueError, match="there is no run folder nowhere"):
         cli.main(["--traceback", "evaluate", "nowhere"])
+
+
+@pytest.mark.parametrize("error", [ValueError("shape"), KeyError("k"), OSError(5, "input/output")], ids=repr)
+def test_a_fault_of_ours_shows_where_it_is_and_what_to_do(
+    error: Exception, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object, **how: object) -> None:
+        raise error
+
+    monkeypatch.setattr("hadaptive.evaluate.evaluate_run", fail)
+    assert cli.main(["evaluate", "run"]) == cli.FAULT_STATUS
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith("Traceback")
+    assert "please report it" in said[-1]
+
+
+@pytest.mark.parametrize("command", sorted(set(cli.COMMANDS) - {*cli.IN_PROCESSES, "recipes"}))
+def test_commands_for_one_process_say_so_under_torchrun(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli.main([command]) == 1
+    assert "start it without torchrun" in one_sentence(capsys)
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--fit", "crop", "--pad", "2"], "--pad has no effect here, for --fit crop does not use it"),
+        (["--erase", "0.1"], "--erase has no effect here, for --fit stretch"),
+        (["--recipe", "folder", "--data", "digits", "--shift", "2"], "--shift has no effect here, for --fit crop"),
+        (["--warmup", "0", "--warmup-lr", "1e-5"], "--warmup-lr has no effect here, for --warmup 0"),
+        (["--init", "x", "--model", "hadaptive_net_m"], "--model has no effect here, for --init has its own"),
+        (["--init", "x", "--stem-strides", "1"], "--stem-strides has no effect here, for --init has its own"),
+        (["--num-classes", "3"], "--num-classes has no effect here"),
+        (["--train-samples", "3"], "--train-samples has no effect here"),
+        (["--val-split", "val"], "--val-split has no effect here"),
+        (["--test-fraction", "0.3"], "--test-fraction has no effect here, for --data does not use it"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_flags_without_an_effect_are_refused(
+    flags: list[str], sentence: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", *flags]) == 1
+    assert sentence in one_sentence(capsys)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--tau-end", "0.2"], "--tau-end has no effect here, for --estimator rloo"),
+        (["--estimator", "gdas", "--paths", "3"], "--paths has no effect here, for --estimator gdas"),
+        (["--threads", "1"], "--threads has no effect here, for --latency-target is not there"),
+        (["--retrain-seeds", "2"], "--retrain-seeds has no effect here, for --baseline is not there"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_flags_of_a_search_without_an_effect_are_refused(
+    flags: list[str], sentence: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["search", *flags]) == 1
+    assert sentence in one_sentence(capsys)
+    assert not list(tmp_path.iterdir())
+
+
+def test_predictions_are_of_the_weights_that_were_tested(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that was to be tested with its last weights predicts, evaluates and is exported with these."""
+    run = shutil.copytree(folder / "run", tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "select": "last"}))
+    network, _ = RunFolder(run).load_model("last")
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(1.5)
+    RunFolder(run).save_weights(network, "last")
+
+    def prediction(*flags: str) -> str:
+        assert cli.main(["predict", str(run), str(folder / "images/0.png"), "--json", *flags]) == 0
+        return capsys.readouterr().out
+
+    assert prediction() == prediction("--weights", "last") != prediction("--weights", "best")
+    assert cli.main(["evaluate", str(run), "--cpu"]) == 0
+    assert json.loads((run / "evaluation-test.json").read_text())["weights"] == "last"
+    export = ["export", str(run), "--format", "safetensors", "--images", "8"]
+    assert cli.main(export) == 0
+    written = load_file(run / "network.safetensors")
+    assert all(torch.equal(written[name], value) for name, value in network.state_dict().items())
 
 
 def test_recipes(capsys: pytest.CaptureFixture[str]) -> None:

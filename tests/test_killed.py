@@ -81,7 +81,7 @@ else:
         status = child(dying)
         assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, (moment, status)
         def resuming():
-            # Killed before the folder was in its place, there is nothing to resume, and nothing in the way.
+            # Killed before the folder was in its place: nothing to resume, and nothing in the way.
             (resume if kind == "train" else resume_search)(output, quiet=True) if output.exists() else begin(output)
         assert child(resuming) == 0, moment
 """
@@ -93,7 +93,8 @@ def killed(kind: str, folder: Path, settings: dict) -> list[Path]:
     assert done.returncode == 0, done.stderr[-3000:]
     events = int((folder / "events").read_text())
     moments = random.Random(f"{kind} 13").sample(range(1, events + 1), 10)
-    done = run_python(SCRIPT, kind, str(folder), repr(settings), ",".join(map(str, moments)), OMP_NUM_THREADS="1")
+    chosen = ",".join(map(str, moments))
+    done = run_python(SCRIPT, kind, str(folder), repr(settings), chosen, OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr[-3000:]
     return [folder / f"killed-{moment}" for moment in moments]
 
@@ -112,7 +113,15 @@ def one_thread():
 
 @pytest.mark.slow
 def test_a_training_killed_at_ten_random_moments(tmp_path: Path, one_thread) -> None:
-    settings = {"checkpoint_every": 4, "ema": 0.9, "mixup": 0.2, "accumulate": 2, "epochs": 2, "train_size": 96, "batch_size": 16}
+    settings = {
+        "checkpoint_every": 4,
+        "ema": 0.9,
+        "mixup": 0.2,
+        "accumulate": 2,
+        "epochs": 2,
+        "train_size": 96,
+        "batch_size": 16,
+    }
     tiny_spec(tmp_path)
     train(tiny_config(tmp_path, "whole", **settings), quiet=True)
     for run in killed("train", tmp_path, settings):

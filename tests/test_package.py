@@ -100,7 +100,7 @@ def test_nothing_imports_upwards(path):
 
 @each_file
 def test_what_measures_the_project_is_not_imported(path):
-    """The folder benchmarks of a checkout is not installed; the benchmarks for users are behind the command line."""
+    """The folder benchmarks of a checkout is not installed; only the command line knows of hadaptive.bench."""
     for node in ast.walk(ast.parse(path.read_text())):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [str(node.module)] if isinstance(node, ast.ImportFrom) and not node.level else []
@@ -157,7 +157,7 @@ def test_nothing_is_unpickled(path):
 
 @each_file
 def test_files_stay_short(path):
-    longest = 450 if path.name == "cpu_kernels.py" else 400  # one family of kernels, to be divided with its rework
+    longest = 450 if path.name == "cpu_kernels.py" else 400  # one family of kernels
     assert len(path.read_text().splitlines()) <= longest
 
 

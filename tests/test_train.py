@@ -1,22 +1,33 @@
 """The training loop: what it leaves behind, and that nothing changes when it is interrupted."""
 
+import dataclasses
 import json
 import math
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from processes import launch, run_python
 from safetensors.torch import load_file
-from tiny import tiny_config, tiny_spec, trainer_of
+from tiny import TINY, tiny_config, tiny_spec, trainer_of
 from torch import nn
 
 from hadaptive.engine.finite import first_non_finite
 from hadaptive.files import read_csv
 from hadaptive.runs import RunFolder
-from hadaptive.train import NonFiniteLossError, TrainConfig, Trainer, TrainingInterruptedError, resume, train
+from hadaptive.train import (
+    NonFiniteLossError,
+    TrainConfig,
+    Trainer,
+    TrainingInterruptedError,
+    resume,
+    train,
+    train_or_resume,
+)
 
 
 def assert_same_weights(a: Path, b: Path, which: str = "last") -> None:
@@ -332,3 +343,84 @@ def test_two_processes_train_a_hadaptive_net(tmp_path: Path) -> None:
     alone = train(config.changed(output=tmp_path / "alone"), quiet=True)
     both = json.loads((tmp_path / "both/summary.json").read_text())
     assert min(alone["test"]["accuracy"], both["test"]["accuracy"]) > 0.7
+
+
+def test_a_run_is_known_by_its_network_never_by_a_files_name(tmp_path: Path) -> None:
+    first, second = tmp_path / "a/net.json", tmp_path / "b/net.json"
+    for path, channels in ((first, 12), (second, 16)):
+        path.parent.mkdir()
+        dataclasses.replace(TINY, last_channels=2 * channels).save(path)
+    config = tiny_config(tmp_path, model=str(first), epochs=1)
+    summary = train_or_resume(config, quiet=True)
+    assert train_or_resume(config, quiet=True) == summary
+    with pytest.raises(ValueError, match=r"other settings \(network\)"):
+        train_or_resume(config.changed(model=str(second)), quiet=True)
+    moved = tmp_path / "elsewhere.json"  # the same network under another name is the same network
+    first.rename(moved)
+    assert train_or_resume(config.changed(model=str(moved)), quiet=True) == summary
+    dataclasses.replace(TINY, last_channels=40).save(moved)  # and another one under the same name is another
+    with pytest.raises(ValueError, match=r"other settings \(network\)"):
+        train_or_resume(config.changed(model=str(moved)), quiet=True)
+    with pytest.raises(ValueError, match=r"other settings \(lr\)"):
+        train_or_resume(config.changed(model=str(moved), lr=1.0), quiet=True) if not TINY.save(moved) else None
+
+
+@pytest.mark.slow
+def test_torchrun_needs_no_word_about_a_missing_gpu(tmp_path: Path) -> None:
+    """README's line: without --cpu, both processes took themselves for the only one."""
+    typed = [flag for flag in flags(tiny_config(tmp_path, "both", epochs=1)) if flag != "--cpu"]
+    done = launch(2, typed)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads((tmp_path / "both/summary.json").read_text())["processes"] == 2
+    done = launch(2, ["evaluate", str(tmp_path / "both")])
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("classes, hardest first") == 1
+    assert done.stdout.count("95% interval") == 1
+
+
+FAILING = """
+import sys
+from pathlib import Path
+from hadaptive.engine.accelerator import create_accelerator
+from hadaptive.engine.config import Execution
+from hadaptive.engine.processes import MainProcessError, on_main
+
+accelerator = create_accelerator(Execution())
+def fail():
+    raise OSError(28, "no space left on device")
+try:
+    on_main(accelerator, fail)
+except MainProcessError as error:
+    Path(sys.argv[1], "other").write_text(str(error))
+except OSError as error:
+    Path(sys.argv[1], "main").write_text(str(error))
+assert on_main(accelerator, lambda: 7) == 7
+"""
+
+
+@pytest.mark.slow
+def test_whatever_fails_in_the_main_process_ends_the_others(tmp_path: Path) -> None:
+    script = tmp_path / "failing.py"
+    script.write_text(FAILING)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run([*command, str(script), str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "no space left" in (tmp_path / "main").read_text()
+    assert "no space left" in (tmp_path / "other").read_text()
+
+
+@pytest.mark.slow
+def test_two_processes_resume_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"epochs": 2, "checkpoint_every": 1}
+    whole, cut = (tiny_config(tmp_path, name, **settings) for name in ("whole", "cut"))
+    typed = {c: [*flags(c), "--checkpoint-every", "1", "--epochs", "2"] for c in (whole, cut)}
+    assert launch(2, typed[whole]).returncode == 0
+    done = launch(2, typed[cut], die_at=9)
+    assert done.returncode != 0
+    assert not (tmp_path / "cut/summary.json").exists()
+    saved = RunFolder(tmp_path / "cut").load_checkpoint()
+    assert (saved["epoch"], saved["step"]) == (1, 2)
+    done = launch(2, ["train", "--resume", str(tmp_path / "cut")])
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert_same_weights(tmp_path / "whole", tmp_path / "cut")
+    assert rows_without_times(tmp_path / "whole") == rows_without_times(tmp_path / "cut")

@@ -60,7 +60,9 @@ def test_a_run_predicts_and_is_exported(old: Path, capsys: pytest.CaptureFixture
 
 def test_an_interrupted_run_goes_on_to_the_weights_it_would_have_had(old: Path) -> None:
     resume_training("folder-interrupted", quiet=True)
-    ours, theirs = (load_file(old / name / "last.safetensors") for name in ("folder-interrupted", "folder-finished"))
+    ours, theirs = (
+        load_file(old / name / "last.safetensors") for name in ("folder-interrupted", "folder-finished")
+    )
     for name in theirs:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-4)
 
