@@ -82,7 +82,8 @@ else:
         assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, (moment, status)
         def resuming():
             # Killed before the folder was in its place: nothing to resume, and nothing in the way.
-            (resume if kind == "train" else resume_search)(output, quiet=True) if output.exists() else begin(output)
+            again = resume if kind == "train" else resume_search
+            again(output, quiet=True) if output.exists() else begin(output)
         assert child(resuming) == 0, moment
 """
 

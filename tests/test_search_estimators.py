@@ -8,7 +8,7 @@ import torch
 
 from hadaptive.models.spec import ConvSpec, ach, ghost
 from hadaptive.search import SearchSpace, Skip, Supernet
-from hadaptive.search.estimators import gdas, rloo
+from hadaptive.search.estimators import common_noise, frozen_statistics, gdas, rloo, without_dropout
 
 
 @pytest.fixture
@@ -68,3 +68,44 @@ def test_equal_paths_leave_the_architecture_alone(supernet: Supernet) -> None:
     surrogate, _ = rloo(supernet, torch.randn(2, 3, 8, 8), lambda _: torch.tensor(1.0), 4, torch.Generator())
     for gradient in torch.autograd.grad(surrogate, list(supernet.alpha)):
         assert gradient.abs().max() == 0
+
+
+def test_paths_of_one_step_meet_the_same_noise_and_no_dropout() -> None:
+    """Paths differ in their candidates alone: what they have in common computes the same, whatever came before."""
+    stage = ((ghost(2, 3, 8), ach(4, 3, 8)), (ach(3, 3, 8), ach(4, 3, 8)), (ach(5, 3, 8), Skip()))
+    space = SearchSpace("tiny", (ConvSpec(8, 2, 2),), (), (stage,), 8, 8)
+    supernet = Supernet(space, num_classes=3, drop_rate=0.5).train()
+    images = torch.randn(4, 3, 8, 8)
+    maps: dict[str, list[torch.Tensor]] = {"second": [], "logits": []}
+    supernet.positions[2][0].register_forward_hook(lambda m, a, y: maps["second"].append(y))
+
+    def twice() -> tuple[bool, bool]:
+        for maps_of in maps.values():
+            maps_of.clear()
+        with torch.no_grad(), frozen_statistics(supernet):
+            for choice in ((0, 1, 0, 0), (0, 0, 0, 1), (0, 1, 0, 0)):
+                maps["logits"].append(supernet(images, choice))
+        return torch.equal(maps["logits"][0], maps["logits"][2]), len(maps["second"]) == 3
+
+    assert twice() == (False, True)
+    with without_dropout(supernet):
+        assert not twice()[0]  # the noise of selections
+    with common_noise(supernet, 7), without_dropout(supernet):
+        assert twice()[0]
+        first = maps["logits"][0]
+    assert supernet.training
+    assert all(module.training for module in supernet.modules())
+    with common_noise(supernet, 8), without_dropout(supernet):
+        twice()
+    assert not torch.equal(first, maps["logits"][0])  # another step, other noise
+
+
+def test_candidates_of_a_position_share_its_noise() -> None:
+    stage = ((ach(3, 3, 8), ach(4, 3, 8)),)
+    supernet = Supernet(SearchSpace("tiny", (ConvSpec(8, 2, 2),), (), (stage,), 8, 8), num_classes=3).train()
+    few, many = (candidate.expansion.expansion for candidate in supernet.positions[1])
+    scores, found = torch.randn(5, 8), []
+    for layer in (few, many):
+        with common_noise(supernet, 3):
+            found.append(layer.select(scores)[0])
+    assert torch.equal(found[0], found[1][:, :3])  # in the order of ranks
