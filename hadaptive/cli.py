@@ -72,7 +72,9 @@ def _train(arguments: list[str]) -> None:
         default = TrainConfig.from_recipe(command.recipe).data
         resume(command.resume, **_where(command, default, command.data))
     else:
-        train(_part(command, TrainConfig), quiet=command.quiet)
+        config = _part(command, TrainConfig)
+        config.refuse_idle()
+        train(config, given=config.given(), quiet=command.quiet)
 
 
 def _recipe_named_in(arguments: list[str]) -> str:
@@ -95,9 +97,9 @@ def _search(arguments: list[str]) -> None:
         return
     config.refuse_idle()
     if config.is_single:
-        search(config.search, quiet=command.quiet)
+        search(config.search, given=config.given(), quiet=command.quiet)
     else:
-        study(config, quiet=command.quiet)
+        study(config, given=config.given(), quiet=command.quiet)
 
 
 def _latency(arguments: list[str]) -> None:

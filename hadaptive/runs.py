@@ -15,7 +15,6 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,7 +26,7 @@ from torch import nn
 
 from hadaptive.data import DataConfig, ImageData, Manifest, Preprocessing, open_data
 from hadaptive.errors import UserError, first_line
-from hadaptive.files import append_csv, read_csv, write_atomically, write_csv
+from hadaptive.files import append_csv, read_csv, write_atomically, write_csv, write_json
 from hadaptive.models import NetSpec, create_model, spec_of
 from hadaptive.settings import part_of
 
@@ -140,8 +139,21 @@ class RunFolder:
             )
 
     @classmethod
-    def create(cls: type[Folder], path: str | Path, fill: Callable[[Folder], None] | None = None) -> Folder:
-        """Make a new run folder with all that `fill` writes into it, in one step.
+    def create(
+        cls: type[Folder],
+        path: str | Path,
+        documents: dict[str, Any] | None = None,
+        *,
+        manifest: Manifest | None = None,
+        checkpoint: dict[str, Any] | None = None,
+    ) -> Folder:
+        """Make a new run folder with all that it begins with, in one step.
+
+        Args:
+            path: where.
+            documents: JSON by the names of their files.
+            manifest: division of the images.
+            checkpoint: state to resume from.
 
         Raises:
             UserError: something is there already; runs are never overwritten.
@@ -152,8 +164,12 @@ class RunFolder:
             run.path.parent.mkdir(parents=True, exist_ok=True)
             staged = Path(tempfile.mkdtemp(prefix=f".{run.path.name}-", dir=run.path.parent))
             staged.chmod(0o777 & ~_umask())
-            if fill is not None:
-                fill(cls(staged))
+            for name, document in (documents or {}).items():
+                write_json(staged / name, document)
+            if manifest is not None:
+                manifest.save(cls(staged).manifest)
+            if checkpoint is not None:
+                cls(staged).save_checkpoint(checkpoint)
             staged.rename(run.path)
         except OSError as error:
             raise UserError(f"the run folder {path} cannot be made: {error.strerror}") from None

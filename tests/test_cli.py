@@ -154,7 +154,7 @@ def test_commands_for_one_process_say_so_under_torchrun(
         (["--num-classes", "3"], "--num-classes has no effect here"),
         (["--train-samples", "3"], "--train-samples has no effect here"),
         (["--val-split", "val"], "--val-split has no effect here"),
-        (["--test-fraction", "0.3"], "--test-fraction has no effect here, for --data does not use it"),
+        (["--test-fraction", "0.3"], "--test-fraction has no effect here, for digits is divided already"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -172,6 +172,7 @@ def test_flags_without_an_effect_are_refused(
     [
         (["--tau-end", "0.2"], "--tau-end has no effect here, for --estimator rloo"),
         (["--estimator", "gdas", "--paths", "3"], "--paths has no effect here, for --estimator gdas"),
+        (["--latency-table", "t.json"], "--latency-table has no effect here, for --latency-target is not there"),
         (["--threads", "1"], "--threads has no effect here, for --latency-target is not there"),
         (["--retrain-seeds", "2"], "--retrain-seeds has no effect here, for --baseline is not there"),
     ],

@@ -110,7 +110,6 @@ def test_seeds_alone_report_agreement(tmp_path, space, capsys) -> None:
         ({"space": "nowhere"}, "no search space"),
         ({"train_size": 90}, "cannot be divided"),
         ({"latency_target": "fast"}, "written like"),
-        ({"latency_table": Path("table.json")}, "--latency-table has no effect here"),
     ],
 )
 def test_bad_input_is_told_before_any_folder_is_made(tmp_path, space, changes, sentence) -> None:

@@ -1,5 +1,6 @@
 """Open a data set: divide it, find it again as a run had it, or take an older division over."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -55,6 +56,14 @@ class ImageData:
     def test(self) -> Source | None:
         """The images that nothing was decided by."""
         return self.parts.get("test")
+
+    def refuse_ignored(self, given: Iterable[str]) -> None:
+        """Raise one clear UserError if a setting was given that these data leave without an effect."""
+        for name in sorted(self.ignored & set(given)):
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(
+                f"{flag} has no effect here, for {self.location.data} is divided already: leave it out"
+            )
 
 
 def open_data(

@@ -1,6 +1,5 @@
 """Hugging Face data sets, named as timm names them: hfds/<name on the hub, or path>."""
 
-import importlib
 import os
 from pathlib import Path
 from typing import Any
@@ -9,22 +8,11 @@ import numpy as np
 from PIL import Image
 
 from hadaptive.data.images import decode
+from hadaptive.data.packages import require
 from hadaptive.data.sources import UNKNOWN_STAT, Opened
 from hadaptive.errors import UserError
 
 LABEL_COLUMNS = ("label", "labels", "target", "fine_label")
-
-
-def require(module: str, name: str, extra: str) -> Any:
-    """Import an optional module.
-
-    Raises:
-        UserError: it is not installed; the message says what to install for `name`.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise UserError(f"{name} needs a package that is not installed: pip install {extra}") from None
 
 
 class MissingSplitError(UserError):

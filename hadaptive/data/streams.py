@@ -10,8 +10,8 @@ from timm.data.readers.reader_wds import ReaderWds
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from hadaptive.data.hugging_face import require
 from hadaptive.data.loading import LoadingError, derive_seed, isolated_randomness, seed_generators
+from hadaptive.data.packages import require
 from hadaptive.errors import UserError
 
 # What a stream needs: the module to try and what to install.
@@ -149,7 +149,7 @@ def open_stream(
     from timm.data import create_dataset  # pyright: ignore[reportPrivateImportUsage]
 
     prefix = name.lower().split("/")[0] + "/"
-    require(STREAMS[prefix][0], name, STREAMS[prefix][1])
+    require(STREAMS[prefix][0], f"data of {prefix}", STREAMS[prefix][1])
     if prefix == "wds/":
         root = _shard_folder(name, root, split)
     try:

@@ -1,5 +1,6 @@
 """The parts of a configuration that trainings and searches share, and recipes: settings that belong together."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -94,10 +95,40 @@ def share(name: str, value: float) -> None:
         raise UserError(f"{name} must lie between 0 and 1, got {value}")
 
 
+@dataclass(frozen=True)
+class Idle:
+    """A setting without an effect beside another one, and what that one does."""
+
+    name: str
+    cause: str
+    how: str
+
+
+def idle_images(config: Any) -> Iterator[Idle]:
+    """Settings of images and their schedule without an effect: each family of transforms has its own."""
+    fit = config.preprocessing.fit
+    others = ("pad", "shift") if fit == "crop" else ("crop_pct", "scale", "auto_augment", "color_jitter", "erase")
+    yield from (Idle(name, "fit", f"{fit} does not use it") for name in others)
+    if config.optimisation.warmup == 0:
+        yield Idle("warmup_lr", "warmup", "0 leaves it out")
+
+
 class RecipeSettings(Settings):
     """A configuration whose defaults a recipe sets; it has a field `recipe`."""
 
     recipe: str
+
+    def idle(self) -> Iterable[Idle]:
+        """Settings that have no effect beside the others."""
+        return ()
+
+    def refuse_idle(self) -> None:
+        """Raise one clear UserError if a person gave a setting that has no effect beside the others."""
+        given = self.given()
+        for rule in self.idle():
+            if rule.name in given:
+                flag, cause = (f"--{name.replace('_', '-')}" for name in (rule.name, rule.cause))
+                raise UserError(f"{flag} has no effect here, for {cause} {rule.how}: leave it out")
 
     @classmethod
     def from_recipe(cls: type[Config], recipe: str, **changes: Any) -> Config:

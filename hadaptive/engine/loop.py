@@ -16,6 +16,7 @@ from timm.scheduler.scheduler import Scheduler
 from torch import Tensor
 from torch.optim import Optimizer
 
+from hadaptive.data import Manifest
 from hadaptive.engine.batches import Batches, Learning
 from hadaptive.engine.processes import on_main
 from hadaptive.engine.progress import Progress
@@ -23,7 +24,7 @@ from hadaptive.engine.stopping import StopRequest, TrainingInterruptedError
 from hadaptive.errors import UserError, first_line
 from hadaptive.files import write_json
 from hadaptive.provenance import provenance
-from hadaptive.runs import RunFolder
+from hadaptive.runs import Folder, RunFolder
 
 Rows = dict[Path, list[dict[str, Any]]]
 T = TypeVar("T")
@@ -276,26 +277,23 @@ class Engine(ABC):
         return summary
 
 
-def begin(engine: Engine, kind: type[RunFolder], output: Path, fill: Callable[[Any], None]) -> Any:
+def begin(
+    engine: Engine, kind: type[Folder], output: Path, documents: dict[str, Any], manifest: Manifest | None
+) -> Folder:
     """Make the folder of a new run, with all that resuming it takes, in one step; open in every process.
 
     Args:
         engine: not begun yet.
         kind: of folder.
         output: where.
-        fill: writes what is the run's own, into a folder that is not in its place yet.
+        documents: JSON by the names of their files.
+        manifest: division of its images.
 
     Raises:
         UserError: something is there already.
     """
     state = engine.state()
-
-    def create() -> None:
-        def write(folder: RunFolder) -> None:
-            fill(folder)
-            folder.save_checkpoint(state)
-
-        kind.create(output, write)
-
-    on_main(engine.accelerator, create)
+    on_main(
+        engine.accelerator, lambda: kind.create(output, documents, manifest=manifest, checkpoint=state) and None
+    )
     return kind(output)

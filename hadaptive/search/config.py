@@ -1,16 +1,25 @@
 """The settings of a search: the parts that it shares with a training, and its own."""
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from hadaptive.data import Augmentation, DataConfig, Preprocessing
-from hadaptive.engine.config import Config, Execution, Optimisation, RecipeSettings, at_least_one, not_negative
+from hadaptive.engine.config import (
+    Config,
+    Execution,
+    Idle,
+    Optimisation,
+    RecipeSettings,
+    at_least_one,
+    idle_images,
+    not_negative,
+)
 from hadaptive.errors import UserError
 from hadaptive.measure.setting import Setting
 from hadaptive.settings import names
-from hadaptive.train.config import TrainConfig, idle_images, refuse_idle
+from hadaptive.train.config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -133,19 +142,14 @@ class SearchConfig(_SearchSettings):
         if self.execution.mixed_precision == "fp16":
             raise UserError("a search has no loss scaling: use --mixed-precision bf16 or no")
 
-    def refuse_idle(self) -> None:
-        """Raise one clear UserError if a setting was given that has no effect beside the others."""
-        refuse_idle(self, self.idle())
-
-    def idle(self) -> Iterable[tuple[str, dict[str, str]]]:
-        """Settings without an effect, and why."""
+    def idle(self) -> Iterator[Idle]:
         yield from idle_images(self)
         estimator = self.architecture.estimator
         for name in ("tau_start", "tau_end") if estimator == "rloo" else ("paths",):
-            yield name, {"estimator": f"{estimator} does not use it"}
+            yield Idle(name, "estimator", f"{estimator} does not use it")
         if self.latency.latency_target is None:
-            for name in ("latency_table", "latency_weight", "runtime", "threads", "foreign_table"):
-                yield name, {"latency_target": "is not there"}
+            for name in names(LatencyGoal):
+                yield Idle(name, "latency_target", "is not there")
 
     def setting(self, num_classes: int, device: str) -> Setting:
         """What the latency of the found network is of: one image of the search's size, on its device."""
@@ -199,9 +203,7 @@ class StudyConfig(_SearchSettings):
         """Whether this is one search and nothing else."""
         return self.seeds == 1 and self.baseline is None
 
-    def refuse_idle(self) -> None:
-        """Raise one clear UserError if a setting was given that has no effect beside the others."""
-        rules = [*self.search.idle()]
+    def idle(self) -> Iterator[Idle]:
+        yield from self.search.idle()
         if self.baseline is None:
-            rules.append(("retrain_seeds", {"baseline": "is not there"}))
-        refuse_idle(self, rules)
+            yield Idle("retrain_seeds", "baseline", "is not there")

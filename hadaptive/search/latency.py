@@ -162,9 +162,13 @@ class LatencyTable:
             return False
         return self.where.get("device") == device_name(self.setting.device)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON."""
+        return {"format": FORMAT, "version": VERSION, **asdict(self)}
+
     def save(self, path: str | Path) -> None:
         """Write the table as JSON."""
-        write_json(Path(path), {"format": FORMAT, "version": VERSION, **asdict(self)})
+        write_json(Path(path), self.to_dict())
 
     @classmethod
     def load(cls, path: str | Path) -> "LatencyTable":

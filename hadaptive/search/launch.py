@@ -1,5 +1,6 @@
 """A search from its settings to its folder, in one process or several; and resuming one."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -13,14 +14,12 @@ from hadaptive.engine.batches import create_batches
 from hadaptive.engine.loop import begin
 from hadaptive.engine.processes import on_main
 from hadaptive.errors import UserError
-from hadaptive.files import write_json
-from hadaptive.search.config import SearchConfig
+from hadaptive.search.config import SearchConfig, StudyConfig
 from hadaptive.search.folder import SearchFolder
 from hadaptive.search.latency import LatencyTable, measure_table, references
 from hadaptive.search.searcher import Searcher
 from hadaptive.search.space import SearchSpace
 from hadaptive.search.spaces import open_space
-from hadaptive.train.config import refuse_idle
 
 
 def default_output(config: SearchConfig) -> Path:
@@ -42,8 +41,8 @@ def configured_space(config: SearchConfig) -> SearchSpace:
     return space
 
 
-def configured_data(config: SearchConfig) -> tuple[ImageData, SearchConfig]:
-    """The images the settings name, and the settings as they turned out.
+def configured_data(config: SearchConfig, given: Iterable[str] = ()) -> tuple[ImageData, SearchConfig]:
+    """The images the settings name, and the settings as they turned out; as :func:`search`.
 
     Raises:
         UserError: they cannot be opened or divided, or a setting means nothing for them.
@@ -51,7 +50,7 @@ def configured_data(config: SearchConfig) -> tuple[ImageData, SearchConfig]:
     if is_stream(config.data.data):
         raise UserError(f"{config.data.data} is a stream, which a search cannot divide: unpack it into a folder")
     data = open_data(config.data)
-    refuse_idle(config, [(name, {"data": "does not use it"}) for name in sorted(data.ignored - {"data_seed"})])
+    data.refuse_ignored(set(given) - {"data_seed"})  # it decides which images are the architecture's
     return data, replace(config, data=data.location)
 
 
@@ -91,8 +90,13 @@ def new_searcher(
     return Searcher(config, space, accelerator, batches, quiet=quiet)
 
 
-def search(config: SearchConfig, *, quiet: bool = False) -> dict[str, Any]:
+def search(config: SearchConfig, *, given: Iterable[str] = (), quiet: bool = False) -> dict[str, Any]:
     """Search a network and leave a folder with it.
+
+    Args:
+        config: every setting; ``config.output`` is the folder to make.
+        given: settings that are refused where these images leave them without an effect; a person gave them.
+        quiet: print nothing.
 
     Returns:
         The summary that is also in the folder, with its path under "run".
@@ -101,32 +105,24 @@ def search(config: SearchConfig, *, quiet: bool = False) -> dict[str, Any]:
         UserError: a setting, the data, the space or the latency table do not fit; the folder exists.
         TrainingInterruptedError: stopped by a signal, after a checkpoint was written.
     """
-    config.refuse_idle()
     output = config.output or default_output(config)
     # Every mistake in the settings shows here, before there is a folder.
     SearchFolder.check_new(output)
     accelerator = create_accelerator(config.execution, unused_parameters=True)
     space = configured_space(config)
-    data, config = configured_data(config)
+    data, config = configured_data(config, given)
     searcher = new_searcher(config, space, accelerator, data, quiet=quiet)
     table = on_main(accelerator, lambda: configured_table(config, space, searcher.num_classes, accelerator, quiet))
     searcher.use(table)
 
-    def fill(folder: SearchFolder) -> None:
-        describe(folder, config.changed(output=output), space, table, data)
-
-    return searcher.fit(begin(searcher, SearchFolder, output, fill))
+    documents = describe(config.changed(output=output), space, table)
+    return searcher.fit(begin(searcher, SearchFolder, output, documents, data.manifest))
 
 
-def describe(
-    folder: SearchFolder, config: Any, space: SearchSpace, table: LatencyTable | None, data: ImageData
-) -> None:
-    """Write all that is needed to run a search, or a comparison of several, again."""
-    space.save(folder.space)
-    data.manifest.save(folder.manifest)
-    if table is not None:
-        table.save(folder.latency)
-    write_json(folder.config, config.to_dict())
+def describe(config: SearchConfig | StudyConfig, space: SearchSpace, table: LatencyTable | None) -> dict[str, Any]:
+    """All that is needed to run a search, or a comparison of several, again: JSON by the names of its files."""
+    documents = {"config.json": config.to_dict(), "space.json": space.to_dict()}
+    return documents if table is None else {**documents, "latency.json": table.to_dict()}
 
 
 def resume_search(

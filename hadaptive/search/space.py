@@ -308,7 +308,7 @@ class SearchSpace:
 
     def save(self, path: str | Path) -> None:
         """Write the space as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> "SearchSpace":

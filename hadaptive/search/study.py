@@ -16,7 +16,7 @@ summary.json
 import itertools
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ class StudyFolder(SearchFolder):
         return {**stored["search"], "version": stored["version"]} if "version" in stored else stored
 
 
-def study(config: StudyConfig, *, quiet: bool = False) -> dict[str, Any]:
+def study(config: StudyConfig, *, given: Iterable[str] = (), quiet: bool = False) -> dict[str, Any]:
     """Search with several seeds, and train what they find beside random networks of the space.
 
     Returns:
@@ -79,18 +79,17 @@ def study(config: StudyConfig, *, quiet: bool = False) -> dict[str, Any]:
         UserError: as :func:`hadaptive.search.search`; or this is one process of several.
         TrainingInterruptedError: stopped by a signal; it can be resumed.
     """
-    config.refuse_idle()
     output = config.search.output or default_output(config.search)
     StudyFolder.check_new(output)
     accelerator = create_accelerator(config.search.execution)
     if accelerator.num_processes > 1:
         raise UserError("--seeds and --baseline run in one process: under torchrun start each search by itself")
     space = configured_space(config.search)
-    data, single = configured_data(config.search)
+    data, single = configured_data(config.search, given)
     new_searcher(single, space, accelerator, data)  # every mistake shows here, before there is a folder
     table = configured_table(single, space, len(data.classes), accelerator, quiet)
     config = replace(config, search=single.changed(output=output))
-    StudyFolder.create(output, lambda folder: describe(folder, config, space, table, data))
+    StudyFolder.create(output, describe(config, space, table), manifest=data.manifest)
     return resume_study(output, quiet=quiet)
 
 

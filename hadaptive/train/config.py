@@ -1,13 +1,21 @@
 """The settings of a training run: parts that it shares with others, and what only a training has."""
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from hadaptive.data import Augmentation, DataConfig, Preprocessing
-from hadaptive.engine.config import Execution, Optimisation, RecipeSettings, at_least_one, not_negative, share
-from hadaptive.errors import UserError
+from hadaptive.engine.config import (
+    Execution,
+    Idle,
+    Optimisation,
+    RecipeSettings,
+    at_least_one,
+    idle_images,
+    not_negative,
+    share,
+)
 
 DEFAULT_MODEL = "hadaptive_net_s"
 
@@ -80,39 +88,14 @@ class TrainConfig(RecipeSettings):
         """What the network is called: of ``init``, the folder or file."""
         return str(self.network.model or self.network.init or DEFAULT_MODEL)
 
-    def refuse_idle(self) -> None:
-        """Raise one clear UserError if a setting was given that has no effect beside the others."""
-        own_network = {"init": "has its own network"} if self.network.init is not None else {}
-        refuse_idle(self, [("model", own_network), ("stem_strides", own_network), *idle_images(self)])
+    def idle(self) -> Iterator[Idle]:
+        """Settings that have no effect beside the others."""
+        if self.network.init is not None:
+            yield from (Idle(name, "init", "has its own network") for name in ("model", "stem_strides"))
+        yield from idle_images(self)
 
     @classmethod
     def _from_version_1(cls, data: dict[str, Any]) -> "TrainConfig":
         # Beside --init they were recorded, and had no effect.
         idle = ("model", "stem_strides") if data.get("init") else ()
         return super()._from_version_1({key: value for key, value in data.items() if key not in idle})
-
-
-def idle_images(config: Any) -> list[tuple[str, dict[str, str]]]:
-    """Settings of images without an effect, and why: each family of transforms has its own."""
-    crop = config.preprocessing.fit == "crop"
-    others = ("pad", "shift") if crop else ("crop_pct", "scale", "auto_augment", "color_jitter", "erase")
-    why = {"fit": f"{config.preprocessing.fit} does not use it"}
-    rules = [(name, why) for name in others]
-    if config.optimisation.warmup == 0:
-        rules.append(("warmup_lr", {"warmup": "0 leaves it out"}))
-    return rules
-
-
-def refuse_idle(config: RecipeSettings, rules: Iterable[tuple[str, dict[str, str]]]) -> None:
-    """Raise one clear UserError if one of these settings was given.
-
-    Args:
-        config: whose settings they are.
-        rules: of settings that have no effect, each with the setting that is the cause, and how.
-    """
-    given = config.given()
-    for name, why in rules:
-        for cause, how in why.items():
-            if name in given:
-                flag, other = (f"--{setting.replace('_', '-')}" for setting in (name, cause))
-                raise UserError(f"{flag} has no effect here, for {other} {how}: leave it out")

@@ -1,5 +1,6 @@
 """A training from its settings to its folder, in one process or several; and resuming one."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -12,9 +13,8 @@ from hadaptive.engine.accelerator import create_accelerator
 from hadaptive.engine.batches import Batches, create_batches
 from hadaptive.engine.loop import begin
 from hadaptive.errors import UserError
-from hadaptive.files import write_json
 from hadaptive.runs import RunFolder
-from hadaptive.train.config import TrainConfig, refuse_idle
+from hadaptive.train.config import TrainConfig
 from hadaptive.train.network import as_done, begun_network, identity_of, starting_network
 from hadaptive.train.trainer import Trainer
 
@@ -25,11 +25,14 @@ def default_output(config: TrainConfig) -> Path:
     return Path("runs") / stem
 
 
-def train(config: TrainConfig, *, quiet: bool = False, test: bool = True) -> dict[str, Any]:
+def train(
+    config: TrainConfig, *, given: Iterable[str] = (), quiet: bool = False, test: bool = True
+) -> dict[str, Any]:
     """Train a network and leave a run folder.
 
     Args:
         config: every setting; ``config.output`` is the folder to make.
+        given: settings that are refused where these images leave them without an effect; a person gave them.
         quiet: print nothing.
         test: measure on the test part at the end, where there is one.
 
@@ -40,27 +43,16 @@ def train(config: TrainConfig, *, quiet: bool = False, test: bool = True) -> dic
         UserError: a setting, the data or the model do not fit; the folder exists; the loss became non-finite.
         TrainingInterruptedError: stopped by a signal, after a checkpoint was written.
     """
-    config.refuse_idle()
-    return _train(config, quiet, test, ask=True)
-
-
-def _train(config: TrainConfig, quiet: bool, test: bool, *, ask: bool = False) -> dict[str, Any]:
     output = config.output or default_output(config)
     RunFolder.check_new(output)
+    accelerator = create_accelerator(config.execution, accumulate=config.accumulate, compile=config.compile)
     # Every mistake in the settings shows here, before there is a folder.
-    trainer, manifest = new_trainer(config, _accelerator(config), quiet=quiet, test=test, ask=ask)
-
-    def fill(folder: RunFolder) -> None:
-        write_json(folder.config, trainer.config.changed(output=output).to_dict())
-        write_json(folder.card, trainer.card.to_dict())
-        if manifest is not None:
-            manifest.save(folder.manifest)
-
-    return trainer.fit(begin(trainer, RunFolder, output, fill))
-
-
-def _accelerator(config: TrainConfig) -> Accelerator:
-    return create_accelerator(config.execution, accumulate=config.accumulate, compile=config.compile)
+    trainer, manifest = new_trainer(config, accelerator, given=given, quiet=quiet, test=test)
+    documents = {
+        "config.json": trainer.config.changed(output=output).to_dict(),
+        "model.json": trainer.card.to_dict(),
+    }
+    return trainer.fit(begin(trainer, RunFolder, output, documents, manifest))
 
 
 def _batches(config: TrainConfig, accelerator: Accelerator, data: ImageData | None, test: bool) -> Batches:
@@ -69,29 +61,31 @@ def _batches(config: TrainConfig, accelerator: Accelerator, data: ImageData | No
 
 
 def new_trainer(
-    config: TrainConfig, accelerator: Accelerator, *, quiet: bool = False, test: bool = True, ask: bool = False
+    config: TrainConfig,
+    accelerator: Accelerator,
+    *,
+    given: Iterable[str] = (),
+    quiet: bool = False,
+    test: bool = True,
 ) -> tuple[Trainer, Manifest | None]:
     """A training that has not begun, with its settings as they turned out, and the division of its images.
 
     Args:
         config: its settings.
         accelerator: devices and processes.
-        quiet, test: as in :func:`train`.
-        ask: refuse settings that mean nothing for these images; a person gave them.
+        given, quiet, test: as in :func:`train`.
 
     Raises:
         UserError: a setting, the data or the model do not fit.
     """
-    data, classes = None, None
+    data = None
     if not is_stream(config.data.data):
         init = config.network.init
-        known = None if init is None else RunFolder(init).read_manifest()
-        data = open_data(config.data, known=known)
-        if ask:
-            refuse_idle(config, [(name, {"data": "does not use it"}) for name in sorted(data.ignored)])
-        config, classes = replace(config, data=data.location), data.classes
+        data = open_data(config.data, known=None if init is None else RunFolder(init).read_manifest())
+        data.refuse_ignored(given)
+        config = replace(config, data=data.location)
     batches = _batches(config, accelerator, data, test)
-    network, card = starting_network(config, classes or batches.classes)
+    network, card = starting_network(config, batches.classes)
     config = replace(config, network=as_done(config.network, card))
     trainer = Trainer(config, accelerator, batches, network, card, quiet=quiet)
     return trainer, None if data is None else data.manifest
@@ -119,7 +113,7 @@ def resume(
     if run.summary.is_file():
         raise UserError(f"{path} is finished: there is nothing to resume")
     config = replace(read_config(run), data=run.data_config(data, data_dir))
-    accelerator = _accelerator(config)
+    accelerator = create_accelerator(config.execution, accumulate=config.accumulate, compile=config.compile)
     opened = None if is_stream(config.data.data) else run.open_data(data, data_dir, exact=True)
     batches = _batches(config, accelerator, opened, test)
     begun = run.checkpoint.is_file()
@@ -151,7 +145,7 @@ def train_or_resume(config: TrainConfig, *, quiet: bool = False, test: bool = Tr
         UserError: as :func:`train` and :func:`resume`; the folder holds a run of other settings.
     """
     if config.output is None or not config.output.is_dir():
-        return _train(config, quiet, test)
+        return train(config, quiet=quiet, test=test)
     run = RunFolder.open(config.output)
     different = differing(run, config)
     if different:
