@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hadaptive.errors import UserError
-from hadaptive.measure.setting import Setting
+from hadaptive.measure.setting import LOWERED, Runtime, Setting
 from hadaptive.train.config import TrainConfig
 
 # Settings of a training that mean nothing while paths change from step to step.
@@ -33,6 +33,7 @@ class SearchConfig(TrainConfig):
         latency_table: of ``hadaptive latency``; measured at the start where it is left out.
         latency_weight: of the expected latency's relative distance from the target in the loss.
         runtime: what latency is measured with, where there is no table.
+        frozen: latency is of the network with fixed selections, as ``hadaptive export --freeze`` writes it.
         threads: of the runtime that latency is measured in; 0 leaves their number to it.
         foreign_table: accept a table measured on another device.
         estimator: how the architecture learns: rloo compares several paths on one batch, gdas passes the gradient
@@ -52,7 +53,8 @@ class SearchConfig(TrainConfig):
     latency_target: str | None = None
     latency_table: Path | None = None
     latency_weight: float = 1.0
-    runtime: Literal["pytorch", "onnxruntime"] = "pytorch"
+    runtime: Runtime = "pytorch"
+    frozen: bool = False
     threads: int = 0
     foreign_table: bool = False
     estimator: Literal["rloo", "gdas"] = "rloo"
@@ -92,12 +94,13 @@ class SearchConfig(TrainConfig):
         """What the latency of the found network is of: one image of the search's size, on its device."""
         return Setting(
             runtime=self.runtime,
-            device="cpu" if self.runtime == "onnxruntime" else device,
+            device="cpu" if self.runtime in LOWERED else device,
             image_size=self.image_size,
             in_chans=self.in_chans,
             num_classes=num_classes,
             threads=self.threads,
             channels_last=self.channels_last,
+            frozen=self.frozen,
         )
 
     def training(self, **changes: Any) -> TrainConfig:
