@@ -16,8 +16,9 @@ ROOT = Path(hadaptive.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 each_file = pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(ROOT)) for path in FILES])
 
-LAYERS = {"errors": -1, "files": -1, "ops": 0, "nn": 1, "models": 2, "cli": 4, "__main__": 4}
-MIDDLE = 3  # data, train, search, export, bench, runs...: may use each other
+LAYERS = {"errors": -1, "files": -1, "ops": 0, "nn": 1, "models": 2, "measure": 4, "cli": 7, "__main__": 7}
+LAYERS |= {"data": 3, "console": 3, "provenance": 3, "runs": 3, "bench": 6}
+MIDDLE = 5  # train, search, export...: may use each other
 
 
 def fresh_python(code):
@@ -37,7 +38,7 @@ def test_import_is_light_and_registers_the_networks():
     heavy |= {"webdataset", "datasets", "onnx", "tensorboard"}
     assert loaded & heavy == set()
     ours = {name.split(".")[1] for name in loaded if name.startswith("hadaptive.")}
-    assert ours == {"ops", "nn", "models"}
+    assert ours == {"errors", "ops", "nn", "models"}
 
 
 # ---------------------------------------------------------------- walls
@@ -74,6 +75,17 @@ def test_nothing_imports_upwards(path):
         if there == "__version__":
             continue
         assert LAYERS.get(there, MIDDLE) <= LAYERS.get(here, MIDDLE), f"{here} imports {name}"
+
+
+def test_search_and_export_know_nothing_of_each_other() -> None:
+    for one, other in (("search", "export"), ("export", "search")):
+        for path in (ROOT / one).rglob("*.py"):
+            assert not [name for name in imported_modules(path) if name.split(".")[1] == other], path
+
+
+def test_the_package_knows_nothing_of_its_benchmarks() -> None:
+    for path in FILES:
+        assert not re.search(r"\b(from|import) benchmarks\b", path.read_text()), path
 
 
 def test_the_wall_test_sees_imports(tmp_path, monkeypatch):

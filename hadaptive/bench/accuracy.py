@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import hadaptive.bench.textbook  # noqa: F401  (registers the published S)
 from hadaptive.console import console
 from hadaptive.errors import UserError
 from hadaptive.files import append_csv, read_csv
@@ -13,7 +12,6 @@ from hadaptive.train import TrainConfig, train_or_resume
 
 RIVALS = (
     "hadaptive_net_s",
-    "hadaptive_net_s_published",
     "mobilenetv4_conv_small",
     "mobilenetv3_small_100",
     "starnet_s1",

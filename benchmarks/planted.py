@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from hadaptive.models.spec import BlockSpec, ConvSpec, ach, ghost
 from hadaptive.search.config import SearchConfig
 from hadaptive.search.folder import SearchFolder
-from hadaptive.search.latency import LatencyTable
 from hadaptive.search.loop import Searcher
 from hadaptive.search.space import SearchSpace
+from hadaptive.search.table import LatencyTable
 from hadaptive.train.setup import create_accelerator
 
 PAIR = (ghost(2, 3, 16), ach(8, 3, 16))
