@@ -46,15 +46,15 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 bench-accuracy: $(STAMP)
-	$(BIN)/hadaptive bench accuracy
+	$(BIN)/python -m benchmarks accuracy
 
 bench-ops: $(STAMP)
-	$(BIN)/hadaptive bench ops --sweep
-	$(BIN)/hadaptive bench networks
+	$(BIN)/python -m benchmarks ops --sweep
+	$(BIN)/python -m benchmarks networks
 
 STUDY := runs/bench-search
 bench-search: $(STAMP)
-	$(BIN)/hadaptive bench search
+	$(BIN)/python -m benchmarks search
 	test -d $(STUDY) && $(BIN)/hadaptive search --resume $(STUDY) || $(BIN)/hadaptive search \
 		--recipe fmnist-small --latency-target 0.8xS --seeds 3 --baseline random 10 --output $(STUDY)
 	mkdir -p benchmarks/results/search
@@ -64,7 +64,7 @@ bench-search: $(STAMP)
 # From the source tree, without an installation: GPU machines often have no network.
 RESULTS ?= benchmarks/results
 bench-gpu:
-	$(PYTHON) -m hadaptive.bench.gpu $(RESULTS)
+	$(PYTHON) -m benchmarks gpu $(RESULTS)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

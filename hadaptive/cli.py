@@ -216,7 +216,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "doctor": (_doctor, "what this machine offers, which kernels are used and why, and whether they are right"),
     "bench": (
         _bench,
-        f"{', '.join(sorted(set(BENCHMARKS) - {'report'}))}; report writes the README's tables from their rows",
+        f"{', '.join(sorted(BENCHMARKS))}: several networks side by side, a row of results for each",
     ),
 }
 

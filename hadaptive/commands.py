@@ -54,7 +54,7 @@ class LatencyCommand:
         output: new JSON file for the table, for ``hadaptive search --latency-table``.
         setting: what the latency is of.
         rounds: timed runs of each candidate.
-        networks: whole networks the sum is fitted to.
+        networks: whole networks the sum is fitted to; default as many as are ready in minutes in the runtime.
         stem_strides: strides of the first convolutions, as the search will have them.
     """
 
@@ -62,7 +62,7 @@ class LatencyCommand:
     output: Path | None = None
     setting: tyro.conf.OmitArgPrefixes[Setting] = field(default_factory=Setting)
     rounds: int = 60
-    networks: int = 24
+    networks: int | None = None
     stem_strides: tuple[int, ...] | None = None
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from tiny import tiny_config
 
-from hadaptive.bench import deployment
-from hadaptive.bench.deployment import CONTROL, DeploymentConfig, ParityConfig, bench_deployment, bench_parity
-from hadaptive.cli import main
+from benchmarks import deployment
+from benchmarks.__main__ import main
+from benchmarks.deployment import CONTROL, DeploymentConfig, ParityConfig, bench_deployment, bench_parity
 from hadaptive.files import read_csv
 from hadaptive.runs import RunFolder
 from hadaptive.train import train
@@ -72,7 +72,7 @@ def test_a_row_for_each_file_that_agrees(run: Path, tmp_path: Path) -> None:
     ids=["no run", "no such run", "no network", "unknown network"],
 )
 def test_mistakes(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main(["bench", *arguments, "--results", str(tmp_path / "rows.csv")]) == 1
+    assert main([*arguments, "--results", str(tmp_path / "rows.csv")]) == 1
     said = capsys.readouterr().err
     assert words in said
     assert "Traceback" not in said

@@ -8,7 +8,9 @@ from tiny import tiny_spec
 from hadaptive.bench import latency
 from hadaptive.bench.latency import LatencyBenchConfig, bench_latency
 from hadaptive.files import read_csv
+from hadaptive.measure.alone import Task, alone, session
 from hadaptive.measure.timing import threads
+from hadaptive.measure.untrained import untrained
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
@@ -51,23 +53,29 @@ def test_what_computes_something_else_gets_no_rows(tmp_path: Path, monkeypatch: 
 def test_sessions_really_compare(tmp_path: Path) -> None:
     import numpy as np
 
-    from hadaptive.bench.session import session
-
     tiny = tiny_spec(tmp_path)
-    network = latency.network_of(f"{tiny}:frozen", 32)
+    network = untrained(f"{tiny}:frozen", 32)
     images = np.random.default_rng(0).standard_normal((2, 3, 32, 32), np.float32)
     import torch
 
     with torch.no_grad():
         expected = network(torch.from_numpy(images)).numpy()
-    task = {"model": f"{tiny}:frozen", "runtime": "eager", "threads": 1, "image_size": 32, "calls": 2}
-    task |= {"data": tmp_path / "data.npz", "warm_seconds": 0.0}
-    np.savez(task["data"], images=images, expected=expected)
+    task = Task(1, 2, model=f"{tiny}:frozen", image_size=32, data=str(tmp_path / "data.npz"))
+    np.savez(task.data, images=images, expected=expected)
     with threads(1):  # a session owns its process, and sets this for good
         assert session(task)["error"] < 1e-5
         assert len(session(task)["times"]) == 2
-        np.savez(task["data"], images=images, expected=expected + 1)
+        np.savez(task.data, images=images, expected=expected + 1)
         assert session(task)["error"] > 0.01
+
+
+@pytest.mark.slow
+def test_a_process_knows_what_others_registered(tmp_path: Path) -> None:
+    import benchmarks.textbook  # noqa: F401 (registers the published networks)
+
+    assert len(alone(Task(1, 2, model="hadaptive_net_s_published", image_size=64))["times"]) == 2
+    with pytest.raises(RuntimeError, match="no_such_network"):
+        alone(Task(1, 2, model="no_such_network"))
 
 
 def test_accuracy_is_drawn_against_latency(tmp_path: Path) -> None:

@@ -8,12 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from hadaptive.bench import operators
+import benchmarks.textbook  # noqa: F401 (registers the published networks)
+from benchmarks import operators
+from benchmarks.operators import OpsConfig, SlicedExpansion, bench_ops, saved_bytes
 from hadaptive.bench.networks import NetworksConfig, bench_networks
-from hadaptive.bench.operators import OpsConfig, SlicedExpansion, bench_ops, saved_bytes
 from hadaptive.files import read_csv
 from hadaptive.measure.timing import interleaved
 from hadaptive.nn import CrossHadamardExpansion
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,12 +104,12 @@ def test_networks_give_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_the_gpu_run_needs_no_more_than_a_gpu_machine_has() -> None:
     """No command line, no Numba, no training libraries; and without a GPU it says so in one line."""
-    missing = ("tyro", "numba", "sklearn", "torchmetrics", "accelerate", "webdataset", "datasets")
+    missing = ("tyro", "numba", "sklearn", "torchmetrics", "accelerate", "webdataset", "datasets", "onnx")
     code = (
         f"import sys\nfor name in {missing}: sys.modules[name] = None\n"
         "import torch; torch.cuda.is_available = lambda: False\n"
-        "from pathlib import Path\nfrom hadaptive.bench.gpu import bench_gpu\n"
-        "try: bench_gpu(Path('nowhere'))\nexcept ValueError as error: print(error)"
+        "from benchmarks.__main__ import main; sys.exit(main(['gpu', 'nowhere']))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout == "there is no GPU that PyTorch can use here\n", done.stderr
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stderr == "benchmarks gpu: there is no GPU that PyTorch can use here\n"
+    assert (done.returncode, done.stdout) == (1, "")

@@ -101,7 +101,7 @@ def test_bad_flags_exit_with_two(arguments: list[str], capsys: pytest.CaptureFix
         (["info", "spec.json"], "no network spec file"),
         (["bench"], "hadaptive bench accuracy"),
         (["bench", "accuracy", "--recipe", "nope"], "no recipe 'nope'"),
-        (["bench", "report", "nowhere.md"], "no file nowhere.md"),
+        (["bench", "networks", "--models", "nope"], "no model 'nope'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

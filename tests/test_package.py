@@ -110,6 +110,17 @@ def test_what_measures_the_project_is_not_imported(path):
         assert not any(name.startswith("hadaptive.bench") for name in imported_modules(path))
 
 
+def test_search_and_export_know_nothing_of_each_other() -> None:
+    for one, other in (("search", "export"), ("export", "search")):
+        for path in (ROOT / one).rglob("*.py"):
+            assert not [name for name in imported_modules(path) if name.split(".")[1] == other], path
+
+
+def test_the_package_knows_nothing_of_its_benchmarks() -> None:
+    for path in FILES:
+        assert not re.search(r"\b(from|import) benchmarks\b", path.read_text()), path
+
+
 def test_the_wall_test_sees_imports(tmp_path, monkeypatch):
     (tmp_path / "nn").mkdir()
     path = tmp_path / "nn" / "ach.py"

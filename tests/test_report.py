@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from hadaptive.bench.report import render, report
+from benchmarks.__main__ import main
+from benchmarks.report import render, report
 
 ROOT = Path(__file__).parents[1]
 ROWS = (
@@ -46,6 +47,18 @@ def test_table_that_cannot_be_made(tmp_path: Path, text: str, words: str) -> Non
     with pytest.raises(ValueError, match=words):
         report(tmp_path / "page.md")
     assert (tmp_path / "page.md").read_text() == text
+
+
+def test_pages_are_named_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "rows.csv").write_text(ROWS)
+    page = tmp_path / "page.md"
+    page.write_text(document())
+    assert main(["report", str(page)]) == 0
+    assert capsys.readouterr().out == f"1 tables written in {page}\n"
+    assert main(["report", "nowhere.md"]) == 1
+    assert capsys.readouterr().err == "benchmarks report: there is no file nowhere.md\n"
+    assert main(["tables"]) == 1
+    assert "say which: python -m benchmarks accuracy" in capsys.readouterr().err
 
 
 def test_no_such_page(tmp_path: Path) -> None:
@@ -94,6 +107,13 @@ def test_search_tables(tmp_path: Path) -> None:
     (tmp_path / "check.csv").write_text("space,predicted_ms,measured_ms\ntiny,1.1,1\ntiny,2.1,2\ntiny,2.9,3\n")
     text = render(document("search-prediction", "check.csv"), tmp_path)
     assert "| tiny | 3 | 1.0 to 3.0 | 1.000 | 5.0% |" in text
+    (tmp_path / "runtimes.csv").write_text(
+        "space,runtime,selections,predicted_ms,measured_ms\ntiny,openvino,fixed,1.1,1\ntiny,openvino,fixed,2.2,2\n"
+        "tiny,onnxruntime,fixed,1,1\ntiny,onnxruntime,fixed,2,2\n"
+    )
+    text = render(document("search-prediction", "runtimes.csv"), tmp_path)
+    assert "| tiny, openvino, fixed | 2 | 1.0 to 2.0 | 1.000 | 10.0% |" in text
+    assert "| tiny, onnxruntime, fixed | 2 | 1.0 to 2.0 | 1.000 | 0.0% |" in text
     (tmp_path / "comparison.csv").write_text(
         "network,group,measured_ms,accuracy\nf0,found,3.9,0.86\nf1,found,4.1,0.86\n"
         "r0,random,4,0.84\nr1,random,4,0.84\nS,published,5,0.85\nS,published,5,0.85\n"

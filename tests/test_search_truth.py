@@ -4,9 +4,9 @@ import csv
 
 import pytest
 
-from hadaptive.bench.planted import PAIR, planted_space, search_planted, solves_planted
+from benchmarks.planted import PAIR, planted_space, search_planted, solves_planted
 from hadaptive.search import Setting
-from hadaptive.search.latency import LatencyTable
+from hadaptive.search.table import LatencyTable
 
 SEEDS = range(5)
 

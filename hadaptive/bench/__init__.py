@@ -1,1 +1,1 @@
-"""Benchmarks: whole trainings, operators and networks, each against what people would use instead."""
+"""Networks side by side: accuracy, a training step, latency where they are deployed."""

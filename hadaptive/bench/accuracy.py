@@ -4,16 +4,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import hadaptive.bench.textbook  # noqa: F401  (registers the published S)
 from hadaptive.console import console
 from hadaptive.errors import UserError
 from hadaptive.files import append_csv, read_csv
 from hadaptive.metrics import mean_interval
+from hadaptive.models import NetSpec
 from hadaptive.train import TrainConfig, train_or_resume
 
 RIVALS = (
     "hadaptive_net_s",
-    "hadaptive_net_s_published",
     "mobilenetv4_conv_small",
     "mobilenetv3_small_100",
     "starnet_s1",
@@ -51,26 +50,36 @@ def bench_accuracy(config: AccuracyConfig) -> list[dict[str, Any]]:
     results = config.results or Path("benchmarks/results") / f"accuracy-{config.recipe}.csv"
     for seed in config.seeds:
         for model in config.models:
-            done = {(row["model"], row["seed"]) for row in read_csv(results)}
-            if (model, str(seed)) in done:
+            done, name = {(row["model"], row["seed"]) for row in read_csv(results)}, name_of(model)
+            if (name, str(seed)) in done:
                 continue
-            print(f"== {model}, seed {seed}", flush=True)
-            output = config.runs / f"{config.recipe}-{Path(model).stem}-seed{seed}"
+            print(f"== {name}, seed {seed}", flush=True)
+            output = config.runs / f"{config.recipe}-{name}-seed{seed}"
             summary = train_or_resume(
                 TrainConfig.from_recipe(config.recipe, model=model, seed=seed, output=output)
             )
             results.parent.mkdir(parents=True, exist_ok=True)
-            append_csv(results, [_row(summary)])
-    return [row for row in read_csv(results) if row["model"] in config.models]
+            append_csv(results, [_row(name, summary)])
+    names = set(map(name_of, config.models))
+    return [row for row in read_csv(results) if row["model"] in names]
 
 
-def _row(summary: dict[str, Any]) -> dict[str, Any]:
+def name_of(model: str) -> str:
+    """What rows call a network: a timm name as it is, that of a spec file by its own name and its content."""
+    if not model.endswith(".json"):
+        return model
+    spec = NetSpec.load(model)
+    return f"{spec.name}@{spec.fingerprint[:8]}"
+
+
+def _row(name: str, summary: dict[str, Any]) -> dict[str, Any]:
     test = summary["test"]
     if test is None:
         raise UserError(f"{summary['data']} has no test part to compare on")
-    keys = ("model", "seed", "recipe", "data", "parameters", "train_images", "epochs", "weights")
+    keys = ("seed", "recipe", "data", "parameters", "train_images", "epochs", "weights")
     where = ("train_seconds", "device", "cores", "threads", "python", "torch", "timm", "hadaptive", "commit")
     return {
+        "model": name,
         **{key: summary[key] for key in keys},
         "test_images": test["images"],
         "test_accuracy": test["accuracy"],

@@ -1,11 +1,7 @@
 """Latency of whole networks where they are deployed: PyTorch, ONNX Runtime, OpenVINO, one image or several."""
 
 import itertools
-import json
-import os
 import re
-import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -16,7 +12,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from hadaptive.bench import textbook  # noqa: F401 (registers the published network)
 from hadaptive.bench.tradeoff import plot_tradeoff
 from hadaptive.console import console
 from hadaptive.data import Preprocessing
@@ -25,13 +20,13 @@ from hadaptive.export.int8 import quantise
 from hadaptive.export.proof import UNTRAINED, file_size
 from hadaptive.files import append_csv, read_csv
 from hadaptive.info import inspect_network
+from hadaptive.measure.alone import Task, alone
 from hadaptive.measure.formats import SUFFIXES, check_format
 from hadaptive.measure.lowering import write
-from hadaptive.measure.passes import prepare
+from hadaptive.measure.passes import ALIGN, prepare
 from hadaptive.measure.timing import quartiles
-from hadaptive.measure.untrained import liven
-from hadaptive.models import HadaptiveNet, create_model
-from hadaptive.nn import expansions
+from hadaptive.measure.untrained import untrained
+from hadaptive.models import HadaptiveNet
 from hadaptive.provenance import provenance
 from hadaptive.runs import card_for
 
@@ -61,7 +56,6 @@ class LatencyBenchConfig:
     """
 
     models: tuple[str, ...] = (
-        "hadaptive_net_s_published",
         "hadaptive_net_s",
         "hadaptive_net_s:frozen",
         "mobilenetv3_small_100",
@@ -73,7 +67,7 @@ class LatencyBenchConfig:
     results: Path = Path("benchmarks/results/latency.csv")
     accuracy: Path | None = None
     image_size: int = 224
-    align: int = 16
+    align: int = ALIGN
     rounds: int = 3
     calls: int = 60
     isa: Isa = "native"
@@ -106,7 +100,7 @@ def bench_latency(config: LatencyBenchConfig) -> list[dict[str, Any]]:
             check_format("onnx" if runtime == "onnxruntime" else runtime, int8=int8)
     rows: list[dict[str, Any]] = []
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")  # ratios are within one session
-    networks = {name: network_of(name, config.image_size) for name in config.models}
+    networks = {name: untrained(name, config.image_size) for name in config.models}
     costs = {name: _costs(network, config) for name, network in networks.items()}
     config.results.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -154,25 +148,6 @@ def bench_latency(config: LatencyBenchConfig) -> list[dict[str, Any]]:
     return rows
 
 
-def network_of(name: str, image_size: int) -> nn.Module:
-    """A network in eval mode with seeded random weights and none of the constants that would make work vanish.
-
-    Args:
-        name: timm name or NetSpec file, with ":frozen" or ":int8" for fixed selections.
-        image_size: of the noise that gives BatchNorm its statistics.
-    """
-    source, _, variant = name.partition(":")
-    torch.manual_seed(0)
-    network = create_model(source, num_classes=1000)
-    if variant == "frozen" and type(network) is not HadaptiveNet:
-        raise UserError(f"{source} has no selections to freeze: leave out :frozen")
-    liven(network, torch.randn(4, 3, image_size, image_size))
-    if variant and type(network) is HadaptiveNet:
-        for layer in expansions(network).values():
-            layer.freeze(torch.randperm(layer.channels)[: layer.k])
-    return network
-
-
 def _costs(network: nn.Module, config: LatencyBenchConfig) -> dict[str, Any]:
     info = inspect_network(network, (3, config.image_size, config.image_size))
     return {"parameters": info.parameters, "macs": info.macs, "products": info.products}
@@ -215,26 +190,21 @@ def _file(name: str, network: nn.Module, runtime: str, config: LatencyBenchConfi
 def _session(
     name: str, file: Path | None, data: Path, runtime: str, count: int, config: LatencyBenchConfig
 ) -> dict[str, Any]:
-    task = {
-        "model": name,
-        "file": str(file),
-        "data": str(data),
-        "runtime": runtime,
-        "threads": count,
-        "image_size": config.image_size,
-        "calls": config.calls,
-        "warm_seconds": 0.5,
-    }
     limits = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"} if config.isa == "avx2" else {}
-    done = subprocess.run(
-        [sys.executable, "-m", "hadaptive.bench.session", json.dumps(task)],
-        env={**os.environ, **limits, "OMP_NUM_THREADS": str(count)},
-        capture_output=True,
-        text=True,
+    task = Task(
+        threads=count,
+        calls=config.calls,
+        file=None if file is None else str(file),
+        model=name,
+        compiled=runtime == "compile",
+        image_size=config.image_size,
+        data=str(data),
+        warm_seconds=0.5,
     )
-    if done.returncode:
-        raise UserError(f"{name} cannot be run in {runtime}: {(done.stderr.splitlines() or ['?'])[-1]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    try:
+        return alone(task, limits)
+    except RuntimeError as error:
+        raise UserError(f"{name} cannot be run in {runtime}: {error}") from None
 
 
 def print_latency(rows: list[dict[str, Any]]) -> None:

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hadaptive.bench import textbook  # noqa: F401 (registers the published network)
-from hadaptive.bench.operators import LAYOUTS
 from hadaptive.console import console
 from hadaptive.errors import UserError
 from hadaptive.files import append_csv
 from hadaptive.measure.timing import interleaved, quartiles, threads
 from hadaptive.provenance import provenance
+
+LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class NetworksConfig:
         threads: PyTorch threads; default as PyTorch chooses.
     """
 
-    models: tuple[str, ...] = ("hadaptive_net_s", "hadaptive_net_s_published", "mobilenetv4_conv_small")
+    models: tuple[str, ...] = ("hadaptive_net_s", "mobilenetv4_conv_small")
     results: Path = Path("benchmarks/results/networks.csv")
     image_size: int = 224
     batch: int = 16

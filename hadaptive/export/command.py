@@ -23,7 +23,7 @@ from hadaptive.files import append_csv, write_json
 from hadaptive.measure.deploy import DeployNet, DeployProducts
 from hadaptive.measure.formats import SUFFIXES, Format, check_format
 from hadaptive.measure.lowering import write, write_metadata
-from hadaptive.measure.passes import prepare
+from hadaptive.measure.passes import ALIGN, prepare
 from hadaptive.measure.sessions import load
 from hadaptive.measure.untrained import liven
 from hadaptive.models import HadaptiveNet, check_image_size, create_model
@@ -71,7 +71,7 @@ class ExportConfig:
     max_loss: float = 0.5
     force: bool = False
     calibration: int = 512
-    align: int = 16
+    align: int = ALIGN
     images: int = 1000
     weights: Literal["best", "last"] | None = None
     image_size: int | None = None

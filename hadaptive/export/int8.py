@@ -1,16 +1,14 @@
 """Post-training quantisation to int8 with the quantisers of ONNX Runtime and OpenVINO."""
 
-import logging
 import re
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from hadaptive.measure.formats import check_format
+from hadaptive.measure.quiet import quiet
 from hadaptive.measure.sessions import Run, load, openvino_core
 from hadaptive.runs import METADATA_KEY
 
@@ -63,23 +61,11 @@ def quantise(source: Path, target: Path, form: str, calibration: np.ndarray, kee
         UserError: the quantiser's package is missing.
     """
     check_format(form, int8=True)
-    with warnings.catch_warnings(), _quiet():
-        warnings.simplefilter("ignore")  # the quantisers' own
+    with quiet():
         if form == "onnx":
             _quantise_onnx(source, target, calibration, keep)
         else:
             _quantise_openvino(source, target, calibration, keep)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the quantisers' advice on the root logger and their own."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 def _within(node: str, keep: Sequence[str]) -> bool:

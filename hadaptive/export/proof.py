@@ -1,8 +1,5 @@
 """Proof that an exported file does what the network did: loaded again, compared on real images, timed."""
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -15,8 +12,9 @@ from torch import Tensor, nn
 
 from hadaptive.errors import UserError
 from hadaptive.files import write_atomically
+from hadaptive.measure.alone import Task, alone, session
 from hadaptive.measure.sessions import Run, load
-from hadaptive.measure.timing import interleaved, quartiles
+from hadaptive.measure.timing import quartiles
 from hadaptive.nn import ChannelSelection, CrossHadamardExpansion, expansions
 
 
@@ -158,43 +156,26 @@ def accuracy_of(run: Run, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
     return right / max(total, 1)
 
 
-def latency(run: Run, image: np.ndarray, rounds: int = 60) -> dict[str, float]:
+def latency(path: Path, size: tuple[int, int, int], threads: int, calls: int = 60) -> dict[str, float]:
     """Milliseconds for one image, warm: median and 95th percentile."""
-    times = interleaved({"run": lambda: run(image)}, warmup=10, rounds=rounds)["run"]
+    task = Task(threads, calls, str(path.resolve()), image_size=size[1], in_chans=size[0], warm_calls=10)
+    # ExecuTorch has one pool of threads for each process, whose number is set once.
+    times = (alone if path.suffix == ".pte" else session)(task)["times"]
     return {"p50_ms": quartiles(times)["median_ms"], "p95_ms": round(float(np.percentile(times, 95)), 4)}
-
-
-def _latency_here(path: Path, threads: int) -> dict[str, float]:
-    run, card = load(path, threads, trust=True)
-    return latency(run, np.zeros((1, *card.preprocessing.input_size), np.float32))
-
-
-def _latency_alone(path: Path, threads: int) -> dict[str, float]:
-    """In a process of its own, for ExecuTorch has one pool of threads for each."""
-    task = (
-        "import json, sys; from pathlib import Path; from hadaptive.export.proof import _latency_here; "
-        "print(json.dumps(_latency_here(Path(sys.argv[1]), int(sys.argv[2]))))"
-    )
-    command = [sys.executable, "-c", task, str(path.resolve()), str(threads)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError((done.stderr.splitlines() or ["it ended without a word"])[-1])
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def prove(
     network: nn.Module, path: Path, batches: Iterable[Tensor], limits: Limits = TRAINED
 ) -> tuple[Agreement, dict[str, Any]]:
     """Load a file again, compare and time it; the agreement, and all figures ready for JSON."""
-    run, _ = load(path, trust=True)
+    run, card = load(path, trust=True)
     agreement = compare(network, run, batches, limits)
-    timed = _latency_alone if path.suffix == ".pte" else _latency_here
     figures: dict[str, Any] = {
         **asdict(agreement),
         "tolerance": limits.tolerance,
         "holds": agreement.holds,
         "bytes": file_size(path),
-        "latency": {f"{n} threads": timed(path, n) for n in (1, 2)},
+        "latency": {f"{n} threads": latency(path, card.preprocessing.input_size, n) for n in (1, 2)},
     }
     return agreement, figures
 

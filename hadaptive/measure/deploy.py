@@ -1,9 +1,9 @@
 """A network as it is deployed: no BatchNorm, no dropout, nothing that only training needs, nothing concatenated.
 
-:func:`fold` makes one from a trained :class:`HadaptiveNet`; :mod:`hadaptive.measure.passes` changes it further.
-Everything is plain convolutions and element-wise operators, so that any exporter can follow. What a block
-concatenates for its depthwise convolution and its projection goes through convolutions of its own instead, whose
-results are added: the same sum, and runtimes that keep channels in blocks never leave their layout.
+:func:`fold` makes one from a :class:`HadaptiveNet` or layers of one; :mod:`hadaptive.measure.passes` changes it
+further. Everything is plain convolutions and element-wise operators, so that any exporter can follow. What a
+block concatenates for its depthwise convolution and its projection goes through convolutions of its own instead,
+whose results are added: the same sum, and runtimes that keep channels in blocks never leave their layout.
 """
 
 import copy
@@ -190,7 +190,7 @@ class DeployBlock(nn.Module):
 
 
 class DeployNet(nn.Module):
-    """The whole network: (B, in_chans, H, W) -> (B, num_classes) logits."""
+    """The whole network, (B, in_chans, H, W) -> (B, num_classes) logits, or layers of one in a row."""
 
     def __init__(self, layers: nn.Sequential, head: nn.Module) -> None:
         super().__init__()
@@ -257,28 +257,33 @@ def _block(block: AdaptiveBottleneck) -> DeployBlock:
     return DeployBlock(mix, DeployProducts(inner, mix), block)
 
 
+def layers_of(network: HadaptiveNet) -> list[nn.Module]:
+    """What an image passes in eval mode, in order: convolutions, bottlenecks, and the parts of the head."""
+    blocks = [module for stage in network.stages for module in stage]  # pyright: ignore[reportGeneralTypeIssues]
+    head = [network.global_pool, network.conv_head, network.act_head, network.flatten, network.classifier]
+    return [network.stem, *blocks, network.last, *head]
+
+
 @torch.no_grad()
-def fold(network: HadaptiveNet) -> DeployNet:
+def fold(network: HadaptiveNet | nn.Sequential) -> DeployNet:
     """The network in eval mode with BatchNorm in the convolutions before it and DySoft's alpha in the products.
 
     Dropout and stochastic depth are gone, as they do nothing in eval mode. The given network is left alone.
+
+    Args:
+        network: the whole, or some of its :func:`layers_of` in a row.
     """
     network = copy.deepcopy(network).eval()
-    layers: list[nn.Module] = [_folded(network.stem)]
-    for stage in network.stages:
-        assert isinstance(stage, nn.Sequential)
-        for module in stage:
-            if isinstance(module, AdaptiveBottleneck):
-                layers.append(_block(module))
-            else:
-                assert isinstance(module, nn.Sequential)
-                layers.append(_folded(module))
-    assert isinstance(network.last, nn.Sequential)
-    layers.append(_folded(network.last))
-    head = nn.Sequential(
-        network.global_pool, network.conv_head, network.act_head, network.flatten, network.classifier
-    )
-    net = DeployNet(nn.Sequential(*layers), head).eval()
+    layers: list[nn.Module] = []
+    head: list[nn.Module] = []
+    for module in layers_of(network) if isinstance(network, HadaptiveNet) else network:
+        if isinstance(module, AdaptiveBottleneck):
+            layers.append(_block(module))
+        elif isinstance(module, nn.Sequential):
+            layers.append(_folded(module))
+        else:
+            head.append(module)
+    net = DeployNet(nn.Sequential(*layers), nn.Sequential(*head)).eval()
     for parameter in net.parameters():
         parameter.requires_grad_(False)
     return net

@@ -8,8 +8,6 @@ import contextlib
 import copy
 import hashlib
 import io
-import logging
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from torch import nn
 from hadaptive.errors import UserError
 from hadaptive.files import write_atomically
 from hadaptive.measure.deploy import DeployProducts
+from hadaptive.measure.quiet import quiet
 from hadaptive.runs import METADATA_KEY
 
 MAX_BATCH = 64  # memory is planned for the largest batch: 13 MB more for S than for one image
@@ -31,21 +30,13 @@ MAGIC = b"ET12"
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without the advice that ExecuTorch gives on import, on export and when it first runs."""
-    logger = logging.getLogger("torch.utils._pytree")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+    with quiet(), contextlib.redirect_stderr(io.StringIO()):
+        yield
 
 
 def write_executorch(net: nn.Module, path: Path, size: tuple[int, int, int], metadata: str) -> None:
-    """Write a deployed network for batches of up to 64 images (batch, C, H, W)."""
-    # As training may lay weights out, XNNPACK's results would reach operators that cannot read that layout.
-    net = copy.deepcopy(net).to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
+    """Write a deployed network with contiguous weights for batches of up to 64 images (batch, C, H, W)."""
+    net = copy.deepcopy(net)
     for module in net.modules():
         if isinstance(module, DeployProducts):
             module.ties = "key"  # its top-k promises nothing about equal scores, and it has no sort

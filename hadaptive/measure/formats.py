@@ -32,10 +32,16 @@ def check_format(name: str, *, writing: bool = True, int8: bool = False) -> None
     """
     if name not in SUFFIXES:
         raise UserError(f"there is no format {name!r}; choose one of {', '.join(SUFFIXES)}")
+    package = missing_package(name, writing=writing, int8=int8)
+    if package is not None:
+        raise UserError(f'format {name} needs the package {package}: pip install "hadaptive[{name}]"')
+
+
+def missing_package(name: str, *, writing: bool = True, int8: bool = False) -> str | None:
+    """The first package that a format needs, see :func:`check_format`, and that is not there."""
     needed = (WRITES if writing else RUNS).get(name, ())
-    for package in (*needed, "nncf") if int8 and name == "openvino" else needed:
-        if importlib.util.find_spec(package) is None:
-            raise UserError(f'format {name} needs the package {package}: pip install "hadaptive[{name}]"')
+    needed = (*needed, "nncf") if int8 and name == "openvino" else needed
+    return next((package for package in needed if importlib.util.find_spec(package) is None), None)
 
 
 def format_of(path: Path) -> str:

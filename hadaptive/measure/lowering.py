@@ -4,6 +4,7 @@ Every file carries what is needed to use it: class names, preprocessing and prov
 metadata.
 """
 
+import copy
 import json
 import tempfile
 from pathlib import Path
@@ -34,13 +35,27 @@ def write(net: nn.Module, path: Path, name: str, card: ModelCard, about: dict[st
     """
     check_format(name)
     metadata = json.dumps({"card": card.to_dict(), "about": about})
-    size = card.preprocessing.input_size
     if name == "safetensors":
         from safetensors.torch import save_file
 
         state = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
         write_atomically(path, lambda p: save_file(state, p, {METADATA_KEY: metadata}))
-    elif name == "torch":
+    else:
+        lower(net, path, name, card.preprocessing.input_size, metadata)
+
+
+def lower(net: nn.Module, path: Path, name: str, size: tuple[int, int, int], metadata: str = "") -> None:
+    """Write a deployed network, or a part of one, as a program of a runtime.
+
+    Args:
+        net: in eval mode, on the CPU: (B, C, H, W) -> anything.
+        path: of the file.
+        name: of the format; safetensors is none of a program.
+        size: of an image or map, (C, H, W).
+        metadata: under "hadaptive".
+    """
+    net = _contiguous(net)
+    if name == "torch":
         program = torch.export.export(net, (torch.zeros(2, *size),), dynamic_shapes=({0: torch.export.Dim.AUTO},))
 
         def save(temporary: Path) -> None:
@@ -54,6 +69,19 @@ def write(net: nn.Module, path: Path, name: str, card: ModelCard, about: dict[st
         write_onnx(net, path, size, metadata)
     else:
         _write_openvino(net, path, size, metadata)
+
+
+def _contiguous(net: nn.Module) -> nn.Module:
+    """A copy whose weights lie as exporters expect them.
+
+    Training may lay them out with channels last. Exporters would write that layout into the graph, as a Gather
+    behind the pooling, or as operators that cannot read XNNPACK's results.
+    """
+    net = copy.deepcopy(net)
+    for tensor in (*net.parameters(), *net.buffers()):
+        # A clone, because 1x1 weights count as contiguous in either layout.
+        tensor.data = tensor.detach().clone(memory_format=torch.contiguous_format)
+    return net
 
 
 def _write_openvino(net: nn.Module, path: Path, size: tuple[int, int, int], metadata: str) -> None:

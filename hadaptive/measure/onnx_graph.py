@@ -1,6 +1,5 @@
 """A network as an ONNX graph: exported by PyTorch, then written as runtimes run it fastest."""
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 from torch import nn
 
 from hadaptive.files import write_atomically
+from hadaptive.measure.quiet import quiet
 from hadaptive.runs import METADATA_KEY
 
 OPSET = 18
@@ -30,8 +30,7 @@ def write_onnx(
     import onnx
     from onnxslim import slim
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own deprecations
+    with quiet():
         program = torch.onnx.export(
             net,
             (torch.zeros(2, *size),),
@@ -42,8 +41,8 @@ def write_onnx(
             dynamo=True,
             verbose=False,
         )
-    assert program is not None
-    model: Any = slim(program.model_proto)
+        assert program is not None
+        model: Any = slim(program.model_proto)
     _name_operators(model)
     _name_nodes(model)
     if shifts:

@@ -20,6 +20,8 @@ from hadaptive.measure.deploy import (
 )
 from hadaptive.models import HadaptiveNet
 
+ALIGN = 16  # multiple that expanded widths are filled up to, where nothing else is said
+
 
 @torch.no_grad()
 def absorb(net: DeployNet) -> str:
@@ -112,7 +114,7 @@ def _fill(width: int, multiple: int) -> Tensor:
 
 
 @torch.no_grad()
-def align(net: DeployNet, multiple: int = 16) -> str:
+def align(net: DeployNet, multiple: int = ALIGN) -> str:
     """Fill expanded widths up with channels of zeros to a multiple that runtimes keep in blocks.
 
     Raises:
@@ -167,8 +169,8 @@ def _align_products(products: DeployProducts, multiple: int) -> int:
     return int((rows < 0).sum())
 
 
-def prepare(network: HadaptiveNet, multiple: int) -> tuple[DeployNet, list[str]]:
-    """Fold a network and run every pass on it; a multiple of 1 aligns nothing.
+def prepare(network: HadaptiveNet | nn.Sequential, multiple: int = ALIGN) -> tuple[DeployNet, list[str]]:
+    """Fold a network, or layers of one in a row, and run every pass on it; a multiple of 1 aligns nothing.
 
     Returns:
         The deployed network, and a sentence for each pass.

@@ -42,6 +42,23 @@ def load(path: Path, threads: int = 0, *, trust: bool = False) -> tuple[Run, Mod
         raise UserError(f"{path} can run code when PyTorch loads it: pass --trust if you made it yourself")
     if name == "openvino" and not path.with_suffix(".bin").is_file():
         raise UserError(f"{path} needs its weights beside it, and {path.with_suffix('.bin')} is not there")
+    try:
+        run, metadata = open_file(path, threads)
+        card = ModelCard.from_dict(json.loads(metadata)["card"])
+    except Exception as error:  # each runtime has its own classes of errors
+        raise UserError(f"{path} is damaged or was not written by hadaptive export: {first_line(error)}") from None
+    return run, card
+
+
+def open_file(path: Path, threads: int = 0, *, in_turns: bool = False) -> tuple[Run, str]:
+    """What runs a file of any format, and what it says about itself; errors are the runtime's own.
+
+    Args:
+        path: of the file.
+        threads: of the runtime; 0 leaves their number to it.
+        in_turns: let the threads sleep between two calls, and move between cores. They spin and stay else, as is
+            fastest where nothing else runs, and disturb whatever takes turns with them.
+    """
     opened = {
         "onnx": _open_onnx,
         "openvino": _open_openvino,
@@ -49,22 +66,19 @@ def load(path: Path, threads: int = 0, *, trust: bool = False) -> tuple[Run, Mod
         "torch": _open_torch,
         "safetensors": _open_weights,
     }
-    try:
-        run, metadata = opened[name](path, threads)
-        card = ModelCard.from_dict(json.loads(metadata)["card"])
-    except Exception as error:  # each runtime has its own classes of errors
-        raise UserError(f"{path} is damaged or was not written by hadaptive export: {first_line(error)}") from None
-    return run, card
+    return opened[format_of(path)](path, threads, in_turns)
 
 
-def _open_onnx(path: Path, threads: int) -> tuple[Run, str]:
+def _open_onnx(path: Path, threads: int, in_turns: bool) -> tuple[Run, str]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    if in_turns:
+        options.add_session_config_entry("session.force_spinning_stop", "1")  # after the call, not within it
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    metadata = session.get_modelmeta().custom_metadata_map[METADATA_KEY]
+    metadata = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "")
     return lambda images: np.asarray(session.run(None, {"images": images})[0]), metadata
 
 
@@ -76,17 +90,19 @@ def openvino_core() -> Any:
     return openvino.Core()
 
 
-def _open_openvino(path: Path, threads: int) -> tuple[Run, str]:
+def _open_openvino(path: Path, threads: int, in_turns: bool) -> tuple[Run, str]:
     core = openvino_core()
     model = core.read_model(path)
     settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     if threads:
         settings["INFERENCE_NUM_THREADS"] = threads
+    if in_turns:
+        settings["ENABLE_CPU_PINNING"] = False
     request = core.compile_model(model, "CPU", settings).create_infer_request()
     return lambda images: request.infer({0: images})[0].copy(), model.get_rt_info([METADATA_KEY]).astype(str)
 
 
-def _open_executorch(path: Path, threads: int) -> tuple[Run, str]:
+def _open_executorch(path: Path, threads: int, in_turns: bool) -> tuple[Run, str]:
     run = ExecutorchRun(path, threads)
     return run, run.metadata
 
@@ -104,7 +120,7 @@ def _in_torch(net: nn.Module, threads: int) -> Run:
     return run
 
 
-def _open_torch(path: Path, threads: int) -> tuple[Run, str]:
+def _open_torch(path: Path, threads: int, in_turns: bool) -> tuple[Run, str]:
     if not zipfile.is_zipfile(path):  # PyTorch would print a traceback first
         raise UserError("it is no archive")
     extra = {METADATA_KEY: ""}
@@ -112,6 +128,6 @@ def _open_torch(path: Path, threads: int) -> tuple[Run, str]:
     return _in_torch(program.module(), threads), extra[METADATA_KEY]
 
 
-def _open_weights(path: Path, threads: int) -> tuple[Run, str]:
+def _open_weights(path: Path, threads: int, in_turns: bool) -> tuple[Run, str]:
     network, card = open_weights(path)
     return _in_torch(network, threads), json.dumps({"card": card.to_dict()})

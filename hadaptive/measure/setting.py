@@ -1,19 +1,17 @@
-"""What runs a network when its latency is measured: PyTorch on any device, or ONNX Runtime on the CPU."""
+"""What a latency is of: the runtime, its threads, the images, the selections."""
 
-import tempfile
-import warnings
-from collections.abc import Callable
+import os
+import shutil
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
 
-from hadaptive import ops
 from hadaptive.errors import UserError
+from hadaptive.measure.formats import missing_package
 
-RUNTIMES = ("pytorch", "onnxruntime")
+Runtime = Literal["pytorch", "compile", "onnxruntime", "openvino"]
+LOWERED = {"onnxruntime": "onnx", "openvino": "openvino"}  # runtimes of exported files, and the files' format
 
 
 @dataclass(frozen=True)
@@ -21,7 +19,8 @@ class Setting:
     """What a latency is of: it depends on all of this.
 
     Attributes:
-        runtime: pytorch (eager), or onnxruntime on the CPU.
+        runtime: pytorch (eager), compile (torch.compile), or what runs an exported file on the CPU: onnxruntime or
+            openvino.
         device: cpu or cuda.
         image_size: height and width of the input in pixels.
         in_chans: image channels.
@@ -29,9 +28,10 @@ class Setting:
         batch: images at a time.
         threads: 0 leaves their number to the runtime.
         channels_last: of maps in PyTorch.
+        frozen: selections are fixed, as with ``export --freeze``; else each image selects its own.
     """
 
-    runtime: Literal["pytorch", "onnxruntime"] = "pytorch"
+    runtime: Runtime = "pytorch"
     device: str = "cpu"
     image_size: int = 224
     in_chans: int = 3
@@ -39,9 +39,12 @@ class Setting:
     batch: int = 1
     threads: int = 0
     channels_last: bool = True
+    frozen: bool = False
 
     def check(self) -> None:
         """Raise one clear UserError if this cannot be measured here."""
+        if self.runtime not in get_args(Runtime):
+            raise UserError(f"runtime must be one of {', '.join(get_args(Runtime))}, got {self.runtime!r}")
         for name in ("image_size", "in_chans", "num_classes", "batch"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -49,54 +52,22 @@ class Setting:
             raise UserError(f"threads must not be negative, got {self.threads}")
         if self.device != "cpu" and not self.device.startswith("cuda"):
             raise UserError(f"device must be cpu or cuda, got {self.device!r}")
+        if self.runtime in LOWERED:
+            if self.device != "cpu":
+                raise UserError(f"runtime {self.runtime} is measured on the CPU only: use --device cpu")
+            form = LOWERED[self.runtime]
+            package = missing_package(form)
+            if package is not None:
+                raise UserError(
+                    f'runtime {self.runtime} needs the package {package}: pip install "hadaptive[{form}]"'
+                )
         if self.device.startswith("cuda") and not torch.cuda.is_available():
             raise UserError("device is cuda, but PyTorch finds no GPU here: use --device cpu")
-        if self.runtime == "onnxruntime":
-            if self.device != "cpu":
-                raise UserError("ONNX Runtime is measured on the CPU only: use --device cpu")
-            try:
-                import onnxruntime  # noqa: F401
-                import onnxscript  # noqa: F401
-            except ImportError as error:
-                raise UserError(
-                    f'runtime onnxruntime needs the package {error.name}: pip install "hadaptive[onnx]"'
-                ) from None
+        if self.runtime == "compile" and self.device == "cpu" and not _compiler():
+            raise UserError("runtime compile needs a C++ compiler: install g++, or set CXX to the one there is")
 
 
-def runner(module: nn.Module, x: Tensor, setting: Setting) -> Callable[[], Any]:
-    """A function that runs `module` in eval mode on an input like `x` (B, C, H, W), as the setting says."""
-    module = module.eval()
-    if setting.runtime == "onnxruntime":
-        return _onnx_runner(module, x, setting)
-    memory_format = torch.channels_last if setting.channels_last else torch.contiguous_format
-    module.to(setting.device, memory_format=memory_format)  # pyright: ignore[reportCallIssue]
-    x = x.to(setting.device, memory_format=memory_format)
-
-    def run() -> None:
-        with torch.inference_mode():
-            module(x)
-
-    return run
-
-
-def _onnx_runner(module: nn.Module, x: Tensor, setting: Setting) -> Callable[[], Any]:
-    import onnxruntime
-
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        ops.backend("reference"),
-        warnings.catch_warnings(),
-        torch.no_grad(),
-    ):
-        warnings.simplefilter("ignore")  # the exporter deprecates itself
-        path = Path(folder) / "module.onnx"
-        torch.onnx.export(module, (x,), path, input_names=["x"], output_names=["y"], dynamo=False)
-        graph = path.read_bytes()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = setting.threads
-    # Idle threads that spin would slow down whatever is timed in turn with this.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    feed = {"x": x.numpy()}
-    return lambda: session.run(None, feed)
+def _compiler() -> str | None:
+    """The C++ compiler that torch.compile would call."""
+    names = (os.environ["CXX"],) if "CXX" in os.environ else ("g++", "clang++", "cl")
+    return next(filter(None, map(shutil.which, names)), None)

@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from hadaptive.nn import BatchNorm, DySoft, expansions
+from hadaptive.errors import UserError
+from hadaptive.models import HadaptiveNet, create_model
+from hadaptive.nn import BatchNorm, DySoft, FixedSelection, expansions
 
 
 @torch.no_grad()
@@ -29,3 +31,28 @@ def liven(network: nn.Module, images: Tensor) -> nn.Module:
         if isinstance(layer.norm, DySoft | BatchNorm):
             layer.norm.bias.normal_(0, 0.1)
     return network.eval()
+
+
+def fix_selections(network: nn.Module) -> None:
+    """Freeze every selection to channels that PyTorch's generator draws: they are as fast as any others."""
+    for layer in expansions(network).values():
+        if not isinstance(layer.select, FixedSelection):
+            layer.freeze(torch.randperm(layer.channels)[: layer.k])
+
+
+def untrained(name: str, image_size: int) -> nn.Module:
+    """A network in eval mode with seeded random weights and none of the constants that would make work vanish.
+
+    Args:
+        name: timm name or NetSpec file, with ":frozen" or ":int8" for fixed selections.
+        image_size: of the noise that gives BatchNorm its statistics.
+    """
+    source, _, variant = name.partition(":")
+    torch.manual_seed(0)
+    network = create_model(source, num_classes=1000)
+    if variant == "frozen" and type(network) is not HadaptiveNet:
+        raise UserError(f"{source} has no selections to freeze: leave out :frozen")
+    liven(network, torch.randn(4, 3, image_size, image_size))
+    if variant and type(network) is HadaptiveNet:
+        fix_selections(network)
+    return network

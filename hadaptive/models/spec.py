@@ -250,6 +250,8 @@ class NetSpec:
         """
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}") from None
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path} is not JSON: {error}") from None
         try:

@@ -17,7 +17,7 @@ from hadaptive.engine.config import (
     not_negative,
 )
 from hadaptive.errors import UserError
-from hadaptive.measure.setting import Setting
+from hadaptive.measure.setting import LOWERED, Runtime, Setting
 from hadaptive.settings import names
 from hadaptive.train.config import TrainConfig
 
@@ -31,6 +31,7 @@ class LatencyGoal:
         latency_table: of ``hadaptive latency``; measured at the start where it is left out.
         latency_weight: of the expected latency's relative distance from the target in the loss.
         runtime: what latency is measured with, where there is no table.
+        frozen: latency is of the network with fixed selections, as ``hadaptive export --freeze`` writes it.
         threads: of the runtime that latency is measured in; 0 leaves their number to it.
         foreign_table: accept a table measured on another device.
     """
@@ -38,7 +39,8 @@ class LatencyGoal:
     latency_target: str | None = None
     latency_table: Path | None = None
     latency_weight: float = 1.0
-    runtime: Literal["pytorch", "onnxruntime"] = "pytorch"
+    runtime: Runtime = "pytorch"
+    frozen: bool = False
     threads: int = 0
     foreign_table: bool = False
 
@@ -156,12 +158,13 @@ class SearchConfig(_SearchSettings):
         runtime = self.latency.runtime
         return Setting(
             runtime=runtime,
-            device="cpu" if runtime == "onnxruntime" else device,
+            device="cpu" if runtime in LOWERED else device,
             image_size=self.preprocessing.image_size,
             in_chans=self.preprocessing.in_chans,
             num_classes=num_classes,
             threads=self.latency.threads,
             channels_last=self.execution.channels_last,
+            frozen=self.latency.frozen,
         )
 
     def training(self, **changes: Any) -> TrainConfig:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from hadaptive.errors import UserError
-from hadaptive.search.latency import LatencyTable
 from hadaptive.search.space import SKIP, Choice, SearchSpace
+from hadaptive.search.table import LatencyTable
 
 STEPS = 2000  # of latency, when the best network within a target is looked for
 SPEND = 0.9  # of the target that the network found takes at least

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.textbook import TextbookExpansion
 from hadaptive import ops
-from hadaptive.bench.textbook import TextbookExpansion
+from hadaptive.bench.networks import LAYOUTS
 from hadaptive.console import console
 from hadaptive.errors import UserError
 from hadaptive.files import append_csv, write_atomically
@@ -22,7 +23,6 @@ from hadaptive.ops import num_pairs, reference
 from hadaptive.provenance import provenance
 
 SHAPES = ((96, 16, 14, 32), (128, 32, 7, 32), (192, 36, 7, 32), (128, 24, 14, 32))  # C, k, H = W, B
-LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 SWEEP_BATCHES = (1, 8, 128)  # at the last of SHAPES
 SWEEP_K, SWEEP_SIDES, SWEEP_CHANNELS, SWEEP_BATCH = (8, 16, 32, 48), (7, 14, 28, 56), 96, 4
 GPU_SHAPES = ((128, 32, 14, 256), (96, 16, 14, 256), (192, 36, 7, 256))

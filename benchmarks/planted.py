@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hadaptive.engine.accelerator import create_accelerator
 from hadaptive.models.spec import BlockSpec, ConvSpec, ach, ghost
 from hadaptive.search.config import SearchConfig
 from hadaptive.search.folder import SearchFolder
-from hadaptive.search.latency import LatencyTable
-from hadaptive.search.loop import Searcher
+from hadaptive.search.launch import configured_data, new_searcher
 from hadaptive.search.space import SearchSpace
-from hadaptive.train.setup import create_accelerator
+from hadaptive.search.table import LatencyTable
 
 PAIR = (ghost(2, 3, 16), ach(8, 3, 16))
 NOISE = ((2, 1), (3, 0))  # ACH is right only early in the network, Ghost only late
@@ -44,7 +44,9 @@ def search_planted(
     """Search on the digits, with noise in place of these (position, candidate); the choice found."""
     settings = {"epochs": 4, "image_size": 16, "space": "planted", "seed": seed, "cpu": True} | changes
     config = SearchConfig.from_recipe("quick", **settings)
-    searcher = Searcher(config, space, create_accelerator(config, unused_parameters=True), quiet=True)
+    data, config = configured_data(config)
+    accelerator = create_accelerator(config.execution, unused_parameters=True)
+    searcher = new_searcher(config, space, accelerator, data, quiet=True)
     for position, candidate in noise:
         searcher.supernet.positions[position][candidate] = Noise()  # pyright: ignore[reportIndexIssue]
     searcher.use(table)

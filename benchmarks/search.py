@@ -11,17 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hadaptive.bench.planted import solves_planted
+from benchmarks.planted import solves_planted
 from hadaptive.console import console
 from hadaptive.files import append_csv
-from hadaptive.measure.setting import Setting
+from hadaptive.measure.setting import Runtime, Setting
 from hadaptive.measure.timing import interleaved, quartiles
 from hadaptive.models import HadaptiveNet
 from hadaptive.models.spec import HADAPTIVE_NET_S
 from hadaptive.provenance import provenance
-from hadaptive.search.estimators import gdas, rloo
+from hadaptive.search.estimators import frozen_statistics, gdas, rloo
 from hadaptive.search.latency import measure_networks, measure_table
-from hadaptive.search.loop import frozen_statistics
 from hadaptive.search.spaces import open_space
 from hadaptive.search.supernet import Supernet
 
@@ -46,6 +45,8 @@ class SearchBenchConfig:
             planted answer.
         planted_seeds: trials of each estimator.
         device: cpu or cuda.
+        runtime: that the table is of, and the networks it is checked on.
+        frozen: they have fixed selections.
     """
 
     space: str = "published"
@@ -59,6 +60,8 @@ class SearchBenchConfig:
     parts: tuple[Literal["price", "table", "planted"], ...] = ("price", "table", "planted")
     planted_seeds: int = 12
     device: str = "cpu"
+    runtime: Runtime = "pytorch"
+    frozen: bool = False
 
 
 def _step(variant: str, config: SearchBenchConfig) -> Callable[[], None]:
@@ -187,7 +190,11 @@ def _check_table(config: SearchBenchConfig) -> None:
     from scipy.stats import spearmanr
 
     space = open_space(config.table_space)
-    setting = Setting(device=config.device, image_size=config.image_size)
+    setting = Setting(config.runtime, config.device, config.image_size, frozen=config.frozen)
+    setting.check()
+    # The first rows know no other runtime.
+    plain = config.runtime == "pytorch" and not config.frozen
+    what = {} if plain else {"runtime": config.runtime, "selections": "fixed" if config.frozen else "dynamic"}
     table = measure_table(space, setting)
     generator = torch.Generator().manual_seed(1)
     choices = [space.random(generator) for _ in range(config.networks)]
@@ -196,6 +203,7 @@ def _check_table(config: SearchBenchConfig) -> None:
     rows = [
         {
             "space": space.name,
+            **what,
             "network": "-".join(map(str, choice)),
             "image_size": config.image_size,
             "batch": 1,
@@ -205,7 +213,7 @@ def _check_table(config: SearchBenchConfig) -> None:
         }
         for i, choice in enumerate(choices)
     ]
-    append_csv(config.results / "latency-check.csv", rows)
+    append_csv(config.results / ("latency-check.csv" if plain else "latency-check-runtimes.csv"), rows)
     error = statistics.median(abs(r["predicted_ms"] / r["measured_ms"] - 1) for r in rows)
     rank = spearmanr([r["predicted_ms"] for r in rows], [r["measured_ms"] for r in rows]).statistic  # pyright: ignore
     console().print(f"latency of {len(rows)} networks: Spearman {rank:.3f}, median error {error:.1%}")

@@ -1,6 +1,5 @@
 """What deployment costs in test accuracy, and whether exported files compute what the network does."""
 
-import dataclasses
 import itertools
 import tempfile
 from dataclasses import dataclass
@@ -9,6 +8,8 @@ from typing import Any, get_args
 
 import tyro
 
+from hadaptive.data import is_stream
+from hadaptive.engine.batches import evaluation_batches
 from hadaptive.errors import UserError
 from hadaptive.evaluate import evaluate_run
 from hadaptive.export.command import ExportConfig, export_command
@@ -18,8 +19,7 @@ from hadaptive.measure.formats import SUFFIXES, Format
 from hadaptive.measure.sessions import load
 from hadaptive.provenance import provenance
 from hadaptive.runs import RunFolder
-from hadaptive.train import TrainConfig, train_or_resume
-from hadaptive.train.setup import create_accelerator, create_data
+from hadaptive.train import read_config, train_or_resume
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "dynamic": {},
@@ -58,13 +58,12 @@ def bench_deployment(config: DeploymentConfig) -> list[dict[str, Any]]:
     config.results.parent.mkdir(parents=True, exist_ok=True)
     for path in config.runs:
         run = RunFolder.open(path)
-        training = TrainConfig.from_dict(run.read_json(run.config))
-        plain = dataclasses.replace(training, cpu=True, workers=0)
-        parts = create_data(plain, create_accelerator(plain))
-        if parts.test is None or parts.names.get("test") is None:
+        training, card = read_config(run), run.read_card()
+        test = None if is_stream(training.data.data) else run.open_data(needs=("test",)).test
+        if test is None:
             raise UserError(f"{path} has no test part to measure on")
-        card = run.read_card()
-        batches = [(images[bad < 0], targets[bad < 0]) for images, targets, bad in parts.test]
+        loader = evaluation_batches(test, card.preprocessing, in_memory=True)
+        batches = [(images[bad < 0], targets[bad < 0]) for images, targets, bad in loader]
         accuracies: dict[str, float] = {}
         notes: dict[str, str] = {}
         for variant, settings in VARIANTS.items():
@@ -77,19 +76,25 @@ def bench_deployment(config: DeploymentConfig) -> list[dict[str, Any]]:
                 notes[variant] = " ".join(about.get("int8", {}).get("float", []))
         continued = path / "continued"
         train_or_resume(
-            dataclasses.replace(
-                training, init=path, output=continued, epochs=config.epochs, lr=training.lr / 4, select="last"
+            training.changed(
+                model=None,
+                stem_strides=None,
+                init=path,
+                output=continued,
+                epochs=config.epochs,
+                lr=training.optimisation.lr / 4,
+                select="last",
             )
         )
         accuracies[CONTROL], notes[CONTROL] = evaluate_run(continued, cpu=True)[0].accuracy, ""
         new = [
             {
                 "model": card.spec.name if card.spec else card.model,
-                "seed": training.seed,
+                "seed": training.execution.seed,
                 "variant": variant,
                 "test_accuracy": accuracy,
                 "lost_points": round(100 * (accuracies["dynamic"] - accuracy), 3),
-                "test_images": len(parts.names["test"]),
+                "test_images": len(test),
                 "epochs": config.epochs if variant in ("frozen, fine-tuned", CONTROL) else 0,
                 "float_layers": notes[variant],
                 **provenance("cpu"),

@@ -227,14 +227,16 @@ def prediction_table(rows: Rows) -> str:
     from scipy.stats import spearmanr
 
     lines = []
-    for space in dict.fromkeys(row["space"] for row in rows):
-        own = [row for row in rows if row["space"] == space]
+    columns = [name for name in ("space", "runtime", "selections") if name in rows[0]]
+    for case in dict.fromkeys(tuple(row[name] for name in columns) for row in rows):
+        own = [row for row in rows if tuple(row[name] for name in columns) == case]
         predicted, measured = ([float(row[key]) for row in own] for key in ("predicted_ms", "measured_ms"))
         errors = [abs(p / m - 1) for p, m in zip(predicted, measured, strict=True)]
         rank = spearmanr(predicted, measured).statistic  # pyright: ignore[reportAttributeAccessIssue]
         spread = f"{min(measured):.1f} to {max(measured):.1f}"
-        lines.append([space, str(len(own)), spread, f"{rank:.3f}", f"{statistics.median(errors):.1%}"])
-    return markdown_table(["space", "networks", "measured, ms", "Spearman", "median error"], lines)
+        found = [str(len(own)), spread, f"{rank:.3f}", f"{statistics.median(errors):.1%}"]
+        lines.append([", ".join(case), *found])
+    return markdown_table([", ".join(columns), "networks", "measured, ms", "Spearman", "median error"], lines)
 
 
 def comparison_table(rows: Rows) -> str:

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import torch
 
+import benchmarks.textbook  # noqa: F401 (registers the published networks)
+from benchmarks.operators import OpsConfig, bench_ops
 from hadaptive.bench.networks import NetworksConfig, bench_networks
-from hadaptive.bench.operators import OpsConfig, bench_ops
 from hadaptive.doctor import diagnose, print_diagnosis
 from hadaptive.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[2]
+NETWORKS = ("hadaptive_net_s", "hadaptive_net_s_published", "mobilenetv4_conv_small")
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def bench_gpu(results: Path) -> None:
@@ -39,11 +41,4 @@ def bench_gpu(results: Path) -> None:
             raise UserError("the tests of the Triton kernels failed: nothing was timed")
     for dtype in ("bfloat16", "float32"):
         bench_ops(OpsConfig(results=results / "ops-gpu.csv", device="cuda", dtype=dtype, rounds=50, sweep=True))
-    bench_networks(NetworksConfig(results=results / "networks-gpu.csv", device="cuda", batch=64))
-
-
-if __name__ == "__main__":
-    try:
-        bench_gpu(Path(sys.argv[1] if len(sys.argv) > 1 else "benchmarks/results"))
-    except UserError as error:
-        sys.exit(f"bench-gpu: {error}")
+    bench_networks(NetworksConfig(NETWORKS, results / "networks-gpu.csv", device="cuda", batch=64))

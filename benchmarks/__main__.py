@@ -1,0 +1,126 @@
+"""``python -m benchmarks NAME FLAGS``, from a checkout: each takes its own flags, as --help shows.
+
+The commands of ``hadaptive bench`` are here, too, with the published networks to compare with: they are known as
+hadaptive_net_s_published and its like.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from hadaptive.errors import UserError
+
+
+def _gpu(arguments: list[str]) -> None:
+    from benchmarks.gpu import bench_gpu
+
+    # No flags: a GPU machine may have no command-line library.
+    bench_gpu(Path(arguments[0] if arguments else "benchmarks/results"))
+
+
+def _ops(arguments: list[str]) -> None:
+    import tyro
+
+    from benchmarks.operators import OpsConfig, bench_ops
+
+    bench_ops(tyro.cli(OpsConfig, prog="python -m benchmarks ops", args=arguments))
+
+
+def _search(arguments: list[str]) -> None:
+    import tyro
+
+    from benchmarks.search import SearchBenchConfig, bench_search
+
+    bench_search(tyro.cli(SearchBenchConfig, prog="python -m benchmarks search", args=arguments))
+
+
+def _deployment(arguments: list[str]) -> None:
+    import tyro
+
+    from benchmarks.deployment import DeploymentConfig, bench_deployment
+
+    bench_deployment(tyro.cli(DeploymentConfig, prog="python -m benchmarks deployment", args=arguments))
+
+
+def _parity(arguments: list[str]) -> None:
+    import tyro
+
+    from benchmarks.deployment import ParityConfig, bench_parity
+
+    bench_parity(tyro.cli(ParityConfig, prog="python -m benchmarks parity", args=arguments))
+
+
+def _report(arguments: list[str]) -> None:
+    from benchmarks.report import report
+
+    for page in map(Path, arguments or ["README.md"]):
+        print(f"{report(page)} tables written in {page}")
+
+
+def _with(models: tuple[str, ...], *, before: str) -> tuple[str, ...]:
+    """A command's default networks with the published S before one of them."""
+    import benchmarks.textbook  # noqa: F401 (registers it)
+
+    place = models.index(before)
+    return (*models[:place], "hadaptive_net_s_published", *models[place:])
+
+
+def _accuracy(arguments: list[str]) -> None:
+    import tyro
+
+    from hadaptive.bench.accuracy import RIVALS, AccuracyConfig, bench_accuracy, print_accuracy
+
+    default = AccuracyConfig(models=_with(RIVALS, before="mobilenetv4_conv_small"))
+    config = tyro.cli(AccuracyConfig, prog="python -m benchmarks accuracy", args=arguments, default=default)
+    print_accuracy(bench_accuracy(config))
+
+
+def _latency(arguments: list[str]) -> None:
+    import tyro
+
+    from hadaptive.bench.latency import LatencyBenchConfig, bench_latency
+
+    default = LatencyBenchConfig(models=_with(LatencyBenchConfig.models, before="hadaptive_net_s"))
+    bench_latency(
+        tyro.cli(LatencyBenchConfig, prog="python -m benchmarks latency", args=arguments, default=default)
+    )
+
+
+def _networks(arguments: list[str]) -> None:
+    import tyro
+
+    from hadaptive.bench.networks import NetworksConfig, bench_networks
+
+    default = NetworksConfig(models=_with(NetworksConfig.models, before="mobilenetv4_conv_small"))
+    bench_networks(tyro.cli(NetworksConfig, prog="python -m benchmarks networks", args=arguments, default=default))
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "accuracy": _accuracy,
+    "deployment": _deployment,
+    "gpu": _gpu,
+    "latency": _latency,
+    "networks": _networks,
+    "ops": _ops,
+    "parity": _parity,
+    "report": _report,
+    "search": _search,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one benchmark; the exit status is 0, or 1 for bad input."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] not in COMMANDS:
+        print(f"say which: python -m benchmarks {' | '.join(COMMANDS)}", file=sys.stderr)
+        return 1
+    try:
+        COMMANDS[arguments[0]](arguments[1:])
+    except UserError as error:
+        print(f"benchmarks {arguments[0]}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

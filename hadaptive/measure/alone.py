@@ -1,0 +1,125 @@
+"""One network in one runtime, in a process of its own: idle threads of other sessions spin and would be timed too.
+
+:func:`alone` starts it with its task as JSON; it answers with JSON on its last line.
+"""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from timm.models import model_entrypoint
+
+from hadaptive.measure.sessions import Run, open_file
+from hadaptive.measure.timing import interleaved
+from hadaptive.measure.untrained import untrained
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a session does.
+
+    Attributes:
+        threads: of the runtime.
+        calls: that are timed.
+        file: what it runs; None runs `model` in PyTorch.
+        model: name, as :func:`hadaptive.measure.untrained.untrained` has it.
+        compiled: by torch.compile.
+        image_size: of the noise that gives the model its statistics, and of the black image.
+        in_chans: of that.
+        data: NumPy file of "images" and the "expected" logits; none checks nothing, and times one black image.
+        warm_seconds, warm_calls: of calls before it is timed, one after the other.
+    """
+
+    threads: int
+    calls: int
+    file: str | None = None
+    model: str = ""
+    compiled: bool = False
+    image_size: int = 224
+    in_chans: int = 3
+    data: str = ""
+    warm_calls: int = 0
+    warm_seconds: float = 0.0
+
+
+def alone(task: Task, environment: dict[str, str] | None = None) -> dict[str, Any]:
+    """Run a :func:`session` in a process of its own.
+
+    Args:
+        task: what it does.
+        environment: variables to set for it, beside the number of threads.
+
+    Raises:
+        RuntimeError: it failed; the last line that it said.
+    """
+    given = {"task": asdict(task), "modules": _modules(task), "path": sys.path}
+    done = subprocess.run(
+        [sys.executable, "-m", "hadaptive.measure.alone", json.dumps(given)],
+        env={**os.environ, **(environment or {}), "OMP_NUM_THREADS": str(task.threads)},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise RuntimeError((done.stderr.splitlines() or ["it ended without a word"])[-1])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _modules(task: Task) -> list[str]:
+    """What a process must import before timm knows the model: whatever registered it here, if that is not we."""
+    name = task.model.partition(":")[0]
+    if task.file is not None or not timm.is_model(name):
+        return []
+    module = model_entrypoint(name).__module__
+    return [] if module.split(".")[0] in ("timm", "hadaptive") else [module]
+
+
+def session(task: Task) -> dict[str, Any]:
+    """Check what a network computes, warm it, and time it.
+
+    Returns:
+        "error", the median image's largest difference over its largest expected logit (selections of random
+        networks may hang on rounding in single images), and "times", milliseconds of each call.
+    """
+    run = _run(task)
+    images, error = np.zeros((1, task.in_chans, task.image_size, task.image_size), np.float32), 0.0
+    if task.data:
+        with np.load(task.data) as data:
+            images, expected = data["images"], data["expected"]
+        error = float(np.median(np.abs(run(images) - expected).max(1) / np.abs(expected).max(1)))
+    start = time.perf_counter()
+    while time.perf_counter() - start < task.warm_seconds:
+        run(images)
+    times = interleaved({"run": lambda: run(images)}, warmup=task.warm_calls, rounds=task.calls)["run"]
+    return {"error": error, "times": times}
+
+
+def _run(task: Task) -> Run:
+    if task.file is not None:
+        return open_file(Path(task.file), task.threads)[0]
+    torch.set_num_threads(task.threads)
+    network: Any = untrained(task.model, task.image_size)
+    if task.compiled:
+        network = torch.compile(network)
+
+    def run(images: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return network(torch.from_numpy(images)).numpy()
+
+    return run
+
+
+if __name__ == "__main__":
+    given = json.loads(sys.argv[1])
+    sys.path.extend(folder for folder in given["path"] if folder not in sys.path)
+    for name in given["modules"]:
+        importlib.import_module(name)
+    print(json.dumps(session(Task(**given["task"]))))

@@ -1,0 +1,72 @@
+"""A network, or layers of one in a row, as a setting runs it: what latency tables time."""
+
+import tempfile
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hadaptive.measure.formats import SUFFIXES
+from hadaptive.measure.lowering import lower
+from hadaptive.measure.passes import prepare
+from hadaptive.measure.quiet import quiet
+from hadaptive.measure.sessions import open_file
+from hadaptive.measure.setting import LOWERED, Setting
+from hadaptive.measure.untrained import fix_selections, liven
+from hadaptive.models import HadaptiveNet
+
+IMAGES = 8  # of noise, that give an untrained network its statistics
+
+
+def runner(
+    network: HadaptiveNet | nn.Sequential, setting: Setting, size: tuple[int, int, int]
+) -> Callable[[], Any]:
+    """A function that runs an untrained network on one batch of noise, as the setting says.
+
+    Args:
+        network: the whole, or layers in a row; changed in place (constants, selections, device).
+        setting: the runtime, and all it depends on.
+        size: of what the first layer reads, (C, H, W).
+    """
+    liven(network, torch.randn(IMAGES, *size))
+    if setting.frozen:
+        fix_selections(network)
+    x = torch.randn(setting.batch, *size)
+    if setting.runtime in LOWERED:
+        form = LOWERED[setting.runtime]
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"net{SUFFIXES[form]}"
+            lower(prepare(network)[0], path, form, size)
+            session = open_file(path, setting.threads, in_turns=True)[0]
+        images = x.numpy()
+        return lambda: session(images)
+    memory_format = torch.channels_last if setting.channels_last else torch.contiguous_format
+    network.to(setting.device, memory_format=memory_format)  # pyright: ignore[reportCallIssue]
+    x = x.to(setting.device, memory_format=memory_format)
+    call = _compiled(network) if setting.runtime == "compile" else network
+
+    def run() -> None:
+        with torch.inference_mode():
+            call(x)
+
+    if setting.runtime == "compile":
+        with quiet():
+            run()
+    return run
+
+
+def _compiled(network: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The network under torch.compile, whatever was compiled before.
+
+    PyTorch keeps the programs of one code object together: it would try all of them at each call, compile for any
+    shape after the second, and give up after the eighth.
+    """
+
+    def call(x: Tensor) -> Tensor:
+        return network(x)
+
+    own = types.FunctionType(call.__code__.replace(), call.__globals__, "call", None, call.__closure__)
+    return torch.compile(own, fullgraph=True, dynamic=False)
