@@ -58,6 +58,8 @@ def begin(output):
         return train(tiny_config(folder, output.name, **settings), quiet=True)
     return search(SearchConfig.from_recipe("quick", output=output, **settings), quiet=True)
 
+begin(folder / f"warm-{moments[0]}")  # so that no child has to load kernels
+
 def child(work):
     number = os.fork()
     if not number:
