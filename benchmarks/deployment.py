@@ -62,7 +62,7 @@ def bench_deployment(config: DeploymentConfig) -> list[dict[str, Any]]:
         test = None if is_stream(training.data.data) else run.open_data(needs=("test",)).test
         if test is None:
             raise UserError(f"{path} has no test part to measure on")
-        loader = evaluation_batches(test, card.preprocessing, in_memory=True)
+        loader = evaluation_batches(test, card.preprocessing, workers=0)
         batches = [(images[bad < 0], targets[bad < 0]) for images, targets, bad in loader]
         accuracies: dict[str, float] = {}
         notes: dict[str, str] = {}

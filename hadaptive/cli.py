@@ -23,11 +23,11 @@ from hadaptive.commands import (
     SpacesCommand,
     TrainCommand,
 )
-from hadaptive.data import DataConfig
 from hadaptive.engine.config import RecipeSettings
 from hadaptive.engine.recipes import RECIPES
 from hadaptive.errors import UserError
-from hadaptive.search.config import SearchConfig, StudyConfig
+from hadaptive.search.config import StudyConfig
+from hadaptive.settings import names
 from hadaptive.train.config import TrainConfig
 
 FAULT_STATUS = 70  # as sysexits.h has it for an internal fault
@@ -40,17 +40,21 @@ FAULT = (
 Command = TypeVar("Command", bound=RecipeSettings)
 
 
-def _configured(kind: type[Command], name: str, arguments: list[str]) -> Command:
-    """The settings that flags give on top of their recipe's; beside --resume, hardly any."""
+BESIDE_RESUME = {"resume", "quiet", "data", "data_dir"}
+
+
+def _configured(kind: type[Command], name: str, arguments: list[str]) -> tuple[Command, set[str]]:
+    """The settings that flags give on top of their recipe's, and which were typed; beside --resume, hardly any."""
     default = kind.from_recipe(_recipe_named_in(arguments))
     # The parts of a configuration are no part of a flag's name.
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
     command = tyro.cli(kind, prog=f"hadaptive {name}", args=arguments, default=default, config=config)
-    given, base = command.flat(), default.flat()
-    extra = [n for n in given if given[n] != base[n] and n not in ("resume", "quiet", "data", "data_dir")]
-    if given["resume"] is not None and extra:
-        raise UserError(f"--resume takes every setting from the run: leave out --{extra[0].replace('_', '-')}")
-    return command
+    flags = [argument.partition("=")[0][2:].replace("-", "_") for argument in arguments if argument[:2] == "--"]
+    typed = {flag if flag in names(kind) else flag.removeprefix("no_") for flag in flags}
+    if "resume" in typed and typed - BESIDE_RESUME:
+        extra = min(typed - BESIDE_RESUME).replace("_", "-")
+        raise UserError(f"--resume takes every setting from the run: leave out --{extra}")
+    return command, typed
 
 
 def _part(command: Any, kind: type) -> Any:
@@ -58,23 +62,22 @@ def _part(command: Any, kind: type) -> Any:
     return kind(**{f.name: getattr(command, f.name) for f in fields(kind)})
 
 
-def _where(command: Any, default: DataConfig, given: DataConfig) -> dict[str, Any]:
+def _where(command: Any, typed: set[str]) -> dict[str, Any]:
     """Where the images of a resumed run lie now, where a person says so."""
-    data = None if given.data == default.data else given.data
-    return {"data": data, "data_dir": given.data_dir, "quiet": command.quiet}
+    values = command.flat()
+    return {name: values[name] for name in {"data", "data_dir", "quiet"} & typed}
 
 
 def _train(arguments: list[str]) -> None:
     from hadaptive.train import resume, train
 
-    command = _configured(TrainCommand, "train", arguments)
+    command, typed = _configured(TrainCommand, "train", arguments)
     if command.resume is not None:
-        default = TrainConfig.from_recipe(command.recipe).data
-        resume(command.resume, **_where(command, default, command.data))
-    else:
-        config = _part(command, TrainConfig)
-        config.refuse_idle()
-        train(config, given=config.given(), quiet=command.quiet)
+        resume(command.resume, **_where(command, typed))
+        return
+    config = _part(command, TrainConfig)
+    config.refuse_idle(typed)
+    train(config, given=typed, quiet=command.quiet)
 
 
 def _recipe_named_in(arguments: list[str]) -> str:
@@ -89,17 +92,16 @@ def _recipe_named_in(arguments: list[str]) -> str:
 def _search(arguments: list[str]) -> None:
     from hadaptive.search import resume, search, study
 
-    command = _configured(SearchCommand, "search", arguments)
-    config = _part(command, StudyConfig)
+    command, typed = _configured(SearchCommand, "search", arguments)
     if command.resume is not None:
-        default = SearchConfig.from_recipe(command.recipe).data
-        resume(command.resume, **_where(command, default, command.search.data))
+        resume(command.resume, **_where(command, typed))
         return
-    config.refuse_idle()
+    config = _part(command, StudyConfig)
+    config.refuse_idle(typed)
     if config.is_single:
-        search(config.search, given=config.given(), quiet=command.quiet)
+        search(config.search, given=typed, quiet=command.quiet)
     else:
-        study(config, given=config.given(), quiet=command.quiet)
+        study(config, given=typed, quiet=command.quiet)
 
 
 def _latency(arguments: list[str]) -> None:
@@ -274,7 +276,12 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         if show_traceback:
             raise
-        print(f"hadaptive {arguments[0]}: {error}", file=sys.stderr)
+        # What all processes of torchrun find alike is said once.
+        if error.of_one_process or os.environ.get("RANK", "0") == "0":
+            print(f"hadaptive {arguments[0]}: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # whoever reads our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception:
         traceback.print_exc()

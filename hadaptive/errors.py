@@ -5,7 +5,12 @@ class UserError(ValueError):
     """A mistake in the input that its author can mend: the message is one sentence that says what and how.
 
     The command line prints the sentence alone. Any other exception is a fault of ours and shows its traceback.
+
+    Attributes:
+        of_one_process: it may show in one of several processes only, as an image that cannot be read.
     """
+
+    of_one_process = False
 
 
 def first_line(error: BaseException) -> str:

@@ -57,6 +57,8 @@ def evaluate_run(
     except UserError:  # a run made on a GPU, looked at on a machine without one
         accelerator = create_accelerator(replace(execution, mixed_precision="no"))
     loader, notes = _part(run, config, card, split, accelerator, data, data_dir)
+    if not run.summary.is_file():
+        notes = [*notes, f"{path} is not finished: these are the weights it has so far"]
     evaluation = evaluate_model(
         accelerator.prepare(model),
         loader,

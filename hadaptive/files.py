@@ -3,20 +3,35 @@
 import csv
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hadaptive.errors import UserError
 
 
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """A full disk and a folder without rights are nobody's fault in the program."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, then put it in place in one step."""
+    """Let `write` fill a temporary file beside `path`, then put it in place in one step.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    write(temporary)
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with _told(path):
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -48,7 +63,7 @@ def append_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     """Append rows to a CSV file, with a header if it is new.
 
     Raises:
-        UserError: the file has other columns.
+        UserError: the file has other columns, or cannot be written.
     """
     if not rows:
         return
@@ -57,7 +72,7 @@ def append_csv(path: Path, rows: list[dict[str, Any]]) -> None:
         with open(path, newline="", encoding="utf-8") as file:
             if next(csv.reader(file)) != list(rows[0]):
                 raise UserError(f"{path} has other columns, from another version: move it away")
-    with open(path, "a", newline="", encoding="utf-8") as file:
+    with _told(path), open(path, "a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         if new:
             writer.writeheader()

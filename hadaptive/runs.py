@@ -190,6 +190,11 @@ class RunFolder:
             raise UserError(f"there is no run folder {path}")
         if not run.config.is_file():
             raise UserError(f"{path} is not a run folder: it has no config.json")
+        if (run.path / "space.json").is_file():
+            raise UserError(
+                f"{path} is the folder of a search: go on by hadaptive search --resume {path}, or train what it "
+                f"found by hadaptive train --model {path}/found.json --split {path}"
+            )
         return run
 
     def weights(self, which: str = "best") -> Path:
@@ -246,6 +251,11 @@ class RunFolder:
             raise UserError(f"{path} does not hold the weights of {card.model}: {first_line(error)}") from None
         return model.eval(), card
 
+    @property
+    def version(self) -> int:
+        """Of the settings' format: folders of version 1 lack some files."""
+        return self.read_json(self.config).get("version", 1)
+
     def choice(self) -> str:
         """The weights that the run is tested, exported and predicts with where nobody says otherwise."""
         return self.read_json(self.config).get("select", "best")
@@ -273,6 +283,14 @@ class RunFolder:
         """The division of its images; None where there is none, as of a stream or in runs of version 1."""
         return Manifest.load(self.manifest) if self.manifest.is_file() else None
 
+    def require_manifest(self) -> None:
+        """Raise one clear UserError where the division of the images is gone; runs of version 1 never had one."""
+        if self.version > 1 and not self.manifest.is_file():
+            raise UserError(
+                f"{self.path} has lost its {self.manifest.name}: without it, images it was trained on cannot be "
+                "told from others; put it back"
+            )
+
     def open_data(
         self,
         data: str | None = None,
@@ -294,7 +312,11 @@ class RunFolder:
         config, manifest = self.data_config(data, data_dir), self.read_manifest()
         if manifest is not None:
             return open_data(config, manifest, exact=exact, needs=needs)
+        self.require_manifest()
         opened = open_data(config, drawn_before_manifests=True)
+        opened.notes.append(
+            f"{self.path} is of an older version that kept no list of its images: they are taken to be the same"
+        )
         self._check_counts(opened)
         if self.card.is_file() and opened.classes != self.read_card().classes:
             raise UserError(
@@ -350,3 +372,41 @@ class RunFolder:
 def card_for(model_name: str, model: nn.Module, classes: list[str], preprocessing: Preprocessing) -> ModelCard:
     """The card of a freshly built network."""
     return ModelCard(model_name, spec_of(model), classes, preprocessing)
+
+
+def division_of(init: Path | None, data: DataConfig) -> tuple[Manifest | None, list[str]]:
+    """How the images were divided that some weights have learned from, and a sentence where nobody knows.
+
+    Args:
+        init: run folder or exported weights; None for none.
+        data: images that they are to learn from now.
+
+    Raises:
+        UserError: a run of an older version learned from these very images, which are not what they were.
+    """
+    doubt = f"{init} does not say which images it has learned from: nothing keeps them out of the test part"
+    if init is None or not init.exists():  # which is said where its weights are read
+        return None, []
+    if init.is_file():
+        manifest = exported_division(init)
+        return manifest, [] if manifest is not None else [doubt]
+    run = RunFolder.open(init)
+    if run.version > 1 or run.manifest.is_file():
+        return run.read_manifest(), []
+    try:
+        return run.open_data().manifest, []
+    except UserError:
+        then, now = (Path(str(place)).expanduser().resolve() for place in (run.data_config().data, data.data))
+        if then == now:
+            raise
+        return None, [doubt]
+
+
+def exported_division(path: Path) -> Manifest | None:
+    """The division of the images that exported weights have learned from; None where they do not say."""
+    try:
+        with safe_open(path, "pt") as file:
+            text = json.loads(file.metadata()[METADATA_KEY]).get("split")
+    except Exception:  # a damaged file is told where its weights are read
+        return None
+    return None if text is None else Manifest.loads(text)

@@ -4,6 +4,7 @@ Whatever happens, it is said, and no image that was trained on is tested, nor th
 """
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -246,3 +247,93 @@ def test_a_new_run_takes_a_division_over(world: Path, capsys) -> None:
     assert typed(*flags, "--output", "other", "--split", "nowhere.csv") == 1
     assert "nowhere.csv" in capsys.readouterr().err
     assert not (world / "other").exists()
+
+
+def leaks(run: Path, *ancestors: Path) -> set[str]:
+    """Images that the ancestors' weights have seen, in training or validation, and that the run is tested by."""
+    seen = set().union(*(part_of(a)["train"] | part_of(a)["validation"] for a in ancestors))
+    return part_of(run)["test"] & seen
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+@pytest.mark.parametrize("grown", [False, True], ids=["same", "grown"])
+def test_exported_weights_know_what_they_have_seen(world: Path, seed: int, grown: bool) -> None:
+    """The division went lost on the way, so that all test images of the next run could have been trained on."""
+    assert typed("export", "run", "--format", "safetensors", "--output", "net.safetensors", "--images", "8") == 0
+    if grown:
+        grow(world)
+    (world / "run").rename(world / "run-elsewhere")
+    flags = ["train", "--init", "net.safetensors", "--data", "pets", "--data-seed", seed, "--epochs", "1", *FLAGS]
+    if grown or not seed:
+        assert (
+            typed(*(flag for flag in flags if grown or flag not in ("--data-seed", seed)), "--output", "next") == 0
+        )
+        assert not leaks(world / "next", world / "run-elsewhere")
+    else:  # nothing is left to draw
+        assert typed(*flags, "--output", "next") == 1
+
+
+def test_two_generations(world: Path) -> None:
+    """What was away while a run was trained on is known when it comes back."""
+    away = world / "away"
+    for name in ("cat", "dog", "newt"):
+        (away / name).mkdir(parents=True)
+        for i in range(10, 20):
+            (world / "pets" / name / f"{i}.png").rename(away / name / f"{i}.png")
+    flags = ["train", "--data", "pets", "--epochs", "1", *FLAGS]
+    assert typed(*flags, "--init", "run", "--output", "second") == 0
+    for path in away.glob("*/*.png"):
+        path.rename(world / "pets" / path.parent.name / path.name)
+    assert typed(*flags, "--init", "second", "--output", "third") == 0
+    assert not leaks(world / "third", world / "run", world / "second")
+
+
+def test_a_lost_list_of_images_is_not_guessed(world: Path, capsys) -> None:
+    assert typed("train", "--data", "pets", "--model", "tiny.json", "--split", "run", "--epochs", "1", *FLAGS,
+                 "--output", "second") == 0  # fmt: skip
+    for run in ("second", "cut", "search"):
+        (world / run / "split.csv").unlink()
+    capsys.readouterr()
+    for command in (["evaluate", "second"], ["train", "--resume", "cut"], ["search", "--resume", "search"],
+                    ["export", "second", "--format", "safetensors"]):  # fmt: skip
+        assert typed(*command) == 1
+        assert "has lost its split.csv" in capsys.readouterr().err
+
+
+def test_a_lost_checkpoint_is_no_reason_to_start_again(world: Path, capsys) -> None:
+    before = (world / "cut/metrics.csv").read_bytes() if (world / "cut/metrics.csv").is_file() else b""
+    (world / "cut/checkpoint.pt").unlink()
+    assert typed("train", "--resume", "cut") == 1
+    assert "no checkpoint" in capsys.readouterr().err
+    assert (world / "cut/metrics.csv").is_file() == bool(before)
+
+
+def test_a_search_is_not_a_run(world: Path, capsys) -> None:
+    for command in (
+        ["evaluate", "search"],
+        ["predict", "search", "pets/cat/0.png"],
+        ["train", "--resume", "search"],
+        ["export", "search"],
+        ["train", "--init", "search", "--data", "pets"],
+    ):
+        assert typed(*command) == 1
+        assert "is the folder of a search" in capsys.readouterr().err
+
+
+def test_beside_resume_what_was_typed_counts(world: Path, capsys) -> None:
+    assert typed("train", "--resume", "cut", "--recipe", "folder") == 1
+    assert "leave out --recipe" in capsys.readouterr().err
+    assert typed("train", "--resume", "cut", "--epochs", "30") == 1  # though it is the recipe's own number
+    assert "leave out --epochs" in capsys.readouterr().err
+    assert typed("train", "--resume", "cut", "--data", "digits") == 1
+    assert "pass --data" in capsys.readouterr().err
+
+
+def test_the_command_that_a_search_prints_runs_as_printed(world: Path, capsys) -> None:
+    assert typed("search", "--resume", "search") == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith("train it: hadaptive train")
+    words = shlex.split(line.removeprefix("train it: hadaptive "))
+    assert "--split" in words
+    assert typed(*words, "--output", "found", "--epochs", "1", "--quiet") == 0
+    assert not leaks(world / "found", world / "search")

@@ -154,6 +154,8 @@ def test_commands_for_one_process_say_so_under_torchrun(
         (["--num-classes", "3"], "--num-classes has no effect here"),
         (["--train-samples", "3"], "--train-samples has no effect here"),
         (["--val-split", "val"], "--val-split has no effect here"),
+        (["--data", "wds/d", "--split", "x"], "--split has no effect here, for --data is a stream"),
+        (["--data", "wds/d", "--train-size", "5"], "--train-size has no effect here, for --data is a stream"),
         (["--test-fraction", "0.3"], "--test-fraction has no effect here, for digits is divided already"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -7,7 +7,7 @@ import pytest
 from tiny import TINY
 
 from hadaptive.data import Preprocessing
-from hadaptive.errors import first_line
+from hadaptive.errors import UserError, first_line
 from hadaptive.files import append_csv, read_csv, write_atomically, write_json
 from hadaptive.models import create_model
 from hadaptive.runs import ModelCard, RunFolder, card_for
@@ -21,7 +21,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         temporary.write_text("half")
         raise OSError("the disk is full")
 
-    with pytest.raises(OSError, match="full"):
+    with pytest.raises(UserError, match=r"file\.txt cannot be written: the disk is full"):
         write_atomically(path, fail)
     assert path.read_text() == "old"
 

@@ -15,7 +15,6 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
-from hadaptive.train.stopping import StopRequest
 from PIL import Image
 from safetensors.torch import load_file
 from tiny import tiny_config
@@ -31,6 +30,7 @@ from hadaptive.data import (
     open_stream,
     train_transform,
 )
+from hadaptive.engine.stopping import StopRequest
 from hadaptive.errors import UserError
 from hadaptive.runs import RunFolder
 from hadaptive.train import TrainingInterruptedError, resume, train

@@ -409,6 +409,17 @@ def test_whatever_fails_in_the_main_process_ends_the_others(tmp_path: Path) -> N
     assert "no space left" in (tmp_path / "other").read_text()
 
 
+def test_the_name_of_a_new_folder_is_one_processs_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that looked at their clocks in different seconds wrote into different folders."""
+    chosen = []
+    monkeypatch.setattr(
+        "hadaptive.train.launch.on_main", lambda accelerator, action: chosen.append(action()) or chosen[0]
+    )
+    monkeypatch.chdir(tmp_path)
+    summary = train(tiny_config(tmp_path, epochs=1, output=None), quiet=True)
+    assert summary["run"] == str(chosen[0])
+
+
 @pytest.mark.slow
 def test_two_processes_resume_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"epochs": 2, "checkpoint_every": 1}

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hadaptive.train.setup import augmentation_of, preprocessing_of
 from PIL import Image
 from timm.data import create_transform
 from torchvision import transforms as T
@@ -223,8 +222,8 @@ def test_recipes_give_the_values_of_the_reference(recipe: str, channels: int) ->
     pictures = [Image.fromarray(noise[0, :32, :32]), Image.fromarray(noise[1, :28, :28, 0])]
     if config.fit == "crop":
         pictures.append(Image.fromarray(noise[0]).resize((150, 100)))
-    assert_identical(preprocessing_of(config), None, pictures, draws=1)
-    assert_identical(preprocessing_of(config), augmentation_of(config), pictures, draws=4)
+    assert_identical(config.preprocessing, None, pictures, draws=1)
+    assert_identical(config.preprocessing, config.augmentation, pictures, draws=4)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

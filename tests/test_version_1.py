@@ -54,12 +54,18 @@ def test_a_run_predicts_and_is_exported(old: Path, capsys: pytest.CaptureFixture
     tuned = RunFolder.open("folder-finished/finetuned").open_data().manifest
     drawn = RunFolder.open("folder-finished").open_data().manifest
     assert set(tuned.names("test")) == set(drawn.names("test"))
-    assert main(["train", "--init", "folder-finished", "--data", "pets", "--epochs", "1", "--batch-size", "8",
-                 "--image-size", "8", "--output", "next", "--cpu", "--quiet"]) == 0  # fmt: skip
+    begun = ["train", "--init", "folder-finished", "--data", "pets", "--epochs", "1", "--batch-size", "8",
+             "--image-size", "8", "--cpu", "--quiet"]  # fmt: skip
+    assert main([*begun, "--output", "next"]) == 0
+    assert set(RunFolder.open("next").open_data().manifest.names("test")) == set(drawn.names("test"))
+    shutil.copy("pets/cat/0.png", "pets/cat/a.png")
+    assert main([*begun, "--output", "other"]) == 1
+    assert "cannot be told from others" in capsys.readouterr().err
 
 
 def test_an_interrupted_run_goes_on_to_the_weights_it_would_have_had(old: Path) -> None:
     resume_training("folder-interrupted", quiet=True)
+    assert RunFolder.open("folder-interrupted").read_manifest() is not None  # from now on it has a list
     ours, theirs = (
         load_file(old / name / "last.safetensors") for name in ("folder-interrupted", "folder-finished")
     )

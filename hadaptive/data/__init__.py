@@ -13,7 +13,7 @@ from hadaptive.data.loading import (
 )
 from hadaptive.data.manifest import Entry, Manifest, describe
 from hadaptive.data.sources import ArraySource, FileSource, Source, Subset
-from hadaptive.data.streams import StreamDataset, is_stream, open_stream
+from hadaptive.data.streams import StreamDataset, is_stream, located_stream, open_stream
 from hadaptive.data.transforms import Augmentation, Preprocessing, eval_transform, train_transform
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "eval_transform",
     "hold_out",
     "is_stream",
+    "located_stream",
     "open_data",
     "open_stream",
     "to_eight_bit",

@@ -56,6 +56,8 @@ class LoadingError(UserError):
     worker's whole traceback. This class takes its own sentence out of that text.
     """
 
+    of_one_process = True
+
     def __init__(self, message: str = "") -> None:
         own = f"\n{type(self).__module__}.{type(self).__qualname__}: "
         super().__init__(message.rpartition(own)[2].strip() if message.startswith("Caught ") else message)

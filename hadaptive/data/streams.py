@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from timm.data.readers.reader_wds import ReaderWds
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
+from hadaptive.data.config import DataConfig
 from hadaptive.data.loading import LoadingError, derive_seed, isolated_randomness, seed_generators
 from hadaptive.data.packages import require
 from hadaptive.errors import UserError
@@ -186,3 +188,11 @@ def _shard_folder(name: str, root: Path | None, split: str) -> Path:
             f"name shards and their number of images instead of the split, as in 'data-{{0000..0009}}.tar|5000'"
         )
     return folder
+
+
+def located_stream(config: DataConfig) -> DataConfig:
+    """The configuration that finds a stream's files from any folder."""
+    if config.data_dir is not None:
+        return replace(config, data_dir=config.data_dir.expanduser().resolve())
+    folder = Path(config.data.split("/", 1)[1]).expanduser()
+    return replace(config, data_dir=folder.resolve()) if config.data[:4].lower() == "wds/" else config

@@ -73,6 +73,7 @@ class Batches:
         alpha: of a search's architecture parameters.
         notes: sentences for the person.
         exact: whether a resumed run sees the same batches.
+        fingerprint: of the images and their parts, "" for streams.
     """
 
     train: Training
@@ -83,6 +84,7 @@ class Batches:
     alpha: Training | None = None
     notes: list[str] = field(default_factory=list)
     exact: bool = True
+    fingerprint: str = ""
 
     def image_name(self, part: str, index: int) -> str:
         """What to call an image of a part in a message."""
@@ -150,6 +152,7 @@ def create_batches(
         classes=data.classes,
         parts={**data.parts, "train": part},
         notes=list(data.notes),
+        fingerprint=data.manifest.fingerprint,
     )
     if alpha_part is not None:
         # Never more architecture steps than weight steps: they alternate.
@@ -258,7 +261,12 @@ def stream_loader(config: Learning, split: str, batch_size: int, accelerator: Ac
 
 
 def evaluation_batches(
-    source: Source, preprocessing: Preprocessing, *, in_memory: bool, accelerator: Accelerator | None = None
+    source: Source,
+    preprocessing: Preprocessing,
+    *,
+    in_memory: bool = False,
+    workers: int = -1,
+    accelerator: Accelerator | None = None,
 ) -> DataLoader:
     """One part in order, as a trained network sees it; no setting of the training is needed for that.
 
@@ -266,11 +274,12 @@ def evaluation_batches(
         source: images.
         preprocessing: of the network.
         in_memory: where they are.
+        workers: loader processes; -1 chooses.
         accelerator: whose processes share the batches; None for plain CPU.
     """
     dataset = ImageDataset(source, eval_transform(preprocessing), blank=preprocessing.input_size)
     device = "cpu" if accelerator is None else accelerator.device.type
     shape = (EVALUATION_BATCH, *preprocessing.input_size)
-    workers = worker_count(-1, in_memory=in_memory, device=device, batch=shape)
-    loader = create_loader(dataset, EVALUATION_BATCH, workers=workers)
+    count = worker_count(workers, in_memory=in_memory, device=device, batch=shape)
+    loader = create_loader(dataset, EVALUATION_BATCH, workers=count)
     return loader if accelerator is None else accelerator.prepare(loader)

@@ -1,6 +1,6 @@
 """The parts of a configuration that trainings and searches share, and recipes: settings that belong together."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -122,9 +122,8 @@ class RecipeSettings(Settings):
         """Settings that have no effect beside the others."""
         return ()
 
-    def refuse_idle(self) -> None:
-        """Raise one clear UserError if a person gave a setting that has no effect beside the others."""
-        given = self.given()
+    def refuse_idle(self, given: Collection[str]) -> None:
+        """Raise one clear UserError if a setting was given that has no effect beside the others."""
         for rule in self.idle():
             if rule.name in given:
                 flag, cause = (f"--{name.replace('_', '-')}" for name in (rule.name, rule.cause))
@@ -145,6 +144,6 @@ class RecipeSettings(Settings):
         return cls().changed(**{**own, "recipe": recipe, **changes})
 
     def given(self) -> dict[str, Any]:
-        """The settings that differ from the recipe's: what a person has asked for."""
+        """The settings that differ from the recipe's: what a person would have to type."""
         base = self.from_recipe(self.recipe).flat()
         return {name: value for name, value in self.flat().items() if value != base[name]}

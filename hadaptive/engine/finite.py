@@ -9,6 +9,8 @@ from hadaptive.errors import UserError
 class NonFiniteLossError(UserError):
     """The loss became NaN or infinite."""
 
+    of_one_process = True
+
 
 def _finite(value: object) -> bool:
     if isinstance(value, Tensor):

@@ -154,7 +154,7 @@ def export_command(config: ExportConfig) -> dict[str, Any]:
         if config.int8:
             _write_int8(deployed, staged, card, images, config, about)
         else:
-            _write(deployed, staged, card, config, about)
+            _write(deployed, staged, card, images, config, about)
         try:
             limits = TRAINED if config.is_run else UNTRAINED
             agreement, figures = prove(network, staged, images.images(config.images), limits)
@@ -190,10 +190,15 @@ def _selects_nothing(network: nn.Module) -> bool:
     return all(isinstance(layer.select, FixedSelection) for layer in expansions(network).values())
 
 
-def _write(net: nn.Module, path: Path, card: ModelCard, config: ExportConfig, about: dict[str, Any]) -> None:
+def _write(
+    net: nn.Module, path: Path, card: ModelCard, images: ExportImages, config: ExportConfig, about: dict[str, Any]
+) -> None:
     """Write a network, of which exporters may know some operator no better than by a long message."""
     try:
-        write(net, path, config.format, card, about)
+        # Weights may be trained on, so that they carry along which images they have seen.
+        carries = config.is_run and config.format == "safetensors"
+        split = images.data.manifest.dumps() if carries else None
+        write(net, path, config.format, card, about, split=split)
     except UserError:
         raise
     except Exception as error:  # each exporter has its own classes of errors
@@ -272,7 +277,7 @@ def _write_int8(
     keep = [n for n, m in deployed.named_modules() if isinstance(m, DeployProducts) and m.score is not None]
     found: dict[str, Any] = {"float": keep, "lost": None}
     plain = output.with_stem(f"{output.stem}-float32")
-    _write(deployed, plain, card, config, about)
+    _write(deployed, plain, card, images, config, about)
     if not config.is_run:
         quantise(plain, output, config.format, calibration, keep)  # random weights have no accuracy
     else:

@@ -36,7 +36,7 @@ def finetune(
     if not start.exists():
         if output.exists():
             raise UserError(f"{output} has lost {start}, the weights it started from: move it away")
-        write(frozen, start, "safetensors", card, {"frozen": True})
+        write(frozen, start, "safetensors", card, {"frozen": True}, split=data.manifest.dumps())
     elif not _same(frozen, start):
         raise UserError(
             f"{start} holds other weights or selections than are frozen now: move it and {output} away"

@@ -71,7 +71,7 @@ class ExportImages:
 
     def accuracy(self, model: nn.Module) -> float:
         """Of a network in eval mode on the CPU, on the validation part."""
-        batches = evaluation_batches(self.data.validation, self.preprocessing, in_memory=True)
+        batches = evaluation_batches(self.data.validation, self.preprocessing, workers=0)
         return evaluate_model(model, batches, len(self.data.classes)).accuracy
 
 

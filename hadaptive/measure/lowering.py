@@ -21,7 +21,9 @@ from hadaptive.measure.sessions import openvino_core
 from hadaptive.runs import METADATA_KEY, ModelCard
 
 
-def write(net: nn.Module, path: Path, name: str, card: ModelCard, about: dict[str, Any]) -> None:
+def write(
+    net: nn.Module, path: Path, name: str, card: ModelCard, about: dict[str, Any], *, split: str | None = None
+) -> None:
     """Write a network in eval mode to `path`.
 
     Args:
@@ -29,6 +31,7 @@ def write(net: nn.Module, path: Path, name: str, card: ModelCard, about: dict[st
         name: of the format.
         card: classes and preprocessing.
         about: provenance and what was done to the network, ready for JSON.
+        split: the division of the images it has learned from, for weights that may be trained on.
 
     Raises:
         UserError: its packages are missing.
@@ -38,6 +41,7 @@ def write(net: nn.Module, path: Path, name: str, card: ModelCard, about: dict[st
     if name == "safetensors":
         from safetensors.torch import save_file
 
+        metadata = json.dumps({"card": card.to_dict(), "about": about, "split": split})
         state = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
         write_atomically(path, lambda p: save_file(state, p, {METADATA_KEY: metadata}))
     else:

@@ -105,18 +105,35 @@ def search(config: SearchConfig, *, given: Iterable[str] = (), quiet: bool = Fal
         UserError: a setting, the data, the space or the latency table do not fit; the folder exists.
         TrainingInterruptedError: stopped by a signal, after a checkpoint was written.
     """
-    output = config.output or default_output(config)
-    # Every mistake in the settings shows here, before there is a folder.
-    SearchFolder.check_new(output)
+    searcher, config, table, data = prepared(config, given=given, quiet=quiet)
+    assert config.output is not None
+    documents = describe(config, searcher.space, table)
+    return searcher.fit(begin(searcher, SearchFolder, config.output, documents, data.manifest))
+
+
+def prepared(
+    config: SearchConfig, *, given: Iterable[str] = (), quiet: bool = False, alone: bool = False
+) -> tuple[Searcher, SearchConfig, LatencyTable | None, ImageData]:
+    """A search that has not begun, its settings as they turned out, its table and its images; nothing is written.
+
+    Args:
+        config, given, quiet: as in :func:`search`.
+        alone: refuse to be one process of several.
+
+    Raises:
+        UserError: as :func:`search`; every mistake in the settings shows here.
+    """
     accelerator = create_accelerator(config.execution, unused_parameters=True)
+    if alone and accelerator.num_processes > 1:
+        raise UserError("--seeds and --baseline run in one process: under torchrun start each search by itself")
+    output = config.output or on_main(accelerator, lambda: default_output(config))  # by the clock of one process
+    SearchFolder.check_new(output)
     space = configured_space(config)
     data, config = configured_data(config, given)
     searcher = new_searcher(config, space, accelerator, data, quiet=quiet)
     table = on_main(accelerator, lambda: configured_table(config, space, searcher.num_classes, accelerator, quiet))
     searcher.use(table)
-
-    documents = describe(config.changed(output=output), space, table)
-    return searcher.fit(begin(searcher, SearchFolder, output, documents, data.manifest))
+    return searcher, config.changed(output=output), table, data
 
 
 def describe(config: SearchConfig | StudyConfig, space: SearchSpace, table: LatencyTable | None) -> dict[str, Any]:

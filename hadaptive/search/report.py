@@ -33,7 +33,8 @@ def training_command(folder: SearchFolder, config: SearchConfig) -> str:
     """The command that trains what was found, with the settings and the division of the images of the search."""
     training = config.training(model=str(folder.found), output=None, split=folder.path)
     words = ["hadaptive", "train", "--recipe", training.recipe]
-    for name, value in training.given().items():
+    drawn = ("val_fraction", "test_fraction", "data_seed")  # the division has settled what they decide
+    for name, value in ((name, value) for name, value in training.given().items() if name not in drawn):
         flag = f"--{name.replace('_', '-')}"
         if isinstance(value, bool):
             words.append(flag if value else flag.replace("--", "--no-", 1))

@@ -206,7 +206,6 @@ class Searcher(Engine):
 
     def greet(self, folder: SearchFolder) -> str:
         goal = "no latency target" if self.target is None else f"target {self.target:.2f} ms"
-        goal = "no latency target" if self.target is None else f"target {self.target:.2f} ms"
         return (
             f"{self.space.name}, {self.space.size:.3g} choices at {len(self.space.positions)} positions, {goal}; "
             f"{self.batches.train.images:,} images for the weights; writing to {folder.path}"
@@ -295,6 +294,7 @@ class Searcher(Engine):
             "data": self.config.data.data,
             "recipe": self.config.recipe,
             "seed": self.config.execution.seed,
+            "images": self.batches.fingerprint,
             "choice": list(choice),
             "confidence": [round(float(p[c]), 4) for p, c in zip(confidence, choice, strict=True)],
             "entropy": relative_entropy(confidence),

@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 
-from hadaptive.engine.accelerator import create_accelerator
 from hadaptive.errors import UserError
 from hadaptive.files import append_csv, read_csv, write_atomically, write_csv, write_json
 from hadaptive.metrics import mean_interval, welch_difference
@@ -32,16 +31,7 @@ from hadaptive.provenance import provenance
 from hadaptive.search.config import StudyConfig
 from hadaptive.search.folder import SearchFolder
 from hadaptive.search.latency import LatencyTable, fits, measure_networks, references
-from hadaptive.search.launch import (
-    configured_data,
-    configured_space,
-    configured_table,
-    default_output,
-    describe,
-    new_searcher,
-    resume_search,
-    search,
-)
+from hadaptive.search.launch import describe, prepared, resume_search, search
 from hadaptive.search.outcome import random_within
 from hadaptive.search.plots import draw_confidence, plot_comparison
 from hadaptive.search.report import print_study
@@ -79,18 +69,11 @@ def study(config: StudyConfig, *, given: Iterable[str] = (), quiet: bool = False
         UserError: as :func:`hadaptive.search.search`; or this is one process of several.
         TrainingInterruptedError: stopped by a signal; it can be resumed.
     """
-    output = config.search.output or default_output(config.search)
-    StudyFolder.check_new(output)
-    accelerator = create_accelerator(config.search.execution)
-    if accelerator.num_processes > 1:
-        raise UserError("--seeds and --baseline run in one process: under torchrun start each search by itself")
-    space = configured_space(config.search)
-    data, single = configured_data(config.search, given)
-    new_searcher(single, space, accelerator, data)  # every mistake shows here, before there is a folder
-    table = configured_table(single, space, len(data.classes), accelerator, quiet)
-    config = replace(config, search=single.changed(output=output))
-    StudyFolder.create(output, describe(config, space, table), manifest=data.manifest)
-    return resume_study(output, quiet=quiet)
+    searcher, single, table, data = prepared(config.search, given=given, quiet=quiet, alone=True)
+    assert single.output is not None
+    documents = describe(replace(config, search=single), searcher.space, table)
+    StudyFolder.create(single.output, documents, manifest=data.manifest)
+    return resume_study(single.output, quiet=quiet)
 
 
 def resume_study(
@@ -152,6 +135,7 @@ def _seeds(config: StudyConfig, number: int) -> range:
 
 def _division(folder: StudyFolder) -> Path | None:
     """What every search and training of the study takes its division of the images from."""
+    folder.require_manifest()
     return folder.manifest if folder.manifest.is_file() else None
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from hadaptive.data import Augmentation, DataConfig, Preprocessing
+from hadaptive.data import Augmentation, DataConfig, Preprocessing, is_stream
 from hadaptive.engine.config import (
     Execution,
     Idle,
@@ -92,6 +92,9 @@ class TrainConfig(RecipeSettings):
         """Settings that have no effect beside the others."""
         if self.network.init is not None:
             yield from (Idle(name, "init", "has its own network") for name in ("model", "stem_strides"))
+        if is_stream(self.data.data):
+            for name in ("train_size", "split", "val_fraction", "test_fraction", "data_seed"):
+                yield Idle(name, "data", "is a stream, whose parts have names of their own")
         yield from idle_images(self)
 
     @classmethod

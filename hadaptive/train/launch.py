@@ -8,12 +8,13 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from hadaptive.data import ImageData, Manifest, is_stream, open_data
+from hadaptive.data import ImageData, Manifest, is_stream, located_stream, open_data
 from hadaptive.engine.accelerator import create_accelerator
 from hadaptive.engine.batches import Batches, create_batches
 from hadaptive.engine.loop import begin
+from hadaptive.engine.processes import on_main
 from hadaptive.errors import UserError
-from hadaptive.runs import RunFolder
+from hadaptive.runs import RunFolder, division_of
 from hadaptive.train.config import TrainConfig
 from hadaptive.train.network import as_done, begun_network, identity_of, starting_network
 from hadaptive.train.trainer import Trainer
@@ -43,9 +44,9 @@ def train(
         UserError: a setting, the data or the model do not fit; the folder exists; the loss became non-finite.
         TrainingInterruptedError: stopped by a signal, after a checkpoint was written.
     """
-    output = config.output or default_output(config)
-    RunFolder.check_new(output)
     accelerator = create_accelerator(config.execution, accumulate=config.accumulate, compile=config.compile)
+    output = config.output or on_main(accelerator, lambda: default_output(config))  # by the clock of one process
+    RunFolder.check_new(output)
     # Every mistake in the settings shows here, before there is a folder.
     trainer, manifest = new_trainer(config, accelerator, given=given, quiet=quiet, test=test)
     documents = {
@@ -78,13 +79,16 @@ def new_trainer(
     Raises:
         UserError: a setting, the data or the model do not fit.
     """
-    data = None
-    if not is_stream(config.data.data):
-        init = config.network.init
-        data = open_data(config.data, known=None if init is None else RunFolder(init).read_manifest())
+    data, notes = None, []
+    if is_stream(config.data.data):
+        config = replace(config, data=located_stream(config.data))
+    else:
+        known, notes = division_of(config.network.init, config.data)
+        data = open_data(config.data, known=known)
         data.refuse_ignored(given)
         config = replace(config, data=data.location)
     batches = _batches(config, accelerator, data, test)
+    batches.notes += notes
     network, card = starting_network(config, batches.classes)
     config = replace(config, network=as_done(config.network, card))
     trainer = Trainer(config, accelerator, batches, network, card, quiet=quiet)
@@ -116,7 +120,9 @@ def resume(
     accelerator = create_accelerator(config.execution, accumulate=config.accumulate, compile=config.compile)
     opened = None if is_stream(config.data.data) else run.open_data(data, data_dir, exact=True)
     batches = _batches(config, accelerator, opened, test)
-    begun = run.checkpoint.is_file()
+    if opened is not None and not run.manifest.is_file():  # an older version kept none; from now on it holds
+        on_main(accelerator, lambda: opened.manifest.save(run.manifest))
+    begun = run.checkpoint.is_file() or run.version > 1  # which begins with one
     network, card = begun_network(run, config) if begun else starting_network(config, batches.classes)
     if card.classes != batches.classes:
         raise UserError(
@@ -150,7 +156,11 @@ def train_or_resume(config: TrainConfig, *, quiet: bool = False, test: bool = Tr
     different = differing(run, config)
     if different:
         raise UserError(f"{config.output} is a run with other settings ({different}): move it away")
-    return run.read_json(run.summary) if run.summary.is_file() else resume(config.output, quiet=quiet, test=test)
+    if not run.summary.is_file():
+        return resume(config.output, quiet=quiet, test=test)
+    if run.manifest.is_file():  # the same settings on other images are another run
+        run.open_data(exact=True)
+    return run.read_json(run.summary)
 
 
 def differing(run: RunFolder, config: TrainConfig) -> str:

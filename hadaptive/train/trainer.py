@@ -198,6 +198,7 @@ class Trainer(Engine):
             "seed": self.config.execution.seed,
             "parameters": sum(p.numel() for p in self.network.parameters()),
             "train_images": self.batches.train.images,
+            "images": self.batches.fingerprint,
             "epochs": self.epochs,
             "weights": self.config.select,
             "best_epoch": self.best_epoch,
