@@ -14,7 +14,7 @@ from hadaptive.export.finetune import finetune
 from hadaptive.export.freeze import calibrate, freeze
 from hadaptive.nn import FixedSelection, expansions
 from hadaptive.runs import RunFolder, open_weights
-from hadaptive.train import TrainConfig, Trainer, resume, train
+from hadaptive.train import TrainConfig, Trainer, resume, train, train_or_resume
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -53,6 +53,24 @@ def test_a_run_starts_from_another(finished: Path, tmp_path: Path) -> None:
         if name.endswith("weight"):
             torch.testing.assert_close(after[name], before[name], rtol=0, atol=1e-5)
     assert main(["evaluate", str(tmp_path / "next")]) == 0
+
+
+def test_what_is_given_beside_a_start_is_done_and_recorded(finished: Path, tmp_path: Path) -> None:
+    """Dropout beside --init was recorded and not done."""
+    finished = shutil.copytree(finished, tmp_path / "first")
+    config = settings(finished).changed(model=None, init=finished, output=tmp_path / "next", epochs=1)
+    train(config.changed(drop_rate=0.45), quiet=True)
+    network, card = RunFolder.open(tmp_path / "next").load_model()
+    assert card.drop_rate == 0.45
+    assert 0.45 in {module.p for module in network.modules() if isinstance(module, torch.nn.Dropout)}
+    stored = json.loads((tmp_path / "next/config.json").read_text())["network"]
+    assert stored["drop_rate"] == 0.45
+    assert stored["model"] is None
+    assert stored["init"] == str(finished.resolve())
+    assert card.started_from is not None
+    RunFolder(finished).save_weights(network, RunFolder(finished).choice())
+    with pytest.raises(ValueError, match=r"other settings \(network\)"):  # other weights under the same name
+        train_or_resume(config.changed(drop_rate=0.45), quiet=True)
 
 
 def test_fixed_selections_are_trained_and_resumed_exactly(
