@@ -1,15 +1,29 @@
-"""Fixtures of every test: one seed, and memory that shows when nobody wrote to it."""
+"""Fixtures of every test: one seed, memory that shows when nobody wrote to it, and small data sets."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from folders import fill, fill_parts
 from torch import Tensor
 
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def pets(tmp_path: Path) -> Path:
+    """A folder of three classes, 20 images each."""
+    return fill(tmp_path / "pets", {"cat": 20, "dog": 20, "fox": 20})
+
+
+@pytest.fixture
+def parted(tmp_path: Path) -> Path:
+    """A folder with a training and a test part."""
+    return fill_parts(tmp_path / "parted")
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from folders import (
+    PARTS,
+    attempt,
     contents,
     everything,
     file_of,
@@ -27,18 +29,6 @@ from hypothesis import strategies as st
 from hadaptive.data import DataConfig, ImageData, Manifest, open_data
 from hadaptive.errors import UserError
 
-PARTS = ("train", "validation", "test")
-
-
-@pytest.fixture
-def pets(tmp_path: Path) -> Path:
-    return fill(tmp_path / "pets", {"cat": 20, "dog": 20, "fox": 20})
-
-
-@pytest.fixture
-def parted(tmp_path: Path) -> Path:
-    return fill_parts(tmp_path / "parted")
-
 
 def extended(data: ImageData, **fields: Any) -> ImageData:
     """A new run on the folder of an older one that takes its division over."""
@@ -51,16 +41,6 @@ def extended(data: ImageData, **fields: Any) -> ImageData:
 def kept(before: dict[str, list[str]], newer: ImageData) -> bool:
     """Whether every part has all that it had."""
     return all(set(before[part]) <= set(contents(newer.parts[part])) for part in before)
-
-
-def attempt(open_them: Callable[[], ImageData], *allowed: str) -> ImageData | None:
-    """Open data, or give None where that is refused in one of the sentences allowed."""
-    try:
-        return open_them()
-    except UserError as error:
-        if not any(sentence in str(error) for sentence in allowed):
-            raise
-        return None
 
 
 @pytest.mark.parametrize("fields", [{}, {"train_size": 30}, {"data_seed": 3}], ids=str)
@@ -234,6 +214,25 @@ def test_fractions_that_the_data_decide(pets: Path, parted: Path, tmp_path: Path
     shutil.copytree(parted / "test", parted / "val")
     assert open_at(parted).ignored == {"test_fraction", "val_fraction", "data_seed"}
     assert open_at(parted, train_size=9).ignored == {"test_fraction", "val_fraction"}
+
+
+def test_settings_that_an_older_division_leaves_nothing_to_decide(pets: Path, parted: Path) -> None:
+    data = open_at(pets)
+    unchanged = extended(data, val_fraction=0.3)
+    assert unchanged.ignored == {"val_fraction", "test_fraction", "data_seed"}
+    with pytest.raises(UserError, match="--val-fraction has no effect here"):
+        unchanged.refuse_ignored({"val_fraction"})
+    assert extended(data, train_size=10).ignored == {"val_fraction", "test_fraction"}
+    assert extended(data, train_size=43).ignored == {"val_fraction", "test_fraction", "data_seed"}
+    picture(9, 0).save(pets / "cat" / "new0.png")
+    assert extended(data).ignored == {"val_fraction", "test_fraction", "data_seed"}  # one alone is trained on
+    for number in range(1, 4):
+        picture(9, number).save(pets / "cat" / f"new{number}.png")
+    assert extended(data).ignored == set()
+    data = open_at(parted)
+    for number in range(4):
+        picture(9, number).save(parted / "train" / "cat" / f"new{number}.png")
+    assert extended(data).ignored == {"test_fraction"}
 
 
 @pytest.mark.parametrize("name", ["wds/shards", "tfds/mnist", "hfids/mnist"])

@@ -7,38 +7,30 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from folders import (
+    PARTS,
     again,
     contents,
     everything,
     file_of,
     fill,
-    fill_parts,
     open_at,
     pack,
+    picture,
     refused,
+    say,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
 from test_data_sources import save_fashion_mnist
 
-from hadaptive.data import DataConfig, Manifest, describe, open_data
+from hadaptive.data import DataConfig, Manifest, open_data
 from hadaptive.data.draw import choose, choose_apart, choose_each
 from hadaptive.data.manifest import digest_of
 from hadaptive.errors import UserError
-
-PARTS = ("train", "validation", "test")
-
-
-@pytest.fixture
-def pets(tmp_path: Path) -> Path:
-    return fill(tmp_path / "pets", {"cat": 20, "dog": 20, "fox": 20})
-
-
-@pytest.fixture
-def parted(tmp_path: Path) -> Path:
-    return fill_parts(tmp_path / "parted")
-
 
 # -- the first division -----------------------------------------------------------------------------------------
 
@@ -124,8 +116,8 @@ def test_no_class_is_left_out(targets: list[int], fraction: float, seed: int) ->
 def test_copies_stay_together(images: list[tuple[int, str]], seed: int) -> None:
     labels, digests = np.array([label for label, _ in images]), [digest for _, digest in images]
     sizes = []
-    held = choose_apart(labels, digests, lambda count: sizes.append(count) or count // 3, seed)
-    assert sizes == [len(set(digests) - {""}) + digests.count("")]
+    held = choose_apart(labels, digests, lambda *counts: sizes.append(counts) or counts[0] // 3, seed)
+    assert sizes == [(len(set(digests) - {""}) + digests.count(""), len(digests))]
     for digest in set(digests) - {""}:
         assert len({bool(held[i]) for i, other in enumerate(digests) if other == digest}) == 1
 
@@ -162,19 +154,61 @@ def test_copies_in_two_part_folders_are_said_and_left(parted: Path) -> None:
     assert "train/cat/train3.png, test/cat/x.png" in said[0]
 
 
+def test_a_folder_of_copies_says_why_it_cannot_be_divided(tmp_path: Path) -> None:
+    pets = fill(tmp_path / "d", {"cat": 1, "dog": 1})
+    for name, copies in (("cat", 19), ("dog", 9)):
+        for copy in range(copies):
+            shutil.copy(pets / name / "0.png", pets / name / f"copy{copy}.png")
+    assert say(pets).startswith(
+        "30 images are exact copies of 2, and test_fraction 0.2 of 2 images would leave a part without any: "
+    )
+    fewer = fill(tmp_path / "fewer", {"cat": 1, "dog": 1})
+    assert say(fewer).startswith("test_fraction 0.2 of 2 images would leave a part without any: ")
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["folder", "tar"])
+@pytest.mark.parametrize("other", ["split.csv", "model.json", "space.json"])
+def test_runs_within_the_data_are_no_classes(pets: Path, other: str, packed: bool) -> None:
+    """`cd pets; hadaptive train --data .` writes pets/runs/..., with curves.png in it."""
+    before = open_at(pets)
+    for run in ("runs/first", "runs/deeper/second", "cat/third", "fourth"):
+        for folder in (pets / run, pets / run / "export"):
+            folder.mkdir(parents=True)
+            picture(7, len(run)).save(folder / "curves.png")
+        for name in ("config.json", other):
+            (pets / run / name).write_text("{}", encoding="utf-8")
+    place = pack(pets, pets.parent / "pets.tar") if packed else pets
+    data = open_at(place)
+    assert data.classes == ["cat", "dog", "fox"]
+    assert data.manifest.fingerprint == before.manifest.fingerprint
+    said = [note for note in data.notes if "passed over" in note]
+    assert len(said) == 1
+    assert said[0].startswith("4 folders of runs are passed over: ")
+    picture(7, 9).save(pets / "runs" / "1.png")
+    (pets / "fourth" / other).unlink()
+    place = pack(pets, pets.parent / "pets.tar") if packed else pets
+    assert open_at(place).classes == ["cat", "dog", "fourth", "fox", "runs"]
+    (pets / "empty").mkdir()
+    if not packed:
+        assert "empty holds no images" in say(pets)
+
+
 def test_what_a_manifest_says(pets: Path, tmp_path: Path) -> None:
     data = open_at(pets, train_size=30)
     manifest = data.manifest
     assert manifest.counts == {"train": 30, "validation": 5, "test": 12, "unused": 13}
-    assert describe(manifest) == "30 training, 5 validation, 12 test, 13 unused images"
-    assert "1,293 training, 144 validation, 360 test images" in describe(open_at("digits").manifest)
     for entry in manifest.entries:
         assert (pets / entry.name).parent.name == manifest.classes[entry.label]
         assert entry.digest == digest_of((pets / entry.name).read_bytes())
         assert entry.size == (pets / entry.name).stat().st_size
     manifest.save(tmp_path / "split.csv")
-    for path in (tmp_path / "split.csv", tmp_path):
-        loaded = Manifest.load(path)
+    assert manifest.dumps().encode() == (tmp_path / "split.csv").read_bytes()
+    for loaded in (
+        Manifest.load(tmp_path / "split.csv"),
+        Manifest.load(tmp_path),
+        Manifest.loads(manifest.dumps()),
+    ):
+        assert loaded.earlier is None
         assert loaded.classes == manifest.classes
         assert list(loaded.entries) == list(manifest.entries)
         assert loaded.fingerprint == manifest.fingerprint
@@ -197,6 +231,10 @@ def test_files_that_are_no_manifest(pets: Path, tmp_path: Path) -> None:
     path = tmp_path / "split.csv"
     open_at(pets).manifest.save(path)
     whole = path.read_bytes()
+    with pytest.raises(UserError, match="the division in x is damaged"):
+        Manifest.loads(whole.decode().replace("train,", "test,", 1), "the division in x")
+    with pytest.raises(UserError, match="this is not a division"):
+        Manifest.loads("")
     for damaged in (
         whole[:-1000],
         whole[:-3],
@@ -222,6 +260,7 @@ def test_files_that_are_no_manifest(pets: Path, tmp_path: Path) -> None:
         b'"quoted", and more.png',
         b"  spaces before.png",
         b"'=1+1.png",
+        b"back\\slash\\\\udcff\\udcff.png",
     ],
     ids=ascii,
 )
@@ -234,6 +273,10 @@ def test_names_of_all_kinds(name: bytes, pets: Path, tmp_path: Path) -> None:
     loaded = Manifest.load(tmp_path)
     assert os.fsdecode(old.parent.name.encode() + b"/" + name) in loaded.names_of_all
     assert list(loaded.entries) == list(data.manifest.entries)
+    save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors", {"manifest": data.manifest.dumps()})
+    with safe_open(tmp_path / "x.safetensors", "pt") as file:
+        travelled = Manifest.loads(file.metadata()["manifest"])
+    assert list(travelled.entries) == list(data.manifest.entries)
     before = everything(data)
     assert everything(open_data(data.location, loaded, exact=True)) == before
     os.rename(os.fsencode(old.parent) + b"/" + name, os.fsencode(old.parent) + b"/2" + name)

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from folders import (
+    PARTS,
     again,
     contents,
     everything,
     file_of,
     fill,
-    fill_parts,
     open_at,
     overwrite,
     pack,
@@ -24,18 +24,6 @@ from test_data_sources import save_fashion_mnist
 
 from hadaptive.data import DataConfig, named, open_data
 from hadaptive.data.manifest import digest_of
-
-PARTS = ("train", "validation", "test")
-
-
-@pytest.fixture
-def pets(tmp_path: Path) -> Path:
-    return fill(tmp_path / "pets", {"cat": 20, "dog": 20, "fox": 20})
-
-
-@pytest.fixture
-def parted(tmp_path: Path) -> Path:
-    return fill_parts(tmp_path / "parted")
 
 
 def test_a_folder_that_grows_keeps_its_test_images(pets: Path) -> None:
@@ -197,6 +185,23 @@ def test_one_new_image_in_two_parts_is_used_in_neither(pets: Path) -> None:
     overwrite(file_of(data, "train"), 5)
     overwrite(file_of(data, "test"), 5)
     assert everything(again(data)) == before | {"train": before["train"][1:], "test": before["test"][1:]}
+
+
+def test_a_test_image_that_an_older_run_learned_from_now(pets: Path) -> None:
+    """Its weights, from which this run began, learned from what this file holds now."""
+    older = open_at(pets)
+    learned = file_of(older, "train")
+    kept = learned.rename(pets.parent / "away.png")
+    data = open_data(older.location, known=older.manifest)
+    before = everything(data)
+    assert again(data, exact=True).notes == []
+    overwrite(file_of(data, "test"), kept)
+    found = again(data)
+    assert everything(found) == before | {"test": before["test"][1:]}
+    assert found.notes[0].startswith("1 image holds one of another part now and is left out (1 of test)")
+    assert "1 has other contents" in refused(data, exact=True)
+    shutil.copy(kept, pets / "cat" / "back.png")
+    assert everything(again(data)) == everything(found)
 
 
 def test_a_class_that_was_renamed(pets: Path) -> None:

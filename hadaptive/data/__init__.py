@@ -11,7 +11,7 @@ from hadaptive.data.loading import (
     derive_seed,
     worker_count,
 )
-from hadaptive.data.manifest import Entry, Manifest, describe
+from hadaptive.data.manifest import Entry, Manifest
 from hadaptive.data.sources import ArraySource, FileSource, Source, Subset
 from hadaptive.data.streams import StreamDataset, is_stream, located_stream, open_stream
 from hadaptive.data.transforms import Augmentation, Preprocessing, eval_transform, train_transform
@@ -35,7 +35,6 @@ __all__ = [
     "create_loader",
     "decode",
     "derive_seed",
-    "describe",
     "eval_transform",
     "hold_out",
     "is_stream",

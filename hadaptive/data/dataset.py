@@ -6,16 +6,16 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from hadaptive.data.config import DataConfig
-from hadaptive.data.draw import Sizing, choose, choose_apart
+from hadaptive.data.draw import Divided, Sizing, choose, choose_apart
 from hadaptive.data.extend import extend
 from hadaptive.data.listing import Listing
 from hadaptive.data.manifest import PARTS, Manifest, some
+from hadaptive.data.memory import carry, learned
 from hadaptive.data.places import Place, find
 from hadaptive.data.reopen import reopen
 from hadaptive.data.sources import Source
 from hadaptive.errors import UserError
 
-Division = dict[str, np.ndarray]
 TRAINED_TO_TESTED = (("train", "validation"), ("train", "test"), ("validation", "test"))
 
 
@@ -83,7 +83,8 @@ def open_data(
         exact: with `manifest`, refuse images that are missing, changed or in another class in place of leaving
             them out.
         needs: with `manifest`, the parts to open; the images of the others are not looked into.
-        known: of an older run whose weights a new one starts from: its images keep their parts, if any is here.
+        known: of an older run whose weights a new one starts from: its images, and those of runs before it, keep
+            their parts, if any is here; a division of config.split decides first.
         drawn_before_manifests: draw as version 1 of the run folders did, which kept no manifest.
 
     Raises:
@@ -102,45 +103,43 @@ def open_data(
         return ImageData(
             dict(parts), manifest.classes, manifest, place.location, place.opened.in_memory, notes=notes
         )
-    older = Manifest.load(config.split) if config.split is not None else known
-    extended = None
-    if older is not None and not drawn_before_manifests:
-        extended = extend(listing, older, config)
-        if extended is None and config.split is not None:
-            raise UserError(
-                f"not one image of the division {config.split} is in {config.data}: check --data, or leave out "
-                "--split"
-            )
-    if extended is None:
-        older = None
-        extended = draw(listing, config, as_before=drawn_before_manifests)
-    division, notes = extended
+    olders: list[Manifest] = []
+    if not drawn_before_manifests:
+        split = None if config.split is None else Manifest.load(config.split)
+        olders = [older for older in (split, known) if older is not None]
+    divided = extend(listing, olders, config) if olders else None
+    if divided is None and olders and config.split is not None:
+        raise UserError(
+            f"not one image of the division {config.split} is in {config.data}: check --data, or leave out --split"
+        )
+    if divided is None:
+        divided = draw(listing, config, as_before=drawn_before_manifests)
     if config.train_size is not None:
-        limit(division, listing, config)
-    drawn = _finish(place, listing, division, [*place.opened.notes, *notes])
-    if known is not None and older is not known:
-        _refuse_trained(drawn.manifest, known)
-    drawn.ignored = _ignored(listing, config, older)
-    return drawn
+        limit(divided.parts, listing, config)
+    data = _finish(place, listing, divided)
+    if olders:
+        carry(data.manifest, olders)
+    if known is not None and len(olders) > 1:
+        _refuse_trained(data.manifest, known)
+    return data
 
 
-def draw(listing: Listing, config: DataConfig, as_before: bool) -> tuple[Division, list[str]]:
+def draw(listing: Listing, config: DataConfig, as_before: bool) -> Divided:
     """Hold out the parts that the data do not bring, and say so.
 
     Exact copies of an image are kept in one part, and a class gives each part an image if it has enough: unless
     the data are a published set in memory, or `as_before` asks for the draws of older versions.
-
-    Returns:
-        The images of each part, in their order.
 
     Raises:
         UserError: a part would be empty.
     """
     division = {part: np.flatnonzero(listing.origins == number) for number, part in enumerate(listing.parts)}
     notes: list[str] = []
+    drawn: set[str] = set()
 
-    def hold(fraction: float, label: str, seed: int) -> np.ndarray:
-        rest, sizing = division["train"], Sizing(fraction, label)
+    def hold(setting: str, seed: int) -> np.ndarray:
+        rest, sizing = division["train"], Sizing(getattr(config, setting), setting)
+        drawn.add(setting)
         targets = listing.targets[rest]
         if as_before or listing.opened.in_memory:
             held = choose(targets, sizing(len(rest)), seed)
@@ -150,14 +149,14 @@ def draw(listing: Listing, config: DataConfig, as_before: bool) -> tuple[Divisio
         return rest[held]
 
     if "test" not in division and "validation" not in division:
-        division["test"] = hold(config.test_fraction, "test_fraction", config.data_seed)
+        division["test"] = hold("test_fraction", config.data_seed)
         notes.append(f"no test part: held out {len(division['test'])} images, seed {config.data_seed}")
     if "validation" not in division:
-        division["validation"] = hold(config.val_fraction, "val_fraction", config.data_seed + 1)
-    return division, notes
+        division["validation"] = hold("val_fraction", config.data_seed + 1)
+    return Divided(division, notes, drawn)
 
 
-def limit(division: Division, listing: Listing, config: DataConfig) -> None:
+def limit(division: dict[str, np.ndarray], listing: Listing, config: DataConfig) -> None:
     """Leave only train_size images in the training part. Changes `division` in place."""
     train, size = division["train"], config.train_size
     assert size is not None
@@ -168,14 +167,18 @@ def limit(division: Division, listing: Listing, config: DataConfig) -> None:
         division["train"], division["unused"] = train[held], train[~held]
 
 
-def _finish(place: Place, listing: Listing, division: Division, notes: list[str]) -> ImageData:
-    manifest = listing.manifest(division)
+def _finish(place: Place, listing: Listing, divided: Divided) -> ImageData:
+    manifest = listing.manifest(divided.parts)
+    notes = [*place.opened.notes, *divided.notes]
     if not place.opened.in_memory:
         notes += _copies(manifest)
     parts: dict[str, Source] = {
-        part: listing.select(division[part]) for part in PARTS if part in division and part != "unused"
+        part: listing.select(divided.parts[part]) for part in PARTS if part in divided.parts and part != "unused"
     }
-    return ImageData(parts, listing.classes, manifest, place.location, place.opened.in_memory, notes=notes)
+    ignored = {"val_fraction", "test_fraction"} - divided.drawn
+    if not divided.drawn and "unused" not in divided.parts:
+        ignored.add("data_seed")
+    return ImageData(parts, listing.classes, manifest, place.location, place.opened.in_memory, notes, ignored)
 
 
 def _copies(manifest: Manifest) -> list[str]:
@@ -196,23 +199,16 @@ def _copies(manifest: Manifest) -> list[str]:
 
 
 def _refuse_trained(manifest: Manifest, known: Manifest) -> None:
-    """Refuse to test by images that the older run learned from."""
-    trained, held = ({known.digests[e] for e in known.in_part(part)} | {""} for part in ("train", "test"))
+    """Refuse to test by images that the weights of older runs were made or chosen by.
+
+    Those are left that the older run tested by too, for its folders had them in two parts.
+    """
+    leaking = learned(known) - {known.digests[e] for e in known.in_part("test")}
     tested = manifest.in_part("test").tolist()
-    leaked = [manifest.names_of_all[e] for e in tested if manifest.digests[e] in trained - held]
+    leaked = [manifest.names_of_all[e] for e in tested if manifest.digests[e] in leaking]
     if leaked:
+        said = "1 image" if len(leaked) == 1 else f"{len(leaked):,} images"
         raise UserError(
-            f"--split puts {len(leaked):,} images into the test part that the weights of --init have learned from "
-            f"({some(leaked)}): give --split the run that --init comes from"
+            f"--split puts {said} into the test part that the weights of --init have learned from or were chosen "
+            f"by ({some(leaked)}): give --split the run that --init comes from"
         )
-
-
-def _ignored(listing: Listing, config: DataConfig, older: Manifest | None) -> set[str]:
-    validates = "validation" not in listing.parts
-    tests = "test" not in listing.parts and (validates if older is None else "test" in older.counts)
-    effects = {
-        "val_fraction": validates,
-        "test_fraction": tests,
-        "data_seed": validates or tests or config.train_size is not None,
-    }
-    return {name for name, has_effect in effects.items() if not has_effect}

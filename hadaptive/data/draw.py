@@ -1,11 +1,26 @@
 """Draw the parts of a data set that nothing divides yet: seeded, stratified, no class left out where it can be."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from hadaptive.data.sources import Source, Subset
 from hadaptive.errors import UserError
+
+
+class Divided(NamedTuple):
+    """A data set in parts.
+
+    Attributes:
+        parts: int64 (n,), the images of each part, in their order.
+        notes: what is to be said of them.
+        drawn: those of val_fraction and test_fraction that decided about images.
+    """
+
+    parts: dict[str, np.ndarray]
+    notes: list[str]
+    drawn: set[str]
 
 
 def hold_out(source: Source, size: int, seed: int) -> tuple[Subset, Subset]:
@@ -87,7 +102,7 @@ def choose_apart(
     Args:
         targets: int64 (N,).
         digests: of the images' contents; where it is empty, nobody knows, and the image is taken for the only one.
-        size_of: how many to hold out of so many different images.
+        size_of: how many to hold out of so many different images, which there are so many files of.
         seed: of the choice.
         covered: as in :func:`choose_each`.
     """
@@ -96,11 +111,11 @@ def choose_apart(
     unique, place = np.unique(group, return_inverse=True)
     if not len(unique):
         return np.zeros(0, dtype=bool)
-    return choose_each(targets[unique], size_of(len(unique)), seed, covered)[place]
+    return choose_each(targets[unique], size_of(len(unique), len(targets)), seed, covered)[place]
 
 
 class Sizing:
-    """How many images a fraction of some images is.
+    """How many images a fraction of some images is: of so many different ones, which there are so many files of.
 
     Args:
         fraction: as the person gave it.
@@ -114,13 +129,15 @@ class Sizing:
         self.fraction = fraction
         self.label = label
 
-    def __call__(self, count: int) -> int:
+    def __call__(self, count: int, files: int | None = None) -> int:
         size = round(count * self.fraction)
         if self.label is None:
             return min(size, count - 1)
         if not 0 < size < count:
+            images = "1 image" if count == 1 else f"{count:,} images"
+            copies = f"{files:,} images are exact copies of {count:,}, and " if files and files > count else ""
             raise UserError(
-                f"{self.label} {self.fraction:g} of {count} images would leave a part without any: "
+                f"{copies}{self.label} {self.fraction:g} of {images} would leave a part without any: "
                 "change it, or gather more images"
             )
         return size

@@ -1,13 +1,15 @@
 """Divide a data set as it was divided before, and draw only what is new since."""
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 
 from hadaptive.data.config import DataConfig
-from hadaptive.data.draw import Sizing, choose_apart
+from hadaptive.data.draw import Divided, Sizing, choose_apart
 from hadaptive.data.listing import Listing, unchanged
 from hadaptive.data.manifest import PARTS, Manifest, some
+from hadaptive.data.memory import remembered
 from hadaptive.errors import UserError
 
 # Where a manifest has the same image in two parts, a copy of it counts as trained on.
@@ -15,37 +17,38 @@ PRECEDENCE = [PARTS.index(part) for part in ("train", "unused", "validation", "t
 TRAIN, VALIDATION, TEST, UNUSED = (PARTS.index(part) for part in ("train", "validation", "test", "unused"))
 
 
-def extend(
-    listing: Listing, manifest: Manifest, config: DataConfig
-) -> tuple[dict[str, np.ndarray], list[str]] | None:
-    """The images of each part, and what is to be said of them; None where no image of the manifest is here.
+def extend(listing: Listing, olders: Sequence[Manifest], config: DataConfig) -> Divided | None:
+    """Divide a data set as older manifests did; None where no image is here that the first of them knows.
 
-    Images of the manifest, and exact copies of them, are in the part that has them there, whatever they are called
-    and wherever they lie now. A file that keeps its name and was changed keeps its part too. The rest are drawn
+    Images that a manifest knows, for they were here or in the data of runs before it, are in the part that has
+    them there, whatever they are called and wherever they lie now, and so are exact copies. The first manifest
+    that knows an image decides. A file that keeps its name and was changed keeps its part too. The rest are drawn
     among themselves, or follow the part folder they lie in. The training part gets those left over by train_size.
 
     Raises:
         UserError: a part would be empty.
     """
-    places = {name: entry for entry, name in enumerate(manifest.names_of_all)}
+    older, manifest = olders[0], remembered(olders)
+    places = {name: entry for entry, name in reversed([*enumerate(manifest.names_of_all)])}
     entries = np.array([places.get(name, -1) for name in listing.names], np.int64)
     here = np.flatnonzero(entries >= 0)
     for i in here[unchanged(manifest, entries[here], listing.stats(here))].tolist():
         listing.digests[i] = manifest.digests[entries[i]]
     digests = listing.read(np.arange(len(listing)))
     codes = _known(manifest, entries, digests)
-    if (codes < 0).all():
+    own = manifest if len(olders) == 1 else remembered(olders[:1])  # with which `manifest` begins
+    if not _knows_one(own, entries, digests):
         return None
     _changed(codes, manifest, entries, digests)
     new = np.flatnonzero(codes < 0)
     notes = [f"{len(codes) - len(new):,} images keep the parts that an older division gave them"]
     notes += _moved_notes(listing, codes)
-    _draw(codes, new, listing, manifest, config, digests)
+    drawn = _draw(codes, new, listing, older, config, digests)
     codes[codes == UNUSED] = TRAIN
     present = {*digests, *listing.names}
     gone = [
         name
-        for name, digest in zip(manifest.names_of_all, manifest.digests, strict=True)
+        for name, digest in zip(older.names_of_all, older.digests, strict=True)
         if digest not in present and name not in present
     ]
     if gone:
@@ -62,12 +65,22 @@ def extend(
         notes.append(f"{said} new since: {into}")
     division = {part: np.flatnonzero(codes == PARTS.index(part)) for part in ("train", "validation", "test")}
     for part, images in division.items():
-        if not len(images) and (part != "test" or "test" in manifest.counts):
+        if not len(images) and (part != "test" or "test" in older.counts):
             raise UserError(
                 f"none of the images that the older division has in its {part} part is here, and the new ones are "
                 "too few for one: leave out --split, or put them back"
             )
-    return {part: images for part, images in division.items() if len(images)}, notes
+    return Divided({part: images for part, images in division.items() if len(images)}, notes, drawn)
+
+
+def _knows_one(manifest: Manifest, entries: np.ndarray, digests: list[str]) -> bool:
+    """Whether a manifest has one of the images: by its contents, or by its name where these were never read."""
+    contents = set(manifest.digests) - {""}
+    for entry, digest in zip(entries.tolist(), digests, strict=True):
+        named = 0 <= entry < len(manifest)
+        if digest in contents or (named and not (digest and manifest.digests[entry])):
+            return True
+    return False
 
 
 def _known(manifest: Manifest, entries: np.ndarray, digests: list[str]) -> np.ndarray:
@@ -103,25 +116,28 @@ def _draw(
     codes: np.ndarray,
     new: np.ndarray,
     listing: Listing,
-    manifest: Manifest,
+    older: Manifest,
     config: DataConfig,
     digests: list[str],
-) -> None:
-    """Give each new image a part. Changes `codes` in place."""
+) -> set[str]:
+    """Give each new image a part. Changes `codes` in place; returns the settings that decided about some."""
     brought = np.array([PARTS.index(part) for part in listing.parts], np.int8)
     codes[new] = brought[listing.origins[new]]
-    drawn = [
-        (TEST, config.test_fraction, config.data_seed, "test" not in listing.parts and "test" in manifest.counts),
-        (VALIDATION, config.val_fraction, config.data_seed + 1, "validation" not in listing.parts),
-    ]
-    for code, fraction, seed, wanted in drawn:
+    effective = set()
+    for code, setting, seed, wanted in (
+        (TEST, "test_fraction", config.data_seed, "test" not in listing.parts and "test" in older.counts),
+        (VALIDATION, "val_fraction", config.data_seed + 1, "validation" not in listing.parts),
+    ):
         rest = new[codes[new] == TRAIN]
-        if wanted and len(rest):
-            covered = np.unique(listing.targets[codes == code]).tolist()
-            held = choose_apart(
-                listing.targets[rest], [digests[i] for i in rest], Sizing(fraction), seed, covered=covered
-            )
-            codes[rest[held]] = code
+        contents = [digests[i] for i in rest]
+        if not wanted or len({digest or i for i, digest in enumerate(contents)}) < 2:  # one alone is trained on
+            continue
+        covered = np.unique(listing.targets[codes == code]).tolist()
+        sizing = Sizing(getattr(config, setting))
+        held = choose_apart(listing.targets[rest], contents, sizing, seed, covered=covered)
+        codes[rest[held]] = code
+        effective.add(setting)
+    return effective
 
 
 def _moved_notes(listing: Listing, codes: np.ndarray) -> list[str]:

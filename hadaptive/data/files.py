@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hadaptive.data.manifest import some
 from hadaptive.data.sources import FileSource, Listed, Opened
 from hadaptive.errors import UserError
 
@@ -22,6 +23,7 @@ PART_FOLDERS = {
     "validation": ("val", "valid", "validation", "dev", "eval"),
     "test": ("test", "testing"),
 }
+RUN_FILES = ("split.csv", "model.json", "space.json")  # a folder with one of them and config.json is that of a run
 
 
 class Found(NamedTuple):
@@ -38,11 +40,12 @@ class Found(NamedTuple):
 
 @dataclass
 class Tree:
-    """A folder's images and the folders in it."""
+    """A folder's images, the folders in it, and which of the files that a run's folder has."""
 
     label: str
     images: list[Found] = field(default_factory=list)
     folders: dict[str, "Tree"] = field(default_factory=dict)
+    run_files: set[str] = field(default_factory=set)
 
     def all_images(self) -> Iterator[Found]:
         """The images here and in the folders below."""
@@ -50,16 +53,36 @@ class Tree:
         for folder in self.folders.values():
             yield from folder.all_images()
 
+    def enter(self, name: str) -> None:
+        """Note a file that is no image."""
+        if name == "config.json" or name in RUN_FILES:
+            self.run_files.add(name)
+
+    def leave_out_runs(self) -> list[str]:
+        """Take away the folders of runs, and those that hold nothing besides; return what the runs are called."""
+        left_out = []
+        for name, folder in [*self.folders.items()]:
+            if "config.json" in folder.run_files and len(folder.run_files) > 1:
+                runs, rest = [folder.label], False
+            else:
+                runs = folder.leave_out_runs()
+                rest = any(folder.all_images())
+            if runs and not rest:
+                del self.folders[name]
+            left_out += runs
+        return left_out
+
 
 def open_folder(path: Path) -> Opened:
     """Images in ``path/<class>/`` or ``path/<train, val or test>/<class>/``, at any depth below a class.
 
-    Hidden files, and files without an image's suffix, are passed over.
+    Hidden files, files without an image's suffix, and the folders of runs are passed over.
 
     Raises:
         UserError: the folder is not laid out like that, has fewer than two classes, or may not be read.
     """
-    return _divide(_scan(path, "", ()), path, packed=False)
+    root = _scan(path, "", ())
+    return _divide(root, path, packed=False, runs=root.leave_out_runs())
 
 
 def open_tar(path: Path) -> Opened:
@@ -80,10 +103,11 @@ def open_tar(path: Path) -> Opened:
                 f"{path} is compressed, and its images cannot be reached one by one: unpack it and pass the folder"
             ) from None
         raise UserError(f"{path} is not a tar file, or a damaged one: {error}") from None
+    runs = root.leave_out_runs()
     # Whoever packs a folder packs its name too: data/cat/1.png. Parts and classes begin where it branches.
     while len(root.folders) == 1 and not root.images and next(iter(root.folders.values())).folders:
         root = next(iter(root.folders.values()))
-    return _divide(root, path, packed=True)
+    return _divide(root, path, packed=True, runs=runs)
 
 
 def is_image(name: str) -> bool:
@@ -109,6 +133,8 @@ def _scan(path: Path, within: str, above: tuple[str, ...]) -> Tree:
                     tree.folders[entry.name] = _scan(path / entry.name, f"{within}{entry.name}/", (*above, real))
                 elif is_image(entry.name):
                     tree.images.append(Found(within + entry.name, 0, 0, within + entry.name))
+                else:
+                    tree.enter(entry.name)
     except OSError as error:
         raise UserError(f"the folder {path} cannot be read: {error.strerror or error}") from None
     return tree
@@ -130,9 +156,11 @@ def _index(tar: tarfile.TarFile, start: int, root: Tree, within: str) -> None:
                 _index(inner, start + member.offset_data, folder, f"{inside}{name[:-4]}/")
         elif member.isfile() and is_image(name):
             folder.images.append(Found(member.name, start + member.offset_data, member.size, inside + name))
+        elif member.isfile():
+            folder.enter(name)
 
 
-def _divide(root: Tree, place: Path, packed: bool) -> Opened:
+def _divide(root: Tree, place: Path, packed: bool, runs: list[str]) -> Opened:
     found: dict[str, Tree] = {}
     for part, names in PART_FOLDERS.items():
         matches = [folder for name, folder in root.folders.items() if name.lower() in names]
@@ -147,7 +175,12 @@ def _divide(root: Tree, place: Path, packed: bool) -> Opened:
     train = found.get("train", root)
     classes = _classes(train)
     parts: dict[str, Listed] = {"train": _source(train, classes, place, packed)}
-    notes = [f"{len(train.images)} images lie in {train.label} outside its class folders; not used"]
+    notes = []
+    if train.images:
+        notes.append(f"{len(train.images)} images lie in {train.label} outside its class folders; not used")
+    if runs:
+        said = "1 folder of a run is" if len(runs) == 1 else f"{len(runs):,} folders of runs are"
+        notes.append(f"{said} passed over: {some(runs)}")
     for part in ("validation", "test"):
         if part not in found:
             continue
@@ -162,7 +195,7 @@ def _divide(root: Tree, place: Path, packed: bool) -> Opened:
         parts[part] = _source(folder, classes, place, packed)
         if not len(parts[part]):
             raise UserError(f"{folder.label} has no images in class folders: add them or remove that folder")
-    return Opened(parts, classes, notes=notes if train.images else [])
+    return Opened(parts, classes, notes=notes)
 
 
 def _classes(train: Tree) -> list[str]:

@@ -1,8 +1,26 @@
-"""The manifest of a data set: which image is in which part, what it is, and how to know it again."""
+"""The manifest of a data set: which image is in which part, what it is, and how to know it again.
+
+split.csv, and the text of it that :meth:`Manifest.dumps` gives, has a line for each::
+
+    part,label,name,size,modified,inode,digest      the columns
+    class,0,cat,,,,                                 a class: its number and name
+    train,0,cat/1.png,8421,17600000000,311,9f0c     an image: its part, the number of its class, and as in Entry
+    earlier-class,0,cat,,,,                         a class of the images that follow
+    earlier-train,0,cat/9.png,7310,0,0,41ab         an image that an older run had in its part
+    end,5d1e                                        a digest of all lines above
+
+The older runs are those that this one began from (``--init``, ``--split``), and those that they began from. Their
+images follow as ``earlier-train``, ``earlier-validation``, ``earlier-test`` and ``earlier-unused`` as far as they
+were not here when this run was divided, or as far as weights have learned from them or were chosen by them and
+their part of now does not tell. They are no images of this data set: they count nowhere, and only tell which part
+such an image belongs to when it comes back. Surrogates and backslashes in names are written as ``\\udcff``
+and ``\\\\``, so that the text is UTF-8 whatever the files are called.
+"""
 
 import csv
 import io
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +36,7 @@ from hadaptive.files import write_atomically
 FILE_NAME = "split.csv"
 COLUMNS = ["part", "label", "name", "size", "modified", "inode", "digest"]
 PARTS = ("train", "validation", "test", "unused")  # unused: left over by train_size
+EARLIER = "earlier-"
 
 
 class Entry(NamedTuple):
@@ -53,6 +72,7 @@ class Manifest:
         names: of the images.
         stats: int64 (N, 3): size, modified and inode, as in :class:`Entry`.
         digests: of the contents.
+        earlier: what older runs had in their parts, as far as the images above do not tell; None if there is none.
     """
 
     classes: list[str]
@@ -61,6 +81,7 @@ class Manifest:
     names_of_all: list[str]
     stats: np.ndarray
     digests: list[str]
+    earlier: "Manifest | None" = None
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -100,19 +121,65 @@ class Manifest:
         )
         return _digest("\0".join([*self.classes, "", *lines]).encode("utf-8", "surrogateescape"))
 
-    def save(self, path: Path) -> None:
-        """Write split.csv, whole or not at all. Its last line vouches for the others."""
+    def take(self, entries: list[int]) -> "Manifest":
+        """A manifest of only some of the images, in the order given, and of their classes."""
+        used, labels = np.unique(self.labels[entries], return_inverse=True)
+        return Manifest(
+            [self.classes[label] for label in used],
+            self.codes[entries],
+            labels.astype(np.int64),
+            [self.names_of_all[i] for i in entries],
+            self.stats[entries],
+            [self.digests[i] for i in entries],
+        )
+
+    def dumps(self) -> str:
+        """The manifest as the text of split.csv. Its last line vouches for the others."""
         text = io.StringIO(newline="")
         writer = csv.writer(text)
         writer.writerow(COLUMNS)
-        writer.writerows(("class", i, name, "", "", "", "") for i, name in enumerate(self.classes))
-        writer.writerows(self.entries)
-        body = text.getvalue().encode("utf-8", "surrogateescape")
+        writer.writerows(self._rows(""))
+        if self.earlier is not None:
+            writer.writerows(self.earlier._rows(EARLIER))
+        body = text.getvalue()
+        return f"{body}end,{_digest(body.encode())}\r\n"
 
-        def write(temporary: Path) -> None:
-            temporary.write_bytes(body + f"end,{_digest(body)}\r\n".encode())
+    def _rows(self, prefix: str) -> Iterator[tuple[object, ...]]:
+        for label, name in enumerate(self.classes):
+            yield f"{prefix}class", label, _escape(name), "", "", "", ""
+        for entry in self.entries:
+            yield f"{prefix}{entry.part}", entry.label, _escape(entry.name), *entry[3:]
 
-        write_atomically(path, write)
+    @classmethod
+    def loads(cls, text: str, where: object = "this") -> "Manifest":
+        """The inverse of :meth:`dumps`.
+
+        Args:
+            text: all of it.
+            where: what to call it in a message.
+
+        Raises:
+            UserError: it is damaged, or something else.
+        """
+        if not text.startswith(",".join(COLUMNS) + "\r\n"):
+            raise UserError(f"{where} is not a division of images as runs write it ({FILE_NAME})")
+        body, _, end = text.rpartition("\r\nend,")
+        body += "\r\n"
+        if end.strip() != _digest(body.encode("utf-8", "surrogateescape")):
+            raise UserError(
+                f"{where} is damaged or was changed by hand: take the {FILE_NAME} of another run or a copy of it"
+            )
+        rows = list(csv.reader(io.StringIO(body, newline="")))[1:]
+        count = next((i for i, row in enumerate(rows) if row[0].startswith(EARLIER)), len(rows))
+        manifest = _parse(rows[:count])
+        if count < len(rows):
+            manifest.earlier = _parse([[row[0].removeprefix(EARLIER), *row[1:]] for row in rows[count:]])
+        return manifest
+
+    def save(self, path: Path) -> None:
+        """Write split.csv, whole or not at all."""
+        data = self.dumps().encode()
+        write_atomically(path, lambda temporary: temporary.write_bytes(data))
 
     @classmethod
     def load(cls, path: Path) -> "Manifest":
@@ -132,33 +199,31 @@ class Manifest:
             raise UserError(f"there is no division of images at {path}: check the path") from None
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
-        if not data.startswith(",".join(COLUMNS).encode() + b"\r\n"):
-            raise UserError(f"{path} is not a division of images as runs write it ({FILE_NAME})")
-        body, _, end = data.rpartition(b"\r\nend,")
-        body += b"\r\n"
-        if end.strip() != _digest(body).encode():
-            raise UserError(
-                f"{path} is damaged or was changed by hand: take the {FILE_NAME} of another run or a copy of it"
-            )
-        rows = list(csv.reader(io.StringIO(body.decode("utf-8", "surrogateescape"), newline="")))[1:]
-        count = next((i for i, row in enumerate(rows) if row[0] != "class"), len(rows))
-        classes, rows = [row[2] for row in rows[:count]], rows[count:]
-        parts, labels, names, *numbers, digests = zip(*rows, strict=True) if rows else [()] * len(COLUMNS)
-        code = {part: i for i, part in enumerate(PARTS)}
-        return cls(
-            classes,
-            np.array([code[part] for part in parts], np.int8),
-            np.array(labels, dtype=np.int64),
-            list(names),
-            np.array([[int(value) for value in column] for column in numbers], np.int64).reshape(3, -1).T,
-            list(digests),
-        )
+        return cls.loads(data.decode("utf-8", "surrogateescape"), path)
 
 
-def describe(manifest: Manifest) -> str:
-    """Such as "1,293 training, 144 validation, 360 test images"."""
-    words = {"train": "training", "validation": "validation", "test": "test", "unused": "unused"}
-    return ", ".join(f"{count:,} {words[part]}" for part, count in manifest.counts.items()) + " images"
+def _parse(rows: list[list[str]]) -> Manifest:
+    count = next((i for i, row in enumerate(rows) if row[0] != "class"), len(rows))
+    classes, rows = [_unescape(row[2]) for row in rows[:count]], rows[count:]
+    parts, labels, names, *numbers, digests = zip(*rows, strict=True) if rows else [()] * len(COLUMNS)
+    code = {part: i for i, part in enumerate(PARTS)}
+    return Manifest(
+        classes,
+        np.array([code[part] for part in parts], np.int8),
+        np.array(labels, dtype=np.int64),
+        [_unescape(name) for name in names],
+        np.array([[int(value) for value in column] for column in numbers], np.int64).reshape(3, -1).T,
+        list(digests),
+    )
+
+
+def _escape(name: str) -> str:
+    """A name without surrogates, which stand for bytes that are no UTF-8."""
+    return re.sub(r"[\\\ud800-\udfff]", lambda m: "\\\\" if m[0] == "\\" else f"\\u{ord(m[0]):04x}", name)
+
+
+def _unescape(name: str) -> str:
+    return re.sub(r"\\(?:\\|u([0-9a-f]{4}))", lambda m: chr(int(m[1], 16)) if m[1] else "\\", name)
 
 
 def digest_of(content: bytes) -> str:

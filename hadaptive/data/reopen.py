@@ -65,11 +65,12 @@ class Match:
 
     @cached_property
     def known(self) -> dict[str, set[int]]:
-        """The parts that have an image of such contents, by digest; train and unused are one."""
+        """The parts that have or had an image of such contents, by digest; train and unused are one."""
         known: dict[str, set[int]] = defaultdict(set)
-        for digest, code in zip(self.manifest.digests, self.manifest.codes.tolist(), strict=True):
-            if digest:
-                known[digest].add(TRAIN if code == UNUSED else code)
+        for manifest in filter(None, (self.manifest, self.manifest.earlier)):
+            for digest, code in zip(manifest.digests, manifest.codes.tolist(), strict=True):
+                if digest:
+                    known[digest].add(TRAIN if code == UNUSED else code)
         return known
 
     def _by_content(self, unread: np.ndarray) -> None:
