@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from torch.utils.data import DataLoader
 
+from hadaptive.cards import ModelCard
 from hadaptive.console import console
 from hadaptive.data import is_stream
 from hadaptive.engine.accelerator import create_accelerator
@@ -15,7 +16,7 @@ from hadaptive.errors import UserError
 from hadaptive.files import write_atomically, write_csv, write_json
 from hadaptive.metrics import Evaluation, evaluate_model
 from hadaptive.pictures import plot_confusion
-from hadaptive.runs import ModelCard, RunFolder
+from hadaptive.runs import RunFolder
 from hadaptive.train import TrainConfig, read_config
 
 

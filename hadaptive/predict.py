@@ -10,12 +10,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from hadaptive.cards import ModelCard
 from hadaptive.console import console
 from hadaptive.data import Preprocessing, decode, eval_transform, to_eight_bit
 from hadaptive.data.files import is_image
 from hadaptive.errors import UserError, first_line
 from hadaptive.pictures import contact_sheet
-from hadaptive.runs import ModelCard, RunFolder
+from hadaptive.runs import RunFolder
 
 
 @dataclass(frozen=True)

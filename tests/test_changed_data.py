@@ -22,7 +22,7 @@ from hadaptive.runs import RunFolder
 from hadaptive.search import SearchSpace
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-FLAGS = ["--batch-size", "8", "--image-size", "8", "--cpu", "--quiet"]
+FLAGS = ["--batch-size", "8", "--image-size", "8", "--workers", "0", "--cpu", "--quiet"]
 
 
 def draw(path: Path, seed: int) -> None:

@@ -12,6 +12,7 @@ import torch
 from test_export_passes import fixed, network
 from tiny import tiny_config
 
+from hadaptive.cards import ModelCard
 from hadaptive.cli import main
 from hadaptive.data import Preprocessing
 from hadaptive.export.command import ExportConfig
@@ -21,7 +22,6 @@ from hadaptive.measure.lowering import write
 from hadaptive.measure.passes import prepare
 from hadaptive.measure.sessions import Run, load
 from hadaptive.nn import NORMS, expansions, top_k_channels
-from hadaptive.runs import ModelCard
 from hadaptive.train import train
 
 # Libraries' own, while they export.

@@ -9,11 +9,12 @@ import torch
 from safetensors.torch import load_file
 from tiny import tiny_config
 
+from hadaptive.cards import open_weights
 from hadaptive.cli import main
 from hadaptive.export.finetune import finetune
 from hadaptive.export.freeze import calibrate, freeze
 from hadaptive.nn import FixedSelection, expansions
-from hadaptive.runs import RunFolder, open_weights
+from hadaptive.runs import RunFolder
 from hadaptive.train import TrainConfig, Trainer, resume, train, train_or_resume
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

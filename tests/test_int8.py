@@ -10,6 +10,7 @@ import torch
 from test_export_passes import fixed, network
 from tiny import tiny_config
 
+from hadaptive.cards import ModelCard
 from hadaptive.cli import main
 from hadaptive.data import Preprocessing
 from hadaptive.export import int8
@@ -20,7 +21,6 @@ from hadaptive.measure.deploy import fold
 from hadaptive.measure.lowering import write
 from hadaptive.measure.passes import prepare
 from hadaptive.measure.sessions import load
-from hadaptive.runs import ModelCard
 from hadaptive.train import train
 
 # Libraries' own, while they export and quantise.

@@ -8,11 +8,12 @@ import torch
 from PIL import Image
 from tiny import TINY
 
+from hadaptive.cards import card_for
 from hadaptive.data import Preprocessing, decode, eval_transform
 from hadaptive.files import write_json
 from hadaptive.models import create_model
 from hadaptive.predict import find_images, predict_command, predict_images
-from hadaptive.runs import RunFolder, card_for
+from hadaptive.runs import RunFolder
 
 CLASSES = ["cat", "dög", "a bird"]
 PREPROCESSING = Preprocessing(image_size=8)

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 from tiny import TINY
 
+from hadaptive.cards import ModelCard, card_for
 from hadaptive.data import Preprocessing
 from hadaptive.errors import UserError, first_line
 from hadaptive.files import append_csv, read_csv, write_atomically, write_json
 from hadaptive.models import create_model
-from hadaptive.runs import ModelCard, RunFolder, card_for
+from hadaptive.runs import RunFolder
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -53,15 +54,15 @@ def test_weights_round_trip_and_damage(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path / "run")
     write_json(run.card, card_for("tiny", network, ["a", "b"], Preprocessing(image_size=8)).to_dict())
     with pytest.raises(ValueError, match="not finished an epoch"):
-        run.load_model()
+        run.load_model("best")
     run.save_weights(network, "best")
-    loaded, _ = run.load_model()
+    loaded, _ = run.load_model("best")
     assert not loaded.training
     for name, tensor in network.state_dict().items():
         assert tensor.equal(loaded.state_dict()[name])
     run.weights("best").write_bytes(run.weights("best").read_bytes()[:100])
     with pytest.raises(ValueError, match="does not hold the weights"):
-        run.load_model()
+        run.load_model("best")
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"model": 1}', "[]"], ids=["empty", "cut", "incomplete", "list"])

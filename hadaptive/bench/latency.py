@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from hadaptive.bench.tradeoff import plot_tradeoff
+from hadaptive.cards import card_for
 from hadaptive.console import console
 from hadaptive.data import Preprocessing
 from hadaptive.errors import UserError
@@ -28,7 +29,6 @@ from hadaptive.measure.timing import quartiles
 from hadaptive.measure.untrained import untrained
 from hadaptive.models import HadaptiveNet
 from hadaptive.provenance import provenance
-from hadaptive.runs import card_for
 
 VARIANTS = ("frozen", "int8")
 Isa = Literal["native", "avx2"]

@@ -194,7 +194,9 @@ def _loader(
     )
     device = accelerator.device.type
     shape = (batch_size // accelerator.num_processes, *config.preprocessing.input_size)
-    workers = worker_count(config.execution.workers, in_memory=in_memory, device=device, batch=shape)
+    # One batch in order is read before a worker process has started.
+    few = order is None and len(source) <= batch_size
+    workers = 0 if few else worker_count(config.execution.workers, in_memory=in_memory, device=device, batch=shape)
     pin = device == "cuda"
     return accelerator.prepare(create_loader(dataset, batch_size, sampler=order, workers=workers, pin=pin))
 
@@ -280,6 +282,7 @@ def evaluation_batches(
     dataset = ImageDataset(source, eval_transform(preprocessing), blank=preprocessing.input_size)
     device = "cpu" if accelerator is None else accelerator.device.type
     shape = (EVALUATION_BATCH, *preprocessing.input_size)
-    count = worker_count(workers, in_memory=in_memory, device=device, batch=shape)
+    few = len(source) <= EVALUATION_BATCH
+    count = 0 if few else worker_count(workers, in_memory=in_memory, device=device, batch=shape)
     loader = create_loader(dataset, EVALUATION_BATCH, workers=count)
     return loader if accelerator is None else accelerator.prepare(loader)

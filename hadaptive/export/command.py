@@ -10,6 +10,7 @@ import torch
 import tyro
 from torch import nn
 
+from hadaptive.cards import ModelCard, card_for
 from hadaptive.console import console
 from hadaptive.data import Preprocessing
 from hadaptive.errors import UserError, first_line
@@ -29,7 +30,7 @@ from hadaptive.measure.untrained import liven
 from hadaptive.models import HadaptiveNet, check_image_size, create_model
 from hadaptive.nn import FixedSelection, expansions
 from hadaptive.provenance import provenance
-from hadaptive.runs import ModelCard, RunFolder, card_for
+from hadaptive.runs import RunFolder
 
 LIVEN = 64 * 224**2  # pixels of the training images that give a network without a run its statistics
 

@@ -5,10 +5,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from hadaptive.cards import ModelCard, open_weights
 from hadaptive.data import ImageData
 from hadaptive.errors import UserError
 from hadaptive.measure.lowering import write
-from hadaptive.runs import ModelCard, RunFolder, open_weights
+from hadaptive.runs import RunFolder
 from hadaptive.train import read_config, train_or_resume
 
 NAME = "finetuned"  # run folder, in the folder of the run that it continues

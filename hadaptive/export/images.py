@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
+from hadaptive.cards import ModelCard
 from hadaptive.data import (
     DataConfig,
     ImageData,
@@ -21,7 +22,7 @@ from hadaptive.data import (
 from hadaptive.engine.batches import evaluation_batches
 from hadaptive.errors import UserError
 from hadaptive.metrics import evaluate_model
-from hadaptive.runs import ModelCard, RunFolder
+from hadaptive.runs import RunFolder
 
 PARTS = ("validation", "train")
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from hadaptive.cards import METADATA_KEY
 from hadaptive.measure.formats import check_format
 from hadaptive.measure.quiet import quiet
 from hadaptive.measure.sessions import Run, load, openvino_core
-from hadaptive.runs import METADATA_KEY
 
 BATCH = 32
 

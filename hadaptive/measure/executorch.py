@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from hadaptive.cards import METADATA_KEY
 from hadaptive.errors import UserError
 from hadaptive.files import write_atomically
 from hadaptive.measure.deploy import DeployProducts
 from hadaptive.measure.quiet import quiet
-from hadaptive.runs import METADATA_KEY
 
 MAX_BATCH = 64  # memory is planned for the largest batch: 13 MB more for S than for one image
 DIGEST = 32

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from hadaptive.cards import METADATA_KEY, ModelCard
 from hadaptive.files import write_atomically
 from hadaptive.measure.executorch import write_executorch
 from hadaptive.measure.formats import check_format
 from hadaptive.measure.onnx_graph import write_onnx
 from hadaptive.measure.sessions import openvino_core
-from hadaptive.runs import METADATA_KEY, ModelCard
 
 
 def write(

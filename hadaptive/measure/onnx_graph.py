@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from hadaptive.cards import METADATA_KEY
 from hadaptive.files import write_atomically
 from hadaptive.measure.quiet import quiet
-from hadaptive.runs import METADATA_KEY
 
 OPSET = 18
 

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from hadaptive.cards import METADATA_KEY, ModelCard, open_weights
 from hadaptive.errors import UserError, first_line
 from hadaptive.measure.executorch import ExecutorchRun
 from hadaptive.measure.formats import check_format, format_of
-from hadaptive.runs import METADATA_KEY, ModelCard, open_weights
 
 Run = Callable[[np.ndarray], np.ndarray]  # images (B, C, H, W) float32 -> logits (B, classes)
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from hadaptive.cards import ModelCard, card_for, open_weights
 from hadaptive.errors import UserError, first_line
 from hadaptive.models import check_image_size, create_model, spec_of
-from hadaptive.runs import ModelCard, RunFolder, card_for, open_weights
+from hadaptive.runs import RunFolder
 from hadaptive.train.config import DEFAULT_MODEL, NetworkConfig, TrainConfig
 
 

@@ -9,6 +9,7 @@ from timm.data import Mixup
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
+from hadaptive.cards import ModelCard
 from hadaptive.data import derive_seed
 from hadaptive.engine.batches import Batches
 from hadaptive.engine.finite import NonFiniteLossError, first_non_finite
@@ -16,7 +17,7 @@ from hadaptive.engine.loop import Engine, Rows
 from hadaptive.engine.optimiser import create_optimiser
 from hadaptive.metrics import Evaluation, evaluate_model
 from hadaptive.nn import SelectionRecorder, update_temperatures
-from hadaptive.runs import ModelCard, RunFolder
+from hadaptive.runs import RunFolder
 from hadaptive.train.config import TrainConfig
 from hadaptive.train.plots import plot_curves
 

@@ -1,0 +1,102 @@
+"""What a network is, how to feed it, and what it has learned from: as run folders and exported files say it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import nn
+
+from hadaptive.data import Manifest, Preprocessing
+from hadaptive.errors import UserError, first_line
+from hadaptive.models import NetSpec, create_model, spec_of
+
+METADATA_KEY = "hadaptive"  # of what exported files say about themselves
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a network is and how to feed it.
+
+    Attributes:
+        model: timm name or spec name.
+        spec: the NetSpec, None for a network that is not a Hadaptive-Net.
+        classes: class names in the order of the outputs.
+        preprocessing: from an image to the network's input.
+        drop_rate, drop_path_rate: as it was trained; no effect on predictions.
+        started_from: digest of the weights that its training started from, None where they were random.
+    """
+
+    model: str
+    spec: NetSpec | None
+    classes: list[str]
+    preprocessing: Preprocessing
+    drop_rate: float | None = None
+    drop_path_rate: float | None = None
+    started_from: str | None = None
+
+    @property
+    def identity(self) -> str:
+        """What tells this network from others, whatever the file it came from is called."""
+        return self.model if self.spec is None else self.spec.fingerprint
+
+    def create_model(self) -> nn.Module:
+        """The network, untrained."""
+        return create_model(
+            self.spec or self.model,
+            num_classes=len(self.classes),
+            in_chans=self.preprocessing.in_chans,
+            drop_rate=self.drop_rate,
+            drop_path_rate=self.drop_path_rate,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON."""
+        return {
+            "model": self.model,
+            "spec": None if self.spec is None else self.spec.to_dict(),
+            "classes": self.classes,
+            "preprocessing": self.preprocessing.to_dict(),
+            "drop_rate": self.drop_rate,
+            "drop_path_rate": self.drop_path_rate,
+            "started_from": self.started_from,
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "ModelCard":
+        """The inverse of :meth:`to_dict`."""
+        spec = None if data["spec"] is None else NetSpec.from_dict(data["spec"])
+        return cls(**{**data, "spec": spec, "preprocessing": Preprocessing.from_dict(data["preprocessing"])})
+
+
+def open_weights(path: Path) -> tuple[nn.Module, ModelCard]:
+    """The network in eval mode that ``hadaptive export --format safetensors`` wrote, and its card.
+
+    Raises:
+        UserError: it is damaged, or another program wrote it.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            card = ModelCard.from_dict(json.loads(file.metadata()[METADATA_KEY])["card"])
+        network = card.create_model()
+        network.load_state_dict(load_file(path))
+    except Exception as error:  # safetensors raises its own class for a damaged file
+        raise UserError(f"{path} is damaged or was not written by hadaptive export: {first_line(error)}") from None
+    return network.eval(), card
+
+
+def card_for(model_name: str, model: nn.Module, classes: list[str], preprocessing: Preprocessing) -> ModelCard:
+    """The card of a freshly built network."""
+    return ModelCard(model_name, spec_of(model), classes, preprocessing)
+
+
+def exported_division(path: Path) -> Manifest | None:
+    """The division of the images that exported weights have learned from; None where they do not say."""
+    try:
+        with safe_open(path, "pt") as file:
+            text = json.loads(file.metadata()[METADATA_KEY]).get("split")
+    except Exception:  # a damaged file is told where its weights are read
+        return None
+    return None if text is None else Manifest.loads(text)
