@@ -179,7 +179,11 @@ class Manifest:
     def save(self, path: Path) -> None:
         """Write split.csv, whole or not at all."""
         data = self.dumps().encode()
-        write_atomically(path, lambda temporary: temporary.write_bytes(data))
+
+        def write(temporary: Path) -> None:
+            temporary.write_bytes(data)
+
+        write_atomically(path, write)
 
     @classmethod
     def load(cls, path: Path) -> "Manifest":
