@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from test_data_sources import save_fashion_mnist
 
 from hadaptive.data import DataConfig, Manifest, open_data
-from hadaptive.data.draw import choose, choose_apart, choose_each
+from hadaptive.data.draw import Sizing, choose, choose_apart, choose_each
 from hadaptive.data.manifest import digest_of
 from hadaptive.errors import UserError
 
@@ -116,7 +116,13 @@ def test_no_class_is_left_out(targets: list[int], fraction: float, seed: int) ->
 def test_copies_stay_together(images: list[tuple[int, str]], seed: int) -> None:
     labels, digests = np.array([label for label, _ in images]), [digest for _, digest in images]
     sizes = []
-    held = choose_apart(labels, digests, lambda *counts: sizes.append(counts) or counts[0] // 3, seed)
+
+    class Third(Sizing):
+        def __call__(self, count: int, files: int | None = None) -> int:
+            sizes.append((count, files))
+            return count // 3
+
+    held = choose_apart(labels, digests, Third(1 / 3), seed)
     assert sizes == [(len(set(digests) - {""}) + digests.count(""), len(digests))]
     for digest in set(digests) - {""}:
         assert len({bool(held[i]) for i, other in enumerate(digests) if other == digest}) == 1

@@ -31,7 +31,7 @@ class ImageData:
         location: the configuration that finds the data from any folder.
         in_memory: whether reading an image costs no file access.
         notes: sentences for the person: what was held out, what has changed since.
-        ignored: fields of the configuration that had no effect, because the data decide themselves.
+        ignored: fields of the configuration that had no effect, because the data or an older division decide.
     """
 
     parts: dict[str, Source]

@@ -134,8 +134,8 @@ class Sizing:
         if self.label is None:
             return min(size, count - 1)
         if not 0 < size < count:
-            images = "1 image" if count == 1 else f"{count:,} images"
-            copies = f"{files:,} images are exact copies of {count:,}, and " if files and files > count else ""
+            images = "1 image" if count == 1 else f"{count} images"
+            copies = f"{files} images are exact copies of {count}, and " if files and files > count else ""
             raise UserError(
                 f"{copies}{self.label} {self.fraction:g} of {images} would leave a part without any: "
                 "change it, or gather more images"

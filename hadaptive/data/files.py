@@ -180,7 +180,7 @@ def _divide(root: Tree, place: Path, packed: bool, runs: list[str]) -> Opened:
         notes.append(f"{len(train.images)} images lie in {train.label} outside its class folders; not used")
     if runs:
         said = "1 folder of a run is" if len(runs) == 1 else f"{len(runs):,} folders of runs are"
-        notes.append(f"{said} passed over: {some(runs)}")
+        notes.append(f"{said} passed over: {some(sorted(runs))}")
     for part in ("validation", "test"):
         if part not in found:
             continue
