@@ -8,9 +8,9 @@ from tiny import TINY, tiny_config, tiny_spec
 
 from hadaptive.bench import accuracy
 from hadaptive.bench.accuracy import AccuracyConfig, bench_accuracy, name_of, print_accuracy
+from hadaptive.engine.recipes import Recipe
 from hadaptive.files import read_csv
 from hadaptive.train import RECIPES, Trainer, TrainingInterruptedError
-from hadaptive.train.config import Recipe
 
 
 @pytest.fixture

@@ -278,7 +278,7 @@ def test_threads_of_this_process_matter_to_pytorch_only(space) -> None:
 
 def test_a_search_on_a_gpu_may_ask_for_a_runtime_of_the_cpu() -> None:
     for runtime in ("onnxruntime", "openvino"):
-        config = SearchConfig(runtime=runtime, frozen=True)  # pyright: ignore[reportArgumentType]
+        config = SearchConfig().changed(runtime=runtime, frozen=True)  # pyright: ignore[reportArgumentType]
         setting = config.setting(10, "cuda")
         assert (setting.device, setting.runtime, setting.frozen) == ("cpu", runtime, True)
-    assert SearchConfig(runtime="compile").setting(10, "cuda").device == "cuda"
+    assert SearchConfig().changed(runtime="compile").setting(10, "cuda").device == "cuda"

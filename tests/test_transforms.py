@@ -220,7 +220,7 @@ def test_recipes_give_the_values_of_the_reference(recipe: str, channels: int) ->
     config = TrainConfig.from_recipe(recipe, in_chans=channels)
     noise = np.random.default_rng(0).integers(0, 256, (2, 40, 40, 3), dtype=np.uint8)
     pictures = [Image.fromarray(noise[0, :32, :32]), Image.fromarray(noise[1, :28, :28, 0])]
-    if config.fit == "crop":
+    if config.preprocessing.fit == "crop":
         pictures.append(Image.fromarray(noise[0]).resize((150, 100)))
     assert_identical(config.preprocessing, None, pictures, draws=1)
     assert_identical(config.preprocessing, config.augmentation, pictures, draws=4)
