@@ -212,7 +212,7 @@ def test_images_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixtur
     for name in "ab":
         (tmp_path / "bad" / name).mkdir(parents=True)
         for number in range(9):
-            (tmp_path / "bad" / name / f"{number}.png").write_text("no image")
+            (tmp_path / "bad" / name / f"{number}.png").write_text(f"no image {name}{number}")
     flags = ["--image-size", "32", "--num-classes", "2", "--data", str(tmp_path / "bad"), "--format", "torch"]
     assert main(["export", "hadaptive_net_s", *flags, "--output", str(tmp_path / "net.pt2")]) == 1
     assert "not one of the images to export with could be read" in capsys.readouterr().err
