@@ -98,8 +98,8 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
 
     running_mean: Tensor
     running_var: Tensor
-    num_batches_tracked: Tensor
-    momentum: float
+    num_batches_tracked: Tensor | None
+    momentum: float | None
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
@@ -111,14 +111,17 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         # input with narrow parameters: widen them, and write the running statistics back.
         u = input.to(compute_dtype(input.dtype))
         mean, var = self.running_mean.to(u.dtype), self.running_var.to(u.dtype)
-        y = F.batch_norm(
-            u, mean, var, self.weight.to(u.dtype), self.bias.to(u.dtype), self.training, self.momentum, self.eps
-        )
-        if self.training:
+        momentum = self.momentum
+        if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-            if mean.dtype != self.running_mean.dtype:
-                self.running_mean.copy_(mean)
-                self.running_var.copy_(var)
+            if momentum is None:  # the plain mean of the batches, as in PyTorch
+                momentum = 1.0 / float(self.num_batches_tracked)
+        y = F.batch_norm(
+            u, mean, var, self.weight.to(u.dtype), self.bias.to(u.dtype), self.training, momentum or 0.0, self.eps
+        )
+        if self.training and mean.dtype != self.running_mean.dtype:
+            self.running_mean.copy_(mean)
+            self.running_var.copy_(var)
         return y.to(input.dtype)
 
 
