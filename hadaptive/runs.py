@@ -133,7 +133,7 @@ class RunFolder:
             UserError: it is missing or damaged.
         """
         try:
-            return json.loads(path.read_text())
+            return json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise UserError(f"{self.path} has no {path.name}: the run did not get that far") from None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -204,6 +204,6 @@ def write_table(path: Path, about: dict[str, Any]) -> None:
     lines = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows(about))]
 
     def save(temporary: Path) -> None:
-        temporary.write_text("\n".join(lines) + "\n")
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     write_atomically(path, save)

@@ -230,7 +230,7 @@ def _compare(
     """Train every network that has not been; a row each in the folder's comparison."""
     if not folder.networks.is_file():
         write_json(folder.networks, _networks(folder, config, space, table, summaries))
-    networks = json.loads(folder.networks.read_text())
+    networks = json.loads(folder.networks.read_text(encoding="utf-8"))
     jobs = [
         (seed, name)
         for name, network in networks.items()
