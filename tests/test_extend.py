@@ -38,6 +38,10 @@ def extended(data: ImageData, **fields: Any) -> ImageData:
     return open_at(data.location.data, split=run, **fields)
 
 
+def pictures(source: Any) -> set[str]:
+    return {content.split()[0] for content in contents(source)}
+
+
 def kept(before: dict[str, list[str]], newer: ImageData) -> bool:
     """Whether every part has all that it had."""
     return all(set(before[part]) <= set(contents(newer.parts[part])) for part in before)
@@ -238,6 +242,17 @@ def test_settings_that_an_older_division_leaves_nothing_to_decide(pets: Path, pa
 @pytest.mark.parametrize("name", ["wds/shards", "tfds/mnist", "hfids/mnist"])
 def test_streams_are_refused(name: str) -> None:
     assert "is a stream" in say(name)
+
+
+def test_an_unused_copy_of_a_test_image_is_not_trained_on(parted: Path) -> None:
+    """Left over by train_size, it was no training image when its copy was tested."""
+    unused = open_at(parted, train_size=4).manifest.names("unused")[0]
+    shutil.copy(next(parted.glob("test/cat/*.png")), parted / unused)
+    data = open_at(parted, train_size=4)
+    assert unused in data.manifest.names("unused")
+    newer = extended(data)
+    assert unused in newer.manifest.names("test")
+    assert not pictures(newer.parts["train"]) & pictures(newer.parts["test"])
 
 
 # -- any edits --------------------------------------------------------------------------------------------------

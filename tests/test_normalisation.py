@@ -1,12 +1,14 @@
 """DySoft and its rivals against their formulas in float64."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from tolerances import DTYPES, assert_close, dtype_id
 from torch import nn
 
-from hadaptive.nn import NORMS, AdaptiveCrossHadamard, create_norm
+from hadaptive.nn import NORMS, AdaptiveCrossHadamard, BatchNorm, create_norm
 
 FORMULAS = {
     "dysoft": lambda u: u / (1 + np.abs(u)),
@@ -170,3 +172,45 @@ def test_unknown_norm_is_rejected() -> None:
 def test_batchnorm_rejects_input_without_channels() -> None:
     with pytest.raises(ValueError, match=r"expected \(B, C, S...\), got 1 dims"):
         create_norm("batchnorm", 3)(torch.ones(3))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore::FutureWarning:torch")
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("track", [True, False])
+@pytest.mark.parametrize("momentum", [0.1, 0.0, 1.0, None])
+@pytest.mark.parametrize("shape", [(4, 3), (4, 3, 5), (4, 3, 5, 5), (2, 3, 2, 3, 4)], ids=str)
+def test_batchnorm_keeps_the_contract_of_its_name(affine, track, momentum, shape):
+    """Outputs, gradients and state are PyTorch's, in training and after, whatever its options."""
+    original = nn.BatchNorm1d if len(shape) < 4 else {4: nn.BatchNorm2d, 5: nn.BatchNorm3d}[len(shape)]
+    options = {"affine": affine, "track_running_stats": track, "momentum": momentum, "eps": 1e-3}
+    ours, theirs = BatchNorm(3, **options), original(3, **options)
+    for step, training in enumerate((True, True, False, True, False)):
+        x = torch.randn(shape) * 2 + step
+        outcome = []
+        for norm in (ours.train(training), theirs.train(training)):
+            u = x.clone().requires_grad_()
+            y = norm(u)
+            y.square().sum().backward()
+            outcome.append([y, u.grad, *[p.grad for p in norm.parameters()]])
+        for mine, other in zip(*outcome, strict=True):
+            torch.testing.assert_close(mine, other)
+        assert ours.state_dict().keys() == theirs.state_dict().keys()
+        for key, value in theirs.state_dict().items():
+            torch.testing.assert_close(ours.state_dict()[key], value, msg=key)
+    scripted = torch.jit.script(ours)
+    torch.testing.assert_close(scripted(x), theirs(x))
+
+
+def test_batchnorm_takes_attributes_set_later():
+    """As a search does, to take the statistics of one network anew."""
+    ours, theirs, x = BatchNorm(3), nn.BatchNorm2d(3), torch.randn(4, 3, 5, 5)
+    for norm in (ours, theirs):
+        norm.momentum = None
+        norm.reset_running_stats()
+        norm(x), norm(2 * x)
+    torch.testing.assert_close(ours.running_var, theirs.running_var)
+    for norm in (ours, theirs):
+        norm.eval()
+        norm.running_mean = norm.running_var = None
+    torch.testing.assert_close(ours(x), theirs(x))
+    torch.testing.assert_close(copy.deepcopy(ours)(x), theirs(x))

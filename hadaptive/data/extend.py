@@ -40,11 +40,11 @@ def extend(listing: Listing, olders: Sequence[Manifest], config: DataConfig) -> 
     if not _knows_one(own, entries, digests):
         return None
     _changed(codes, manifest, entries, digests)
+    _take_up(codes, manifest, digests)
     new = np.flatnonzero(codes < 0)
     notes = [f"{len(codes) - len(new):,} images keep the parts that an older division gave them"]
     notes += _moved_notes(listing, codes)
     drawn = _draw(codes, new, listing, older, config, digests)
-    codes[codes == UNUSED] = TRAIN
     present = {*digests, *listing.names}
     gone = [
         name
@@ -112,6 +112,16 @@ def _changed(codes: np.ndarray, manifest: Manifest, entries: np.ndarray, digests
         codes[i] = owners.get(digests[i], -1)
 
 
+def _take_up(codes: np.ndarray, manifest: Manifest, digests: list[str]) -> None:
+    """Let unused images be trained on, but copies of held-out ones be held out. Changes `codes` in place."""
+    owners: dict[str, int] = {}
+    for code in (TEST, VALIDATION, TRAIN):
+        owners.update((manifest.digests[entry], code) for entry in np.flatnonzero(manifest.codes == code).tolist())
+    owners.pop("", None)
+    for i in np.flatnonzero(codes == UNUSED).tolist():
+        codes[i] = owners.get(digests[i], TRAIN)
+
+
 def _draw(
     codes: np.ndarray,
     new: np.ndarray,
@@ -146,8 +156,7 @@ def _moved_notes(listing: Listing, codes: np.ndarray) -> list[str]:
     for number, folder in enumerate(listing.parts):
         lying = (listing.origins == number) & (codes >= 0)
         for part in ("train", "validation", "test"):
-            held = (codes == PARTS.index(part)) | ((part == "train") & (codes == UNUSED))
-            images = np.flatnonzero(lying & held)
+            images = np.flatnonzero(lying & (codes == PARTS.index(part)))
             drawn = folder == "train" and part not in listing.parts
             if part == folder or drawn or not len(images):
                 continue

@@ -93,9 +93,9 @@ class DeployProducts(nn.Module):
         scale = weight = bias = None
         if isinstance(norm, DySoft):
             scale, weight, bias = norm.alpha.abs().sqrt(), norm.weight * norm.alpha.sign(), norm.bias
-        elif isinstance(norm, BatchNorm):
-            weight = norm.weight * (norm.running_var + norm.eps).rsqrt()
-            bias = norm.bias - norm.running_mean * weight
+        elif isinstance(norm, BatchNorm) and norm.running_mean is not None and norm.running_var is not None:
+            weight = (norm.running_var + norm.eps).rsqrt() * (norm.weight if norm.affine else 1)
+            bias = (norm.bias if norm.affine else 0) - norm.running_mean * weight
         else:
             self.norm = copy.deepcopy(norm)
         self.register_buffer("scale", None if scale is None else scale.detach().clone())

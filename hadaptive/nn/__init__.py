@@ -12,11 +12,11 @@ from hadaptive.nn.inverted import InvertedExpansion
 from hadaptive.nn.normalisation import (
     NORMS,
     BatchNorm,
+    ChannelRMSNorm,
     DyAlge,
     DySig,
     DySoft,
     DyT,
-    RMSNorm,
     create_norm,
 )
 from hadaptive.nn.selection import (
@@ -34,6 +34,7 @@ __all__ = [
     "AdaptiveBottleneck",
     "AdaptiveCrossHadamard",
     "BatchNorm",
+    "ChannelRMSNorm",
     "ChannelScore",
     "ChannelSelection",
     "CrossHadamardExpansion",
@@ -45,7 +46,6 @@ __all__ = [
     "FixedSelection",
     "GhostExpansion",
     "InvertedExpansion",
-    "RMSNorm",
     "SelectionRecorder",
     "SelectionReport",
     "create_norm",

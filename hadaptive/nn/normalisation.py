@@ -78,7 +78,7 @@ class DyT(_DynamicNorm):
         return self.affine(torch.tanh(self.scaled(x)), x.dtype)
 
 
-class RMSNorm(nn.Module):
+class ChannelRMSNorm(nn.Module):
     """Root-mean-square norm over the channel axis at each position, with a weight per channel."""
 
     def __init__(self, channels: int, eps: float = 1e-6) -> None:
@@ -96,11 +96,6 @@ class RMSNorm(nn.Module):
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
     """BatchNorm over any number of spatial dims (paper: 64.39, the ablation's loser; M and L use it in turn)."""
 
-    running_mean: Tensor
-    running_var: Tensor
-    num_batches_tracked: Tensor | None
-    momentum: float | None
-
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
             raise ValueError(f"expected (B, C, S...), got {input.dim()} dims")
@@ -110,19 +105,37 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         # Products stay float32 in a half-precision model (they overflow float16), and PyTorch refuses a wide
         # input with narrow parameters: widen them, and write the running statistics back.
         u = input.to(compute_dtype(input.dtype))
-        mean, var = self.running_mean.to(u.dtype), self.running_var.to(u.dtype)
-        momentum = self.momentum
-        if self.training and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            if momentum is None:  # the plain mean of the batches, as in PyTorch
-                momentum = 1.0 / float(self.num_batches_tracked)
+        mean, var = _widened(self.running_mean, u.dtype), _widened(self.running_var, u.dtype)
+        momentum = self.momentum if self.momentum is not None else 0.0
+        tracked = self.training and self.track_running_stats
+        count = self.num_batches_tracked
+        if tracked and count is not None:
+            count.add_(1)
+            if self.momentum is None:  # the plain mean of the batches, as in PyTorch
+                momentum = 1.0 / float(count)
         y = F.batch_norm(
-            u, mean, var, self.weight.to(u.dtype), self.bias.to(u.dtype), self.training, momentum or 0.0, self.eps
+            u,
+            mean if tracked or not self.training else None,
+            var if tracked or not self.training else None,
+            _widened(self.weight, u.dtype),
+            _widened(self.bias, u.dtype),
+            self.training or (mean is None and var is None),
+            momentum,
+            self.eps,
         )
-        if self.training and mean.dtype != self.running_mean.dtype:
-            self.running_mean.copy_(mean)
-            self.running_var.copy_(var)
+        if tracked:
+            _write_back(self.running_mean, mean)
+            _write_back(self.running_var, var)
         return y.to(input.dtype)
+
+
+def _widened(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if tensor is None else tensor.to(dtype)
+
+
+def _write_back(state: Tensor | None, value: Tensor | None) -> None:
+    if state is not None and value is not None and state.dtype != value.dtype:
+        state.copy_(value)
 
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
@@ -130,7 +143,7 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     "dysig": DySig,
     "dyalge": DyAlge,
     "dyt": DyT,
-    "rmsnorm": RMSNorm,
+    "rmsnorm": ChannelRMSNorm,
     "batchnorm": BatchNorm,
     "identity": lambda channels: nn.Identity(),
 }
