@@ -1,25 +1,95 @@
-"""Other processes: `hadaptive` under torchrun, and Python code that may kill itself."""
+"""Other processes, forked from one that has everything imported: importing takes longer than most tests."""
 
+import multiprocessing
+import multiprocessing.connection
 import os
+import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import dying
 
 TESTS = Path(__file__).parent
+MODULES = ["accelerate", "timm.data", "torch.distributed", "sklearn.datasets", "torchvision.transforms"]
+OURS = ["cli", "commands", "train", "search", "evaluate", "predict"]
+
+_forks = multiprocessing.get_context("forkserver")
+_forks.set_forkserver_preload([*MODULES, *(f"hadaptive.{name}" for name in OURS), "dying"])
+
+
+def forked(
+    work: Callable[..., object], *arguments: object, environments: tuple[dict[str, str], ...] = ({},)
+) -> subprocess.CompletedProcess:
+    """Call a function of a module in processes of their own, one for each environment.
+
+    When one fails the others are killed, as torchrun does.
+
+    Returns:
+        The status (of the first that failed, a signal's number negative) and what all of them printed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        running = []
+        for rank, environment in enumerate(environments):
+            process = _forks.Process(target=_work, args=(Path(folder), rank, environment, work, arguments))
+            process.start()
+            running.append(process)
+        status, waiting = 0, list(running)
+        while waiting:
+            multiprocessing.connection.wait([process.sentinel for process in waiting])
+            for process in [process for process in waiting if process.exitcode is not None]:
+                waiting.remove(process)
+                if process.exitcode and not status:
+                    status = process.exitcode
+                    for other in waiting:
+                        other.kill()
+        out, err = ("".join(path.read_text() for path in sorted(Path(folder).glob(f"{n}-*"))) for n in (1, 2))
+    return subprocess.CompletedProcess([], status, out, err)
+
+
+def _work(
+    folder: Path, rank: int, environment: dict[str, str], work: Callable[..., object], arguments: tuple[Any, ...]
+) -> None:
+    for stream in (1, 2):
+        os.dup2(os.open(folder / f"{stream}-{rank}", os.O_WRONLY | os.O_CREAT), stream)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+    os.environ.update(environment)
+    sys.exit(work(*arguments) or 0)
 
 
 def launch(processes: int, arguments: list[str], die_at: int = 0) -> subprocess.CompletedProcess:
-    """`hadaptive` under torchrun on the CPU (gloo); killed with SIGKILL, all of it, in its step `die_at`."""
+    """`hadaptive` as under torchrun on the CPU (gloo); killed with SIGKILL, all of it, in its step `die_at`."""
+    return launch_work(processes, dying.command, arguments, die_at)
+
+
+def launch_work(processes: int, work: Callable[..., object], *arguments: object) -> subprocess.CompletedProcess:
+    """A function as torchrun would call a script, in so many processes that find each other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
+    common["LOCAL_WORLD_SIZE"] = str(processes)
+    ranks = tuple({**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes))
+    return forked(work, *arguments, environments=ranks)
+
+
+def torchrun(processes: int, arguments: list[str]) -> subprocess.CompletedProcess:
+    """`hadaptive` under torchrun itself, as typed."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    program = ["-m", "hadaptive"] if not die_at else [str(TESTS / "dying.py"), str(die_at)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [*command, *program, *arguments], env=environment, capture_output=True, text=True, check=False
+        [*command, "-m", "hadaptive", *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
 def run_python(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    """Run code that may import from tests/ in a process of its own."""
+    """Run code that may import from tests/ in a new interpreter."""
     code = f"import sys; sys.path.insert(0, {str(TESTS)!r})\n{code}"
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],

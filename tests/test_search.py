@@ -6,9 +6,10 @@ import itertools
 import json
 import signal
 
+import dying
 import pytest
 import torch
-from processes import launch, run_python
+from processes import forked, launch
 from tiny import searcher_of
 
 from hadaptive.cli import main
@@ -357,34 +358,14 @@ def test_stem_strides_of_a_space_are_those_of_its_networks() -> None:
 
 # ---------------------------------------------------------------- killed, and in several processes
 
-DYING = """
-import os, signal
-from pathlib import Path
-from hadaptive.search import SearchConfig, search
-from hadaptive.search.searcher import Searcher
-
-step, count = Searcher._alpha_step, [0]
-
-def dying(self, *args):
-    count[0] += 1
-    if count[0] == int(sys.argv[3]):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return step(self, *args)
-
-Searcher._alpha_step = dying
-config = SearchConfig.from_recipe(
-    "quick", space=sys.argv[1], output=Path(sys.argv[2]),
-    epochs=3, image_size=16, train_size=512, checkpoint_every=2,
-)
-search(config, quiet=True)
-"""
-
 
 @pytest.mark.parametrize("at", [3, 7], ids=["first-epochs", "later"])
 def test_kill_9_then_resume_gives_the_uninterrupted_architecture(tmp_path, space, at) -> None:
     # 4 steps an epoch, the architecture's from the fourth on.
     search(config_of(tmp_path, epochs=3, checkpoint_every=2, output=tmp_path / "whole"), quiet=True)
-    done = run_python(DYING, str(tmp_path / "tiny.json"), str(tmp_path / "cut"), str(at))
+    settings = {"space": str(tmp_path / "tiny.json"), "image_size": 16, "train_size": 512, "epochs": 3}
+    settings |= {"checkpoint_every": 2, "output": tmp_path / "cut"}
+    done = forked(dying.search_and_die, at, settings)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert not (tmp_path / "cut" / "summary.json").exists()
     resume_search(tmp_path / "cut", quiet=True)

@@ -182,3 +182,24 @@ def test_a_state_is_a_snapshot(model: nn.Sequential) -> None:
         before = {name: value.clone() for name, value in state.items()}
         model(torch.randn(2, 4, 3, 3))
     assert all(torch.equal(before[name], value) for name, value in state.items())
+
+
+def test_a_compiled_network_is_compiled_once() -> None:
+    """A count in Python was a guard: every pass compiled anew, until the compiler gave up."""
+    model = nn.Sequential(AdaptiveCrossHadamard(4, 3), nn.Conv2d(7, 4, 1), AdaptiveCrossHadamard(4, 2))
+    graphs = []
+
+    def count(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    torch.compiler.reset()
+    with SelectionRecorder(model, every=4) as recorder:
+        compiled = torch.compile(model, backend=count)
+        for _ in range(6):
+            compiled(torch.randn(3, 4, 5, 5))
+        recorder.reset()
+        compiled(torch.randn(3, 4, 5, 5))
+    torch.compiler.reset()
+    assert len(graphs) == 1
+    assert [report.samples for report in recorder.reports()] == [3, 3]

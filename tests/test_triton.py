@@ -4,6 +4,7 @@ They run on a GPU where there is one, and elsewhere in Triton's interpreter, whi
 Triton is imported: hence the process of its own.
 """
 
+import itertools
 import os
 import re
 import subprocess
@@ -12,7 +13,7 @@ import sys
 import pytest
 import torch
 from problems import arranged, problem
-from tolerances import TOLERANCES, dtype_id
+from tolerances import TOLERANCES
 
 from hadaptive.ops import reference
 
@@ -45,7 +46,7 @@ def test_in_the_interpreter() -> None:
     assert done.returncode == 0, done.stdout[-4000:]
     found = re.search(r"(\d+) passed", done.stdout)
     assert found
-    assert int(found[1]) > 100, done.stdout[-400:]  # they were not skipped
+    assert int(found[1]) > 70, done.stdout[-400:]  # they were not skipped
 
 
 POINTERS = dict.fromkeys(("x", "y", "grad", "grad_x"), "*bf16") | {"index": "*i64"}
@@ -71,23 +72,30 @@ def test_compiles_for_gpus_that_are_not_here(name: str, target: tuple) -> None:
     assert compiled.asm["cubin" if target[0] == "cuda" else "hsaco"]
 
 
+SHAPES = [
+    ((1, 2, 1, 1), 2),
+    ((2, 5, 7, 7), 5),
+    ((2, 9, 5, 13), 8),
+    ((1, 11, 3, 11), 9),
+    ((2, 7, 33), 6),
+    ((4, 8), 3),
+    ((0, 6, 5, 5), 3),
+]
+LAYOUTS = ["contiguous", "channels_last"]
+# The interpreter takes seconds for each: a third of them, in which any two values of two parameters meet.
+CASES = [
+    (*SHAPES[a], SCHEDULES[b], LAYOUTS[c], DTYPES[d])
+    for a, b, c, d in itertools.product(*(range(len(v)) for v in (SHAPES, SCHEDULES, LAYOUTS, DTYPES)))
+    if not INTERPRETED or (a + b + c + d) % 3 == 0
+]
+
+
 @needs_kernels
 @pytest.mark.usefixtures("nan_empty")
-@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize(
-    ("shape", "k"),
-    [
-        ((1, 2, 1, 1), 2),
-        ((2, 5, 7, 7), 5),
-        ((2, 9, 5, 13), 8),
-        ((1, 11, 3, 11), 9),
-        ((2, 7, 33), 6),
-        ((4, 8), 3),
-        ((0, 6, 5, 5), 3),
-    ],
-    ids=lambda value: "x".join(map(str, value)) if isinstance(value, tuple) else f"k{value}",
+    ("shape", "k", "schedule", "layout", "dtype"),
+    CASES,
+    ids=lambda value: "x".join(map(str, value)) if isinstance(value, tuple) else str(value).removeprefix("torch."),
 )
 def test_awkward_shapes(shape: tuple[int, ...], k: int, schedule: str, layout: str, dtype: torch.dtype) -> None:
     check(problem(shape, k, dtype, layout), schedule, "contiguous")

@@ -26,6 +26,8 @@ from hadaptive.files import write_json
 from hadaptive.provenance import provenance
 from hadaptive.runs import Folder, RunFolder
 
+DRAW_EVERY = 30.0  # seconds: drawing takes longer than an epoch of few small images
+
 Rows = dict[Path, list[dict[str, Any]]]
 T = TypeVar("T")
 
@@ -70,6 +72,7 @@ class Engine(ABC):
         self.step = 0  # steps finished in the current epoch
         self.loss_sum = 0.0
         self.seconds = 0.0
+        self.drawn = time.monotonic()  # when the pictures were
         self.unreadable: set[str] = set()
         self.stopping = StopRequest(accelerator)
 
@@ -93,7 +96,11 @@ class Engine(ABC):
 
     @abstractmethod
     def save_epoch(self, folder: Any) -> None:
-        """Write weights and pictures of the epoch, in the main process, after its rows."""
+        """Write the weights of the epoch, in the main process, after its rows."""
+
+    @abstractmethod
+    def draw(self, folder: Any) -> None:
+        """Draw the pictures of the epochs so far, at least one, in the main process."""
 
     @abstractmethod
     def conclude(self, folder: Any) -> dict[str, Any]:
@@ -183,6 +190,10 @@ class Engine(ABC):
             with self.stopping.listening():
                 while self.epoch < self.epochs:
                     self._run_epoch(folder)
+        except TrainingInterruptedError:
+            if self.epoch:
+                on_main(self.accelerator, lambda: self.draw(folder))
+            raise
         finally:
             self.progress.close()
         return self._finish(folder)
@@ -249,6 +260,9 @@ class Engine(ABC):
             for path, new in rows.items():
                 folder.append_rows(path, new)
             self.save_epoch(folder)
+            if time.monotonic() - self.drawn > DRAW_EVERY:
+                self.draw(folder)
+                self.drawn = time.monotonic()
 
         on_main(self.accelerator, write)
         # Last, so that a kill before it repeats the epoch and one after it does not.
@@ -266,6 +280,7 @@ class Engine(ABC):
         }
 
         def write() -> None:
+            self.draw(folder)
             if self.unreadable:
                 folder.skipped.write_text("\n".join(sorted(self.unreadable)) + "\n", encoding="utf-8")
             write_json(folder.summary, summary)

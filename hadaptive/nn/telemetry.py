@@ -48,10 +48,20 @@ class SelectionReport:
 
 
 class _LayerCounts:
-    def __init__(self, channels: int, device: torch.device) -> None:
-        self.counts = torch.zeros(channels, dtype=torch.float64, device=device)
-        self.agreed = torch.zeros((), dtype=torch.float64, device=device)
-        self.samples = 0
+    """Sums of one layer: tensors that change in place, because torch.compile compiles anew for each other number."""
+
+    def __init__(self, channels: int) -> None:
+        self.counts = torch.zeros(channels, dtype=torch.float64)
+        self.agreed = torch.zeros((), dtype=torch.float64)
+        self.samples = torch.zeros((), dtype=torch.int64)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"counts": self.counts, "agreed": self.agreed, "samples": self.samples}
+
+    def to(self, device: torch.device) -> None:
+        if self.counts.device != device:
+            for name, tensor in self.tensors().items():
+                setattr(self, name, tensor.to(device))
 
 
 class SelectionRecorder:
@@ -65,14 +75,15 @@ class SelectionRecorder:
 
     Args:
         model: any module that contains ACH expansions.
-        every: record one forward pass in `every`, to make the recording cheaper.
+        every: record one forward pass in `every`, to make the recording cheaper; under torch.compile it costs
+            little, and all are recorded.
     """
 
     def __init__(self, model: nn.Module, every: int = 1) -> None:
         layers = expansions(model)
         self.layers = {n: m for n, m in layers.items() if not isinstance(m.select, FixedSelection)}
         self.every = max(1, every)
-        self._counts: dict[str, _LayerCounts] = {}
+        self._counts = {name: _LayerCounts(layer.channels) for name, layer in self.layers.items()}
         self._calls: dict[str, int] = {}
         self._handles = [
             layer.select.register_forward_hook(self._hook(name, layer)) for name, layer in self.layers.items()
@@ -80,12 +91,14 @@ class SelectionRecorder:
 
     def _hook(self, name: str, layer: CrossHadamardExpansion):
         def record(module: nn.Module, args: tuple, output: tuple[Tensor, Tensor | None]) -> None:
-            calls = self._calls.get(name, 0)
-            self._calls[name] = calls + 1
-            if calls % self.every:
-                return
+            if not torch.compiler.is_compiling():
+                calls = self._calls.get(name, 0)
+                self._calls[name] = calls + 1
+                if calls % self.every:
+                    return
             scores, index = args[0].detach(), output[0]
-            state = self._counts.setdefault(name, _LayerCounts(layer.channels, scores.device))
+            state = self._counts[name]
+            state.to(scores.device)
             chosen = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device).scatter_(1, index, True)
             noiseless = torch.zeros_like(chosen).scatter_(1, top_k_channels(scores, layer.k), True)
             state.counts += chosen.sum(0)
@@ -98,15 +111,16 @@ class SelectionRecorder:
         """One report per layer that has run since the last reset, in the model's order."""
         result = []
         for name, layer in self.layers.items():
-            state = self._counts.get(name)
-            if state is None or not state.samples:
+            state = self._counts[name]
+            samples = int(state.samples)
+            if not samples:
                 continue
             result.append(
                 SelectionReport(
                     layer=name,
-                    samples=state.samples,
-                    frequency=(state.counts / state.samples).float().cpu(),
-                    agreement=float(state.agreed) / (state.samples * layer.k),
+                    samples=samples,
+                    frequency=(state.counts / samples).float().cpu(),
+                    agreement=float(state.agreed) / (samples * layer.k),
                     temperature=float(layer.select.temperature),
                     alpha=float(layer.norm.alpha.detach()) if isinstance(layer.norm, DySoft) else float("nan"),
                 )
@@ -115,16 +129,16 @@ class SelectionRecorder:
 
     def reset(self) -> None:
         """Forget what was recorded and go on recording."""
-        self._counts.clear()
+        for counts in self._counts.values():
+            for tensor in counts.tensors().values():
+                tensor.zero_()
         self._calls.clear()
 
     def state_dict(self) -> dict[str, Tensor]:
         """What was recorded so far, as plain tensors, for a checkpoint in the middle of an epoch."""
         state: dict[str, Tensor] = {}
         for name, counts in self._counts.items():
-            state[f"{name}.counts"] = counts.counts.to("cpu", copy=True)
-            state[f"{name}.agreed"] = counts.agreed.to("cpu", copy=True)
-            state[f"{name}.samples"] = torch.tensor(counts.samples)
+            state |= {f"{name}.{key}": tensor.to("cpu", copy=True) for key, tensor in counts.tensors().items()}
         for name, calls in self._calls.items():
             state[f"{name}.calls"] = torch.tensor(calls)
         return state
@@ -132,16 +146,12 @@ class SelectionRecorder:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on from :meth:`state_dict`."""
         self.reset()
-        for name, layer in self.layers.items():
+        for name, counts in self._counts.items():
             if f"{name}.calls" in state:
                 self._calls[name] = int(state[f"{name}.calls"])
             if f"{name}.counts" in state:
-                device = layer.select.temperature.device
-                counts = _LayerCounts(layer.channels, device)
-                counts.counts.copy_(state[f"{name}.counts"])
-                counts.agreed.copy_(state[f"{name}.agreed"])
-                counts.samples = int(state[f"{name}.samples"])
-                self._counts[name] = counts
+                for key, tensor in counts.tensors().items():
+                    tensor.copy_(state[f"{name}.{key}"])
 
     def close(self) -> None:
         """Detach from the model; the record stays readable."""

@@ -276,6 +276,9 @@ class Searcher(Engine):
         return {folder.metrics: [row], folder.confidence: table}, line
 
     def save_epoch(self, folder: SearchFolder) -> None:
+        """Nothing: a search has no weights to keep."""
+
+    def draw(self, folder: SearchFolder) -> None:
         plot_search(folder)
         plot_confidence(folder)
 

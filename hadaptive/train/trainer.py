@@ -185,6 +185,8 @@ class Trainer(Engine):
         folder.save_weights(self.averaged, "last")
         if self.improved:
             folder.save_weights(self.averaged, "best")
+
+    def draw(self, folder: RunFolder) -> None:
         plot_curves(folder)
 
     def conclude(self, folder: RunFolder) -> dict[str, Any]:
