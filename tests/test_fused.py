@@ -357,7 +357,6 @@ def test_without_numba_the_reference_is_used(monkeypatch: pytest.MonkeyPatch) ->
 GRADIENTS = """
 import hashlib
 import torch
-from processes import run_python
 from problems import arranged, problem
 from hadaptive import ops
 

@@ -48,7 +48,7 @@ class SelectionReport:
 
 
 class _LayerCounts:
-    """Sums of one layer: tensors that change in place, because torch.compile compiles anew for each other number."""
+    """Sums of one layer: tensors that change in place, for torch.compile compiles anew for each number."""
 
     def __init__(self, channels: int) -> None:
         self.counts = torch.zeros(channels, dtype=torch.float64)
