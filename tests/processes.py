@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import dying
+import torch
 
 TESTS = Path(__file__).parent
 MODULES = ["accelerate", "timm.data", "torch.distributed", "sklearn.datasets", "torchvision.transforms"]
@@ -34,7 +35,8 @@ def forked(
     with tempfile.TemporaryDirectory() as folder:
         running = []
         for rank, environment in enumerate(environments):
-            process = _forks.Process(target=_work, args=(Path(folder), rank, environment, work, arguments))
+            place = (Path(folder), rank, environment, torch.get_num_threads())
+            process = _forks.Process(target=_work, args=(*place, work, arguments))
             process.start()
             running.append(process)
         status, waiting = 0, list(running)
@@ -51,12 +53,19 @@ def forked(
 
 
 def _work(
-    folder: Path, rank: int, environment: dict[str, str], work: Callable[..., object], arguments: tuple[Any, ...]
+    folder: Path,
+    rank: int,
+    environment: dict[str, str],
+    threads: int,
+    work: Callable[..., object],
+    arguments: tuple[Any, ...],
 ) -> None:
     for stream in (1, 2):
         os.dup2(os.open(folder / f"{stream}-{rank}", os.O_WRONLY | os.O_CREAT), stream)
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
     os.environ.update(environment)
+    if torch.get_num_threads() != threads:  # otherwise left alone: setting it may change the last bits
+        torch.set_num_threads(threads)
     sys.exit(work(*arguments) or 0)
 
 
