@@ -26,6 +26,7 @@ from hadaptive.ops import fused, reference
 
 pytestmark = pytest.mark.skipif(not fused._HAS_NUMBA, reason="Numba is not installed")
 DTYPES = fused.DTYPES
+ALPHA = 3  # its place among the arguments
 
 
 def leaves(arguments: tuple, dtype: torch.dtype | None = None) -> list:
@@ -36,6 +37,24 @@ def leaves(arguments: tuple, dtype: torch.dtype | None = None) -> list:
         else (a if dtype is None else a.to(dtype)).detach().requires_grad_()
         for a in arguments
     ]
+
+
+def terms_of_alpha(arguments: list, grad: Tensor) -> Tensor:
+    """What each product adds to alpha's gradient, (B, P, S...). They nearly cancel, and each has its rounding."""
+    x, index, gate, alpha, weight, bias = arguments
+    products = reference.pair_products(reference.select_channels(x, index, gate)).detach()
+    each = alpha.detach().expand(products.shape).clone().requires_grad_()
+    y = reference.softsign_affine(products, each, weight, bias)
+    return torch.autograd.grad(y, each, grad[:, x.shape[1] :].to(y.dtype))[0]
+
+
+def test_terms_of_alpha_add_up_to_its_gradient() -> None:
+    true = leaves(problem((2, 7, 3, 3), 4, torch.float64))
+    y = reference.expand(*true)
+    grad = torch.randn_like(y)
+    torch.testing.assert_close(
+        terms_of_alpha(true, grad).sum().view(1), torch.autograd.grad(y, true[ALPHA], grad)[0]
+    )
 
 
 def check(arguments: tuple, layout_of_gradient: str = "contiguous") -> None:
@@ -55,8 +74,10 @@ def check(arguments: tuple, layout_of_gradient: str = "contiguous") -> None:
     for i, a, b in zip(wanted, found, truth, strict=True):
         assert a.dtype == mine[i].dtype
         assert a.shape == mine[i].shape
-        # A sum of many float32 terms is as exact as its largest terms are.
+        # A sum of many float32 terms is as exact as its largest terms are; alpha's is of all products.
         room = max(1.0, float(b.abs().max())) if b.numel() else 1.0
+        if i == ALPHA:
+            room = max(room, float(terms_of_alpha(true, grad).norm()))
         torch.testing.assert_close(a.double() / room, b / room, **tolerance)
 
 

@@ -23,6 +23,7 @@ from hadaptive.search import (
     Setting,
     Skip,
     Supernet,
+    latency,
     most_confident,
     open_space,
     published_space,
@@ -255,6 +256,14 @@ def test_bad_input_is_told_before_any_folder_is_made(tmp_path, space, changes, s
     with pytest.raises(ValueError, match=sentence):
         search(config_of(tmp_path, output=tmp_path / "search", **changes), quiet=True)
     assert not (tmp_path / "search").exists()
+
+
+def test_networks_that_are_all_alike_leave_the_mean_ratio() -> None:
+    """A space of few candidates gave a line through one point."""
+    for sums in ([2.0, 2.0], [2.0, 2.0, 2.0], [1.0, 2.0]):
+        slope, offset, error = latency._fit(sums, [1.5 * x for x in sums])
+        assert (slope, offset, error) == pytest.approx((1.5, 0.0, 0.0))
+    assert latency._fit([1.0, 2.0, 3.0], [1.5, 2.5, 3.5]) == pytest.approx((1.0, 0.5, 0.0))
 
 
 def test_a_measured_table_predicts_what_it_was_fitted_to(space, tmp_path, capsys) -> None:

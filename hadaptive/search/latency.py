@@ -125,10 +125,11 @@ def _network_runs(specs: dict[str, NetSpec], setting: Setting) -> Runs:
 def _fit(sums: list[float], measured: list[float]) -> tuple[float, float, float]:
     """The line through (sum, latency), in least relative squares, and its median relative error."""
     x, y = np.array(sums), np.array(measured)
-    slope, offset = np.polyfit(x, y, 1, w=1 / y)
-    # Too few or too similar networks leave the slope to noise: then the mean ratio.
-    if len(x) < 3 or not 0.5 < slope < 2:
-        slope, offset = float(np.median(y / x)), 0.0
+    slope, offset = float(np.median(y / x)), 0.0
+    if len(np.unique(x)) > 2:
+        line = np.polyfit(x, y, 1, w=1 / y)
+        if 0.5 < line[0] < 2:  # too similar networks leave the slope to noise: then the mean ratio
+            slope, offset = line
     error = float(np.median(np.abs(slope * x + offset - y) / y))
     return float(slope), float(offset), error
 
