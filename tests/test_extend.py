@@ -251,11 +251,45 @@ def test_an_unused_copy_of_a_test_image_is_not_trained_on(parted: Path) -> None:
     data = open_at(parted, train_size=4)
     assert unused in data.manifest.names("unused")
     newer = extended(data)
-    assert unused in newer.manifest.names("test")
+    assert unused in newer.manifest.names("unused")
     assert not pictures(newer.parts["train"]) & pictures(newer.parts["test"])
 
 
+def test_an_image_trained_on_is_not_taken_for_a_copy_of_a_test_image(parted: Path) -> None:
+    """It lay in both parts from the beginning, and was unused in a run in between."""
+    trained = open_at(parted).manifest.names("train")[0]
+    shutil.copy(next(parted.glob("test/cat/*.png")), parted / trained)
+    first = open_at(parted)
+    assert trained in first.manifest.names("train")
+    second = extended(first, train_size=4)
+    assert trained in second.manifest.names("unused")
+    third = extended(second)
+    assert everything(third) == everything(first)
+
+
+def test_train_size_leaves_copies_of_held_out_images_over(parted: Path) -> None:
+    first = open_at(parted)
+    copied = first.manifest.names("train")[:3]
+    for name in copied:
+        shutil.copy(next(parted.glob("test/cat/*.png")), parted / name)
+    size = len(first.manifest.names("train")) - 3
+    data = open_at(parted, train_size=size)
+    assert data.manifest.names("unused") == sorted(copied)
+    assert everything(extended(data, train_size=size)) == everything(data)
+    with pytest.raises(
+        UserError, match=f"only {size} images are left besides the other parts and copies of theirs"
+    ):
+        open_at(parted, train_size=size + 1)
+
+
 # -- any edits --------------------------------------------------------------------------------------------------
+
+
+def copy_to(one: Path, other: Path, copy: Callable[[Path, Path], object]) -> None:
+    """Copy a file, unless it lies there already under that name."""
+    if one != other:
+        copy(one, other)
+
 
 EDITS: dict[str, Callable[[Path, Path, int], object]] = {
     "add": lambda one, other, n: picture(30, n).save(one.with_name(f"add{n}.png")),
@@ -264,10 +298,10 @@ EDITS: dict[str, Callable[[Path, Path, int], object]] = {
     "move": lambda one, other, n: one.rename(other.with_name(f"move{n}.png")),
     "replace": lambda one, other, n: one.replace(other),
     "swap": lambda one, other, n: [one.rename(x := one.with_name("x")), other.rename(one), x.rename(other)],
-    "copy": lambda one, other, n: shutil.copy(one, other.with_name(f"copy{n}.png")),
+    "copy": lambda one, other, n: copy_to(one, other.with_name(f"copy{n}.png"), shutil.copy),
     "overwrite": lambda one, other, n: other.write_bytes(one.read_bytes()),
     "rewrite": lambda one, other, n: picture(31, n % 3).save(one),
-    "copy2": lambda one, other, n: shutil.copy2(one, other) if one != other else None,
+    "copy2": lambda one, other, n: copy_to(one, other, shutil.copy2),
 }
 
 

@@ -154,6 +154,19 @@ def test_what_was_learned_is_not_forgotten_over_train_size(pets: Path, tmp_path:
     assert len(descended(never, pets, split=recoded(never.manifest, tmp_path, unused="test")).test or ()) == 45
 
 
+def test_an_unused_copy_of_a_test_image_stays_held_out_while_it_is_away(parted: Path, tmp_path: Path) -> None:
+    """A memory that keeps one part of each image forgot that it was tested."""
+    unused = open_at(parted, train_size=4).manifest.names("unused")[0]
+    tested = next(parted.glob("test/cat/*.png"))
+    shutil.copy(tested, parted / unused)
+    first = open_at(parted, train_size=4)
+    assert unused in first.manifest.names("unused")
+    away = [path.rename(tmp_path / f"away{i}.png") for i, path in enumerate((tested, parted / unused))]
+    second = descended(first, parted)
+    away[1].rename(parted / unused)
+    assert unused in descended(second, parted).manifest.names("test")
+
+
 @settings(deadline=None, max_examples=30)
 @given(
     generations=st.lists(

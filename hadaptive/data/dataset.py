@@ -115,7 +115,7 @@ def open_data(
     if divided is None:
         divided = draw(listing, config, as_before=drawn_before_manifests)
     if config.train_size is not None:
-        limit(divided.parts, listing, config)
+        limit(divided.parts, listing, config, as_before=drawn_before_manifests)
     data = _finish(place, listing, divided)
     if olders:
         carry(data.manifest, olders)
@@ -156,15 +156,33 @@ def draw(listing: Listing, config: DataConfig, as_before: bool) -> Divided:
     return Divided(division, notes, drawn)
 
 
-def limit(division: dict[str, np.ndarray], listing: Listing, config: DataConfig) -> None:
-    """Leave only train_size images in the training part. Changes `division` in place."""
+def limit(division: dict[str, np.ndarray], listing: Listing, config: DataConfig, as_before: bool) -> None:
+    """Leave only train_size images in the training part. Changes `division` in place.
+
+    Copies of images of other parts are the first to be left over, but for a published data set in memory and where
+    `as_before` asks for the choice of older versions.
+
+    Raises:
+        UserError: there are not so many.
+    """
     train, size = division["train"], config.train_size
     assert size is not None
+    copies = np.zeros(len(train), dtype=bool)
+    if not (as_before or listing.opened.in_memory):
+        others = np.concatenate([division[part] for part in ("validation", "test") if part in division])
+        held = {*listing.read(others)} - {""}
+        copies = np.array([digest in held for digest in listing.read(train)], dtype=bool)
+    over, train = train[copies], train[~copies]
     if size > len(train):
-        raise UserError(f"train_size is {size}, but only {len(train)} images are left besides the other parts")
-    if size < len(train):
-        held = choose(listing.targets[train], size, config.data_seed + 2)
-        division["train"], division["unused"] = train[held], train[~held]
+        besides = " and copies of theirs" if len(over) else ""
+        raise UserError(
+            f"train_size is {size}, but only {len(train)} images are left besides the other parts{besides}"
+        )
+    chosen = choose(listing.targets[train], size, config.data_seed + 2) if size < len(train) else train >= 0
+    unused = np.sort(np.concatenate([division.get("unused", train[:0]), over, train[~chosen]]))
+    division["train"] = train[chosen]
+    if len(unused):
+        division["unused"] = unused
 
 
 def _finish(place: Place, listing: Listing, divided: Divided) -> ImageData:

@@ -9,11 +9,12 @@ from hadaptive.data.config import DataConfig
 from hadaptive.data.draw import Divided, Sizing, choose_apart
 from hadaptive.data.listing import Listing, unchanged
 from hadaptive.data.manifest import PARTS, Manifest, some
-from hadaptive.data.memory import remembered
+from hadaptive.data.memory import held_out, remembered
 from hadaptive.errors import UserError
 
-# Where a manifest has the same image in two parts, a copy of it counts as trained on.
-PRECEDENCE = [PARTS.index(part) for part in ("train", "unused", "validation", "test")]
+# Where a manifest has the same image in two parts, a copy of it counts as trained on; as unused, and so free to be
+# trained on, only where it is nothing else.
+PRECEDENCE = [PARTS.index(part) for part in ("train", "validation", "test", "unused")]
 TRAIN, VALIDATION, TEST, UNUSED = (PARTS.index(part) for part in ("train", "validation", "test", "unused"))
 
 
@@ -23,7 +24,8 @@ def extend(listing: Listing, olders: Sequence[Manifest], config: DataConfig) -> 
     Images that a manifest knows, for they were here or in the data of runs before it, are in the part that has
     them there, whatever they are called and wherever they lie now, and so are exact copies. The first manifest
     that knows an image decides. A file that keeps its name and was changed keeps its part too. The rest are drawn
-    among themselves, or follow the part folder they lie in. The training part gets those left over by train_size.
+    among themselves, or follow the part folder they lie in. The training part gets those left over by train_size,
+    but for copies of images that were held out: a published data set alone may bring such.
 
     Raises:
         UserError: a part would be empty.
@@ -40,7 +42,8 @@ def extend(listing: Listing, olders: Sequence[Manifest], config: DataConfig) -> 
     if not _knows_one(own, entries, digests):
         return None
     _changed(codes, manifest, entries, digests)
-    _take_up(codes, manifest, digests)
+    held = set() if listing.opened.in_memory else held_out(olders)
+    codes[[code == UNUSED and digest not in held for code, digest in zip(codes, digests, strict=True)]] = TRAIN
     new = np.flatnonzero(codes < 0)
     notes = [f"{len(codes) - len(new):,} images keep the parts that an older division gave them"]
     notes += _moved_notes(listing, codes)
@@ -70,6 +73,7 @@ def extend(listing: Listing, olders: Sequence[Manifest], config: DataConfig) -> 
                 f"none of the images that the older division has in its {part} part is here, and the new ones are "
                 "too few for one: leave out --split, or put them back"
             )
+    division["unused"] = np.flatnonzero(codes == UNUSED)
     return Divided({part: images for part, images in division.items() if len(images)}, notes, drawn)
 
 
@@ -110,16 +114,6 @@ def _changed(codes: np.ndarray, manifest: Manifest, entries: np.ndarray, digests
             owners.setdefault(digests[i], manifest.codes[entries[i]])
     for i in np.flatnonzero(codes < 0).tolist():
         codes[i] = owners.get(digests[i], -1)
-
-
-def _take_up(codes: np.ndarray, manifest: Manifest, digests: list[str]) -> None:
-    """Let unused images be trained on, but copies of held-out ones be held out. Changes `codes` in place."""
-    owners: dict[str, int] = {}
-    for code in (TEST, VALIDATION, TRAIN):
-        owners.update((manifest.digests[entry], code) for entry in np.flatnonzero(manifest.codes == code).tolist())
-    owners.pop("", None)
-    for i in np.flatnonzero(codes == UNUSED).tolist():
-        codes[i] = owners.get(digests[i], TRAIN)
 
 
 def _draw(

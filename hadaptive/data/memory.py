@@ -7,20 +7,31 @@ import numpy as np
 from hadaptive.data.manifest import PARTS, Manifest
 
 # Which of several parts is remembered of an image: one by which weights were made or chosen before one that was
-# only measured on.
-RANKS = np.array([("train", "validation", "unused", "test").index(part) for part in PARTS])
+# only measured on, and that before none.
+RANKS = np.array([("train", "validation", "test", "unused").index(part) for part in PARTS])
+TRAIN, VALIDATION, TEST, UNUSED = (PARTS.index(part) for part in ("train", "validation", "test", "unused"))
 LEARNED = 1  # the last rank by which weights were made or chosen
 
 
 def remembered(olders: Sequence[Manifest]) -> Manifest:
     """The images of several manifests and all that these remember, as one manifest.
 
-    An image is taken from the first that has it. The images of the first manifest itself come first, all of them
-    and in their order; what that one remembers comes next.
+    An image is taken from the first that has it; one that is unused there and was trained on before counts as
+    trained on. The images of the first manifest itself come first, all of them and in their order; what that one
+    remembers comes next.
     """
     every, origins = _joined(olders)
     first: dict[str, int] = {}
-    return every.take([i for i, key in enumerate(_keys(every)) if first.setdefault(key, origins[i]) == origins[i]])
+    keys = _keys(every)
+    trained = {keys[i] for i in np.flatnonzero(every.codes == TRAIN).tolist()}
+    every.codes[[code == UNUSED and key in trained for key, code in zip(keys, every.codes, strict=True)]] = TRAIN
+    return every.take([i for i, key in enumerate(keys) if first.setdefault(key, origins[i]) == origins[i]])
+
+
+def held_out(olders: Sequence[Manifest]) -> set[str]:
+    """Digests of the images that were validation or test images of a run or of those before it."""
+    every, _ = _joined(olders)
+    return {every.digests[i] for i in np.flatnonzero(np.isin(every.codes, (VALIDATION, TEST)))} - {""}
 
 
 def learned(manifest: Manifest) -> set[str]:
@@ -44,7 +55,7 @@ def carry(manifest: Manifest, olders: Sequence[Manifest]) -> None:
 
     def is_news(key: str, i: int) -> bool:
         if key in now:
-            return ranks[i] <= LEARNED and ranks[i] < now[key]
+            return ranks[i] < now[key]
         return bool(every.digests[i]) or every.names_of_all[i] not in names
 
     kept = [i for key, i in best.items() if is_news(key, i)]
