@@ -1,6 +1,7 @@
 """Work that is killed on the way, for a process of its own (processes.forked)."""
 
 import os
+import random
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -63,9 +64,9 @@ def fail_in_the_main_process(folder: Path) -> None:
     try:
         on_main(accelerator, fail)
     except MainProcessError as error:
-        (folder / "other").write_text(str(error))
+        (folder / "other").write_text(str(error), encoding="utf-8")
     except OSError as error:
-        (folder / "main").write_text(str(error))
+        (folder / "main").write_text(str(error), encoding="utf-8")
     assert on_main(accelerator, lambda: 7) == 7
 
 
@@ -97,8 +98,8 @@ def child(work: Callable[[], object]) -> int:
     return os.waitpid(number, 0)[1]
 
 
-def kill_at_random(kind: str, folder: Path, settings: dict[str, Any], choose: Callable[[int], list[int]]) -> None:
-    """Run, be killed and resume in folder/killed-<moment>, for each of the moments chosen among so many."""
+def kill_at_random(kind: str, folder: Path, settings: dict[str, Any], seed: str) -> None:
+    """Run, be killed and resume in folder/killed-<moment>, at ten random moments, always the same of as many."""
     begin(kind, folder / "warm", settings)  # so that no child has to load kernels
 
     def count_events() -> None:
@@ -107,7 +108,8 @@ def kill_at_random(kind: str, folder: Path, settings: dict[str, Any], choose: Ca
         (folder / "events").write_text(str(_count[0]))
 
     assert child(count_events) == 0
-    for moment in choose(int((folder / "events").read_text())):
+    events = int((folder / "events").read_text())
+    for moment in random.Random(seed).sample(range(1, events + 1), 10):
         output = folder / f"killed-{moment}"
 
         def dying(moment: int = moment, output: Path = output) -> None:
@@ -126,15 +128,3 @@ def kill_at_random(kind: str, folder: Path, settings: dict[str, Any], choose: Ca
         assert os.WIFSIGNALED(status), (moment, status)
         assert os.WTERMSIG(status) == signal.SIGKILL, moment
         assert child(resuming) == 0, moment
-
-
-class AtRandom:
-    """Ten moments, always the same of as many."""
-
-    def __init__(self, seed: str) -> None:
-        self.seed = seed
-
-    def __call__(self, events: int) -> list[int]:
-        import random
-
-        return random.Random(self.seed).sample(range(1, events + 1), 10)

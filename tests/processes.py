@@ -48,7 +48,10 @@ def forked(
                     status = process.exitcode
                     for other in waiting:
                         other.kill()
-        out, err = ("".join(path.read_text() for path in sorted(Path(folder).glob(f"{n}-*"))) for n in (1, 2))
+        out, err = (
+            "".join(path.read_text(encoding="utf-8") for path in sorted(Path(folder).glob(f"{n}-*")))
+            for n in (1, 2)
+        )
     return subprocess.CompletedProcess([], status, out, err)
 
 
@@ -62,7 +65,7 @@ def _work(
 ) -> None:
     for stream in (1, 2):
         os.dup2(os.open(folder / f"{stream}-{rank}", os.O_WRONLY | os.O_CREAT), stream)
-    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+    sys.stdout, sys.stderr = (open(n, "w", encoding="utf-8", closefd=False) for n in (1, 2))  # noqa: SIM115
     os.environ.update(environment)
     if torch.get_num_threads() != threads:  # otherwise left alone: setting it may change the last bits
         torch.set_num_threads(threads)

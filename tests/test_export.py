@@ -183,6 +183,7 @@ def test_a_file_that_computes_something_else_is_kept_and_said(tmp_path: Path, mo
 def test_bare_names_have_seeded_weights(tmp_path: Path) -> None:
     flags = ["--image-size", "32", "--num-classes", "7", "--images", "4", "--format", "torch"]
     assert main(["export", "hadaptive_net_s", *flags, "--output", str(tmp_path / "a.pt2")]) == 0
+    assert main(["export", "mobilenetv3_small_050", *flags, "--output", str(tmp_path / "b.pt2")]) == 0
     run, card = load(tmp_path / "a.pt2", trust=True)
     assert run(np.zeros((2, 3, 32, 32), np.float32)).shape == (2, 7)
     assert card.preprocessing.image_size == 32

@@ -13,7 +13,7 @@ from hadaptive.measure.deploy import DeployNet, conv_of, fold
 from hadaptive.measure.passes import absorb, align, merge, prepare
 from hadaptive.models import ConvSpec, HadaptiveNet, NetSpec
 from hadaptive.models.spec import ach, ghost, inverted
-from hadaptive.nn import NORMS, ChannelScore, expansions, top_k_channels
+from hadaptive.nn import NORMS, BatchNorm, ChannelScore, expansions, top_k_channels
 
 
 def network(
@@ -100,6 +100,17 @@ def test_any_network_keeps_its_outputs(k: int, order: str, alpha: float, multipl
     merge(net)
     align(net, multiple)
     assert_same(net, model)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("track", [True, False])
+def test_batchnorm_of_products_keeps_its_outputs_over_its_options(affine: bool, track: bool) -> None:
+    model = fixed(network(norm="batchnorm"))
+    for layer in expansions(model).values():
+        was = layer.norm
+        layer.norm = BatchNorm(was.num_features, affine=affine, track_running_stats=track).eval()
+        layer.norm.load_state_dict({k: v for k, v in was.state_dict().items() if k in layer.norm.state_dict()})
+    assert_same(prepare(model, 16)[0], model)
 
 
 def test_fold_leaves_the_network_alone_and_nothing_of_training() -> None:

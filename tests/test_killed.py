@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from dying import AtRandom, kill_at_random
+from dying import kill_at_random
 from processes import forked
 from safetensors.torch import load_file
 from tiny import tiny_config, tiny_spec
@@ -17,7 +17,7 @@ from hadaptive.train import train
 
 def killed(kind: str, folder: Path, settings: dict) -> list[Path]:
     """Ten runs that were killed at random moments and resumed."""
-    done = forked(kill_at_random, kind, folder, settings, AtRandom(f"{kind} 13"))
+    done = forked(kill_at_random, kind, folder, settings, f"{kind} 13")
     assert done.returncode == 0, done.stderr[-3000:]
     runs = sorted(folder.glob("killed-*"))
     assert len(runs) == 10

@@ -8,7 +8,7 @@ from benchmarks.planted import PAIR, planted_space, search_planted, solves_plant
 from hadaptive.search import Setting
 from hadaptive.search.table import LatencyTable
 
-SEEDS = range(2)  # five of each in benchmarks/results/search-planted.csv
+SEEDS = range(5)
 
 
 @pytest.mark.slow

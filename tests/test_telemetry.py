@@ -184,6 +184,13 @@ def test_a_state_is_a_snapshot(model: nn.Sequential) -> None:
     assert all(torch.equal(before[name], value) for name, value in state.items())
 
 
+def test_the_default_device_is_not_the_recorders(model: nn.Sequential) -> None:
+    with torch.device("meta"):
+        recorder = SelectionRecorder(model)
+    model(torch.randn(2, 4, 3, 3))
+    assert [report.samples for report in recorder.reports()] == [2, 2]
+
+
 def test_a_compiled_network_is_compiled_once() -> None:
     """A count in Python was a guard: every pass compiled anew, until the compiler gave up."""
     model = nn.Sequential(AdaptiveCrossHadamard(4, 3), nn.Conv2d(7, 4, 1), AdaptiveCrossHadamard(4, 2))

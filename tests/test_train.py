@@ -328,12 +328,12 @@ def test_two_processes_give_the_single_process_weights(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_train_a_hadaptive_net(tmp_path: Path) -> None:
     """BatchNorm sees half batches and each process its own noise, so only the outcome can agree."""
-    config = tiny_config(tmp_path, "both", epochs=8, train_size=1000, lr=8e-3)
+    config = tiny_config(tmp_path, "both", epochs=12, train_size=1200, lr=5e-3)
     done = launch(2, flags(config))
     assert done.returncode == 0, done.stderr[-2000:]
     alone = train(config.changed(output=tmp_path / "alone"), quiet=True)
     both = json.loads((tmp_path / "both/summary.json").read_text())
-    assert min(alone["test"]["accuracy"], both["test"]["accuracy"]) > 0.55
+    assert min(alone["test"]["accuracy"], both["test"]["accuracy"]) > 0.7
 
 
 def test_a_run_is_known_by_its_network_never_by_a_files_name(tmp_path: Path) -> None:

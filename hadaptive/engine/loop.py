@@ -95,10 +95,6 @@ class Engine(ABC):
         """Evaluate after an epoch: rows for the folder's files, and a line for the person."""
 
     @abstractmethod
-    def save_epoch(self, folder: Any) -> None:
-        """Write the weights of the epoch, in the main process, after its rows."""
-
-    @abstractmethod
     def draw(self, folder: Any) -> None:
         """Draw the pictures of the epochs so far, at least one, in the main process."""
 
@@ -113,6 +109,9 @@ class Engine(ABC):
     @abstractmethod
     def report(self, folder: Any, summary: dict[str, Any]) -> None:
         """Tell the person how it ended."""
+
+    def save_epoch(self, folder: Any) -> None:  # noqa: B027
+        """Write what is kept of an epoch besides, in the main process, after its rows."""
 
     def begin_epoch(self) -> None:  # noqa: B027
         """Before the first step of an epoch, or of what is left of it."""
@@ -260,7 +259,7 @@ class Engine(ABC):
             for path, new in rows.items():
                 folder.append_rows(path, new)
             self.save_epoch(folder)
-            if time.monotonic() - self.drawn > DRAW_EVERY:
+            if self.epoch < self.epochs and time.monotonic() - self.drawn > DRAW_EVERY:
                 self.draw(folder)
                 self.drawn = time.monotonic()
 

@@ -51,9 +51,9 @@ class _LayerCounts:
     """Sums of one layer: tensors that change in place, for torch.compile compiles anew for each number."""
 
     def __init__(self, channels: int) -> None:
-        self.counts = torch.zeros(channels, dtype=torch.float64)
-        self.agreed = torch.zeros((), dtype=torch.float64)
-        self.samples = torch.zeros((), dtype=torch.int64)
+        self.counts = torch.zeros(channels, dtype=torch.float64, device="cpu")
+        self.agreed = torch.zeros((), dtype=torch.float64, device="cpu")
+        self.samples = torch.zeros((), dtype=torch.int64, device="cpu")
 
     def tensors(self) -> dict[str, Tensor]:
         return {"counts": self.counts, "agreed": self.agreed, "samples": self.samples}

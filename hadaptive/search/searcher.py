@@ -275,9 +275,6 @@ class Searcher(Engine):
         self.alpha_loss = 0.0
         return {folder.metrics: [row], folder.confidence: table}, line
 
-    def save_epoch(self, folder: SearchFolder) -> None:
-        """Nothing: a search has no weights to keep."""
-
     def draw(self, folder: SearchFolder) -> None:
         plot_search(folder)
         plot_confidence(folder)
