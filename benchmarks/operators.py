@@ -16,10 +16,11 @@ from hadaptive import ops
 from hadaptive.bench.networks import LAYOUTS
 from hadaptive.console import console
 from hadaptive.errors import UserError
-from hadaptive.files import append_csv, write_atomically
+from hadaptive.files import append_csv
 from hadaptive.measure.timing import interleaved, quartiles, threads
 from hadaptive.nn import AdaptiveCrossHadamard, CrossHadamardExpansion
 from hadaptive.ops import num_pairs, reference
+from hadaptive.pictures import save_png
 from hadaptive.provenance import provenance
 
 SHAPES = ((96, 16, 14, 32), (128, 32, 7, 32), (192, 36, 7, 32), (128, 24, 14, 32))  # C, k, H = W, B
@@ -304,7 +305,7 @@ def plot_sweep(rows: list[dict[str, Any]], path: Path) -> None:
         for j, ratio in enumerate(line):
             axes.text(j, i, f"{ratio:.1f}", ha="center", va="center", color="white")
     figure.colorbar(image)
-    write_atomically(path, lambda p: figure.savefig(p, dpi=110, format="png"))
+    save_png(figure, path)
 
 
 def bench_ops(config: OpsConfig) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from hadaptive.commands import (
     SpacesCommand,
     TrainCommand,
 )
+from hadaptive.console import say
 from hadaptive.engine.config import RecipeSettings
 from hadaptive.engine.recipes import RECIPES
 from hadaptive.errors import UserError
@@ -180,9 +181,9 @@ def _demo(arguments: list[str]) -> None:
 
 def _recipes(arguments: list[str]) -> None:
     for name, recipe in RECIPES.items():
-        print(f"{name:14} {recipe.about}")
+        say(f"{name:14} {recipe.about}")
         if arguments:
-            print(f"{'':14} {json.dumps(recipe.settings)}")
+            say(f"{'':14} {json.dumps(recipe.settings)}")
 
 
 def _doctor(arguments: list[str]) -> None:
@@ -225,7 +226,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
 IN_PROCESSES = ("train", "search", "evaluate")  # of torchrun, together
 
 
-def _usage() -> str:
+def _say_usage(*, error: bool = False) -> None:
     lines = [
         f"hadaptive {__version__}: efficient vision networks made of adaptive cross-Hadamard products",
         "",
@@ -240,7 +241,8 @@ def _usage() -> str:
         "",
         "--traceback before a command shows where in the code an error arose; --version prints the version.",
     ]
-    return "\n".join(lines)
+    for line in lines:
+        say(line, error=error)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -250,13 +252,15 @@ def main(argv: list[str] | None = None) -> int:
     if show_traceback:
         arguments = arguments[1:]
     if arguments[:1] == ["--version"]:
-        print(__version__)
+        say(__version__)
         return 0
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(_usage())
+        _say_usage()
         return 0
     if arguments[0] not in COMMANDS:
-        print(f"hadaptive: there is no command {arguments[0]!r}\n\n{_usage()}", file=sys.stderr)
+        say(f"hadaptive: there is no command {arguments[0]!r}", error=True)
+        say(error=True)
+        _say_usage(error=True)
         return 2
     from hadaptive.engine.processes import MainProcessError
     from hadaptive.engine.stopping import TrainingInterruptedError
@@ -266,10 +270,10 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError("this runs in one process: start it without torchrun")
         COMMANDS[arguments[0]][0](arguments[1:])
     except TrainingInterruptedError as stopped:
-        print(f"stopped; go on with: hadaptive {stopped.command} --resume {stopped}", file=sys.stderr)
+        say(f"stopped; go on with: hadaptive {stopped.command} --resume {stopped}", error=True)
         return 130
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        say("interrupted", error=True)
         return 130
     except MainProcessError:
         return 1  # the main process has said it
@@ -278,13 +282,13 @@ def main(argv: list[str] | None = None) -> int:
             raise
         # What all processes of torchrun find alike is said once.
         if error.of_one_process or os.environ.get("RANK", "0") == "0":
-            print(f"hadaptive {arguments[0]}: {error}", file=sys.stderr)
+            say(f"hadaptive {arguments[0]}: {error}", error=True)
         return 1
     except BrokenPipeError:  # whoever reads our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception:
         traceback.print_exc()
-        print(FAULT, file=sys.stderr)
+        say(FAULT, error=True)
         return FAULT_STATUS
     return 0

@@ -1,10 +1,33 @@
-"""Where tables are printed."""
+"""Where lines and tables are printed: no text of a person's is taken for markup or for orders to a terminal."""
+
+from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
-from rich.console import Console
+from hadaptive.text import shown
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def say(text: str = "", *, error: bool = False) -> None:
+    """Print one line, at once; to the standard error if it is one. What cannot be shown is escaped."""
+    stream = sys.stderr if error else sys.stdout
+    print(shown(text, getattr(stream, "encoding", None) or "utf-8"), file=stream, flush=True)
 
 
 def console() -> Console:
-    """The terminal as it is, or 120 columns for a file or a pipe, where rich would assume 80 and cut names off."""
-    return Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    """For tables: the terminal as it is, or 120 columns for a file or a pipe, where rich would assume 80.
+
+    Its strings, those in tables too, are lines as :func:`say` prints them.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    class Plain(Console):
+        def render_str(self, text: str, **how: object) -> Text:
+            return super().render_str(shown(text, self.encoding), **how)  # pyright: ignore[reportArgumentType]
+
+    width = None if sys.stdout.isatty() else 120
+    return Plain(width=width, markup=False, emoji=False, highlight=False)

@@ -6,6 +6,7 @@ from typing import Any
 
 from PIL import Image
 
+from hadaptive.console import say
 from hadaptive.evaluate import evaluate_run
 from hadaptive.pictures import contact_sheet
 from hadaptive.predict import predict_images
@@ -58,10 +59,10 @@ def run_demo(output: Path | None = None, *, epochs: int | None = None) -> dict[s
     contact_sheet(tiles, sheet, f"{right} of {SHOWN} held-out digits right")
 
     test_figures = summary["test"]
-    print()
-    print(f"test accuracy {test_figures['accuracy']:.2%} on {test_figures['images']} held-out digits")
-    print(f"{right} of {SHOWN} shown right: {sheet}")
-    print(f"confusion matrix: {files['confusion matrix']}")
-    print(f"curves: {run.curves}")
-    print(f"everything else: {run.path}")
+    say()
+    say(f"test accuracy {test_figures['accuracy']:.2%} on {test_figures['images']} held-out digits")
+    say(f"{right} of {SHOWN} shown right: {sheet}")
+    say(f"confusion matrix: {files['confusion matrix']}")
+    say(f"curves: {run.curves}")
+    say(f"everything else: {run.path}")
     return {**summary, "sheet": str(sheet)}

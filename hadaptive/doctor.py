@@ -137,4 +137,4 @@ def print_diagnosis(checks: list[Check]) -> None:
     out.print(table)
     for check in checks:
         if check.problem:
-            out.print(f"{check.operator} on {check.device}: {check.problem}", soft_wrap=True, markup=False)
+            out.print(f"{check.operator} on {check.device}: {check.problem}", soft_wrap=True)

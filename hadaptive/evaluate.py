@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch.utils.data import DataLoader
 
 from hadaptive.cards import ModelCard
-from hadaptive.console import console
+from hadaptive.console import console, say
 from hadaptive.data import is_stream
 from hadaptive.engine.accelerator import create_accelerator
 from hadaptive.engine.batches import EVALUATION_BATCH, evaluation_batches, stream_loader
@@ -82,7 +82,7 @@ def evaluate_run(
         plot_confusion(evaluation.confusion(), card.classes, files["confusion matrix"], title)
         if not quiet:
             for note in notes:
-                print(note)
+                say(note)
             print_evaluation(evaluation, card.classes, files)
 
     on_main(accelerator, write)

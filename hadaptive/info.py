@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from hadaptive import ops
-from hadaptive.console import console
+from hadaptive.console import console, say
 from hadaptive.errors import UserError, first_line
 from hadaptive.models import create_model, spec_of
 from hadaptive.nn import AdaptiveBottleneck, AdaptiveCrossHadamard, GhostExpansion, InvertedExpansion
@@ -213,7 +213,7 @@ def info_command(
     size = image_size or 224
     info = inspect_network(network, (in_chans or 3, size, size))
     if as_json:
-        print(json.dumps(dataclasses.asdict(info)))
+        say(json.dumps(dataclasses.asdict(info)))
     else:
         print_info(info, model)
 

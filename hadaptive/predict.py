@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from hadaptive.cards import ModelCard
-from hadaptive.console import console
+from hadaptive.console import console, say
 from hadaptive.data import Preprocessing, decode, eval_transform, to_eight_bit
 from hadaptive.data.files import is_image
 from hadaptive.errors import UserError, first_line
@@ -144,7 +144,7 @@ def predict_command(
     for prediction in predict_images(model, images, card.classes, card.preprocessing, top=top):
         failed += prediction.error is not None
         if as_json:
-            print(json.dumps(dataclasses.asdict(prediction)))
+            say(json.dumps(dataclasses.asdict(prediction)))
         elif prediction.error is not None:
             table.add_row(prediction.image, "cannot be read", prediction.error, end_section=True)
         for place, (name, probability) in enumerate(prediction.classes):

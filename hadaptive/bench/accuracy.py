@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hadaptive.console import console
+from hadaptive.console import console, say
 from hadaptive.errors import UserError
 from hadaptive.files import append_csv, read_csv
 from hadaptive.metrics import mean_interval
@@ -53,7 +53,7 @@ def bench_accuracy(config: AccuracyConfig) -> list[dict[str, Any]]:
             done, name = {(row["model"], row["seed"]) for row in read_csv(results)}, name_of(model)
             if (name, str(seed)) in done:
                 continue
-            print(f"== {name}, seed {seed}", flush=True)
+            say(f"== {name}, seed {seed}")
             output = config.runs / f"{config.recipe}-{name}-seed{seed}"
             summary = train_or_resume(
                 TrainConfig.from_recipe(config.recipe, model=model, seed=seed, output=output)

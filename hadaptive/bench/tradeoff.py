@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hadaptive.text import drawn
+
 
 def plot_tradeoff(rows: Sequence[dict[str, Any]], accuracies: Sequence[dict[str, str]], path: Path) -> int:
     """Draw a panel for each runtime with a point for each network.
@@ -18,6 +20,8 @@ def plot_tradeoff(rows: Sequence[dict[str, Any]], accuracies: Sequence[dict[str,
         How many networks are drawn; nothing is written where there is none.
     """
     from matplotlib.figure import Figure
+
+    from hadaptive.pictures import save_png
 
     scores: dict[str, list[float]] = {}
     for row in accuracies:
@@ -44,11 +48,11 @@ def plot_tradeoff(rows: Sequence[dict[str, Any]], accuracies: Sequence[dict[str,
                 fmt="o" if ours else "s",
                 color="tab:red" if ours else "tab:gray",
             )
-            axes.annotate(name, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7)
+            axes.annotate(drawn(name), (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7)
         _, threads, batch = first[runtime]
         axes.set_title(f"{runtime}, {threads} threads, batch {batch}", fontsize=9)
         axes.set_xlabel(f"latency at {next(iter(points.values()))['image_size']} pixels, ms (bars: quartiles)")
         axes.set_ylabel("test accuracy, % (bars: seeds)")
         axes.margins(0.2)
-    figure.savefig(path, dpi=150, bbox_inches="tight")
+    save_png(figure, path)
     return len({name for points in panels.values() for name in points})

@@ -4,6 +4,8 @@ import sys
 import time
 from typing import Any
 
+from hadaptive.console import console, say
+
 
 class Progress:
     """Progress over all steps of a run.
@@ -27,7 +29,7 @@ class Progress:
 
             self.bar = Bar(
                 TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f}%"),
-                TimeRemainingColumn(), TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(), TextColumn("{task.fields[rate]}"), console=console(),
             )  # fmt: skip
             self.task = self.bar.add_task("training", total=total, completed=done, rate="")
             self.bar.start()
@@ -49,10 +51,9 @@ class Progress:
         elif now - self.said >= self.every:
             self.said = now
             left = (self.total - self.done) * (now - self.started) / max(1, self.done - self.first)
-            print(
+            say(
                 f"epoch {epoch + 1}/{epochs}  step {self.done}/{self.total}  loss {loss:.3f}  "
                 f"{rate:.0f} images/s  {left / 60:.1f} min left",
-                flush=True,
             )
 
     def say(self, text: str) -> None:
@@ -60,9 +61,9 @@ class Progress:
         if not self.enabled:
             return
         if self.bar is not None:
-            self.bar.console.print(text, highlight=False, markup=False)
+            self.bar.console.print(text)
         else:
-            print(text, flush=True)
+            say(text)
 
     def close(self) -> None:
         """Take the bar down."""

@@ -11,7 +11,7 @@ import tyro
 from torch import nn
 
 from hadaptive.cards import ModelCard, card_for
-from hadaptive.console import console
+from hadaptive.console import console, say
 from hadaptive.data import Preprocessing
 from hadaptive.errors import UserError, first_line
 from hadaptive.export.finetune import finetune
@@ -134,7 +134,7 @@ def export_command(config: ExportConfig) -> dict[str, Any]:
         )
     images = open_images(run, card, config.data, config.data_dir)
     for note in images.data.notes if config.is_run else ():
-        print(note)
+        say(note)
     if not config.is_run:
         count = min(max(LIVEN // math.prod(card.preprocessing.input_size[1:]), 8), 256)
         liven(network, torch.cat(list(images.images(count, "train"))))
@@ -147,7 +147,7 @@ def export_command(config: ExportConfig) -> dict[str, Any]:
     if config.format != "safetensors" and isinstance(network, HadaptiveNet):
         deployed, about["passes"] = prepare(network, config.align)
     for said in about["passes"]:
-        print(said)
+        say(said)
     about |= provenance("cpu")
     # Whatever goes wrong, what lies beside the output is whole files only.
     with tempfile.TemporaryDirectory(prefix=".export-", dir=output.parent) as folder:
@@ -239,21 +239,19 @@ def _frozen(
     frozen = freeze(network, calibration)
     about["layers"] = {name: layer.summary() for name, layer in calibration.items()}
     for name, layer in calibration.items():
-        print(
-            f"{name}: {layer.agreement:.0%} of a dynamic choice is in the fixed one, entropy {layer.entropy:.2f}"
-        )
+        say(f"{name}: {layer.agreement:.0%} of a dynamic choice is in the fixed one, entropy {layer.entropy:.2f}")
     if not config.is_run:
         return frozen  # random weights have no accuracy
 
     number = len(images.data.validation)
     before, after = images.accuracy(network), images.accuracy(frozen)
     about |= {"accuracy_dynamic": before, "accuracy_frozen": after}
-    print(f"validation accuracy: {before:.2%} with dynamic selections, {after:.2%} with fixed ones")
+    say(f"validation accuracy: {before:.2%} with dynamic selections, {after:.2%} with fixed ones")
     if config.finetune:
         run = RunFolder.open(config.source)
         frozen = finetune(frozen, card, run, images.data, config.finetune, config.finetune_lr)
         after = about["accuracy_finetuned"] = images.accuracy(frozen)
-        print(f"validation accuracy: {after:.2%} after {config.finetune} epochs with the fixed selections")
+        say(f"validation accuracy: {after:.2%} after {config.finetune} epochs with the fixed selections")
     lost = round((before - after) * number)  # of few images, one may be more than the limit
     if lost > 1 and 100 * (before - after) > config.max_loss and not config.force:
         way = "" if config.finetune else "train on with --finetune, "
@@ -286,7 +284,7 @@ def _write_int8(
         if isinstance(deployed, DeployNet):
             some = list(images.samples(config.sensitivity))
             targets = torch.cat([targets for _, targets in some])
-            print(f"int8: what each layer costs alone, on {len(targets)} images")
+            say(f"int8: what each layer costs alone, on {len(targets)} images")
             ranges = torch.from_numpy(calibration).split(BATCH)
             costs = sensitivity(deployed, ranges, [batch for batch, _ in some], targets)
             append_csv(output.with_name(f"{output.name}.layers.csv"), [cost.to_dict() for cost in costs])
@@ -304,14 +302,12 @@ def _write_int8(
             max_loss=config.max_loss,
         )
         found["accuracy_float32"] = before
-        print(
+        say(
             f"int8: {found['lost']:.2f} points of accuracy lost on {sum(len(t) for _, t in samples)} images, "
             f"{len(found['float'])} layers stay in float"
         )
         for cost in sorted(costs, key=lambda cost: -cost.lost)[:3]:
-            print(
-                f"int8: {cost.layer} alone costs {cost.lost:.2f} points, range {cost.low:.3g} to {cost.high:.3g}"
-            )
+            say(f"int8: {cost.layer} alone costs {cost.lost:.2f} points, range {cost.low:.3g} to {cost.high:.3g}")
     about["int8"] = found
     write_metadata(output, config.format, card, about)
 

@@ -16,6 +16,7 @@ from hadaptive.measure.alone import Task, alone, session
 from hadaptive.measure.sessions import Run, load
 from hadaptive.measure.timing import quartiles
 from hadaptive.nn import ChannelSelection, CrossHadamardExpansion, expansions
+from hadaptive.text import in_markdown
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,11 @@ def write_table(path: Path, about: dict[str, Any]) -> None:
                 found.append((name, value))
         return found
 
-    lines = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows(about))]
+    lines = [
+        "| | |",
+        "|---|---|",
+        *(f"| {in_markdown(name)} | {in_markdown(str(value))} |" for name, value in rows(about)),
+    ]
 
     def save(temporary: Path) -> None:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from hadaptive.console import say
 from hadaptive.errors import UserError
 from hadaptive.measure.runner import runner
 from hadaptive.measure.setting import Setting
@@ -61,7 +62,7 @@ def measure_table(
 
     def say(sentence: str) -> None:
         if not quiet:
-            print(sentence, flush=True)
+            say(sentence)
 
     networks = NETWORKS[setting.runtime] if networks is None else networks
     with threads(setting.threads or None), torch.random.fork_rng(devices=[]):
@@ -164,4 +165,4 @@ def latency_command(
     print_table(space, table)
     if output is not None:
         table.save(output)
-        print(f"table written to {output}")
+        say(f"table written to {output}")

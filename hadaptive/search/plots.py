@@ -5,10 +5,12 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from hadaptive.files import read_csv, write_atomically
+from hadaptive.files import read_csv
 from hadaptive.models import NetSpec
+from hadaptive.pictures import save_png
 from hadaptive.search.folder import SearchFolder
 from hadaptive.search.space import label
+from hadaptive.text import drawn
 
 KINDS = {
     "ach": ("ACH", "tab:orange"),
@@ -16,10 +18,6 @@ KINDS = {
     "inverted": ("inverted bottleneck", "tab:green"),
     "conv": ("convolution", "tab:gray"),
 }
-
-
-def _save(figure: Figure, path: Path) -> None:
-    write_atomically(path, lambda p: figure.savefig(p, dpi=110, format="png"))
 
 
 def plot_confidence(run: SearchFolder) -> None:
@@ -46,7 +44,7 @@ def draw_confidence(last: list[dict[str, str]], path: Path, title: str) -> None:
     axes.set_yticks(range(len(names)), names, fontsize=7)
     axes.set(title=title, xlabel="position")
     figure.colorbar(image, ax=axes, label="softmax(alpha)")
-    _save(figure, path)
+    save_png(figure, path)
 
 
 def plot_search(run: SearchFolder) -> None:
@@ -83,7 +81,7 @@ def plot_search(run: SearchFolder) -> None:
     for panel in axes.flat:
         panel.set_xlabel("epoch")
         panel.grid(alpha=0.3)
-    _save(figure, run.curves)
+    save_png(figure, run.curves)
 
 
 def draw_network(spec: NetSpec, path: Path) -> None:
@@ -101,10 +99,10 @@ def draw_network(spec: NetSpec, path: Path) -> None:
         x += 1.0
     for name, colour in KINDS.values():
         axes.bar(0, 0, color=colour, label=name)
-    axes.set(ylabel="channels out", title=spec.name)
+    axes.set(ylabel="channels out", title=drawn(spec.name))
     axes.set_xticks([])
     axes.legend(fontsize=7, loc="upper left")
-    _save(figure, path)
+    save_png(figure, path)
 
 
 def plot_comparison(rows: list[dict[str, str]], target: float | None, path: Path) -> None:
@@ -126,7 +124,7 @@ def plot_comparison(rows: list[dict[str, str]], target: float | None, path: Path
     if target is not None:
         axes.axvline(target, color="gray", linestyle="--", linewidth=1, label="target")
     axes.set(xlabel=f"{rows[0]['latency']} latency, ms", ylabel=f"{rows[0]['part']} accuracy, %")
-    axes.set(title=f"{rows[0]['data']}, recipe {rows[0]['recipe']}")
+    axes.set(title=drawn(f"{rows[0]['data']}, recipe {rows[0]['recipe']}"))
     axes.grid(alpha=0.3)
     axes.legend()
-    _save(figure, path)
+    save_png(figure, path)

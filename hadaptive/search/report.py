@@ -3,7 +3,7 @@
 import shlex
 from typing import Any
 
-from hadaptive.console import console
+from hadaptive.console import console, say
 from hadaptive.search.config import SearchConfig
 from hadaptive.search.folder import SearchFolder
 from hadaptive.search.space import SearchSpace, label
@@ -22,11 +22,11 @@ def print_search(folder: SearchFolder, config: SearchConfig, space: SearchSpace,
     console().print(table)
     if summary["predicted_ms"] is not None:
         measured = ", ".join(f"{name} {ms:.2f} ms" for name, ms in (summary["measured_ms"] or {}).items())
-        print(f"latency: target {summary['target_ms']:.2f} ms, predicted {summary['predicted_ms']:.2f} ms; "
+        say(f"latency: target {summary['target_ms']:.2f} ms, predicted {summary['predicted_ms']:.2f} ms; "
               f"measured: {measured}")  # fmt: skip
     for warning in summary["warnings"]:
-        print(f"warning: {warning}")
-    print(f"train it: {training_command(folder, config)}")
+        say(f"warning: {warning}")
+    say(f"train it: {training_command(folder, config)}")
 
 
 def training_command(folder: SearchFolder, config: SearchConfig) -> str:
@@ -49,12 +49,12 @@ def print_study(folder: SearchFolder, rows: list[dict[str, str]], summary: dict[
 
     agreement = summary["agreement"]
     if agreement is not None:
-        print(
+        say(
             f"two seeds choose the same candidate at {agreement['share']:.0%} of the positions "
             f"(chance: {agreement['chance']:.0%}); see {folder.path / 'agreement.csv'}"
         )
     for warning in summary["warnings"]:
-        print(f"warning: {warning}")
+        say(f"warning: {warning}")
     if "groups" in summary:
         table = Table("networks")
         for column in ("accuracy, %", "latency, ms"):
@@ -68,10 +68,10 @@ def print_study(folder: SearchFolder, rows: list[dict[str, str]], summary: dict[
         for group in summary["groups"]:
             if group != "found":
                 against = summary[f"found_against_{group}"]
-                print(
+                say(
                     f"found against {group}: {against['difference']:+.2f} ± {against['half_width']:.2f} points: "
                     f"{against['verdict']}"
                 )
         if summary["found_against_random"]["verdict"] != "better":
-            print("the search does not beat random networks of the space: do not trust what it found")
-    print(f"study: {folder.path}")
+            say("the search does not beat random networks of the space: do not trust what it found")
+    say(f"study: {folder.path}")

@@ -5,6 +5,7 @@ Source: arXiv 2505.22226, section 4 and its appendix, for the published space; t
 
 from pathlib import Path
 
+from hadaptive.console import say
 from hadaptive.errors import UserError
 from hadaptive.models.spec import BlockSpec, ConvSpec, ach, ghost, inverted
 from hadaptive.search.space import SKIP, SearchSpace, Skip, label
@@ -121,7 +122,7 @@ def spaces_command(name: str | None, save: Path | None) -> None:
             raise UserError(f"which space is to be saved to {save}? choose one of {', '.join(names())}")
         for known in names():
             space = open_space(known)
-            print(f"{known:10} {len(space.positions):3} positions, {space.size:.3g} choices")
+            say(f"{known:10} {len(space.positions):3} positions, {space.size:.3g} choices")
         return
     space = open_space(name)
     if save is not None:
@@ -130,8 +131,8 @@ def spaces_command(name: str | None, save: Path | None) -> None:
         if not save.parent.is_dir():
             raise UserError(f"there is no folder {save.parent} to write {save.name} into")
         space.save(save)
-        print(f"{space.name} written to {save}")
+        say(f"{space.name} written to {save}")
         return
     for number, position in enumerate(space.positions, start=1):
         channels = next(c.channels for c in position if isinstance(c, ConvSpec | BlockSpec))
-        print(f"{number:3} to {channels:3} channels: {', '.join(label(candidate) for candidate in position)}")
+        say(f"{number:3} to {channels:3} channels: {', '.join(label(candidate) for candidate in position)}")

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from hadaptive.console import say
 from hadaptive.errors import UserError
 from hadaptive.files import append_csv, read_csv, write_atomically, write_csv, write_json
 from hadaptive.metrics import mean_interval, welch_difference
@@ -146,7 +147,7 @@ def _search_once(
     if run.summary.is_file():
         return run.read_json(run.summary)
     if not quiet:
-        print(f"== search, seed {seed}", flush=True)
+        say(f"== search, seed {seed}")
     if run.config.is_file():
         where = config.search.data
         return resume_search(run.path, data=where.data, data_dir=where.data_dir, quiet=quiet)
@@ -245,7 +246,7 @@ def _compare(
         if (name, str(seed)) in done:
             continue
         if not quiet:
-            print(f"== training {name}, seed {seed} ({len(done) + 1} of {len(jobs)})", flush=True)
+            say(f"== training {name}, seed {seed} ({len(done) + 1} of {len(jobs)})")
         spec = folder.path / "networks" / f"{name}.json"
         spec.parent.mkdir(exist_ok=True)
         NetSpec.from_dict(networks[name]["spec"]).save(spec)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hadaptive.console import console
+from hadaptive.console import console, say
 from hadaptive.errors import UserError
 from hadaptive.files import write_json
 from hadaptive.measure.setting import LOWERED, Setting
@@ -199,10 +199,10 @@ def print_table(space: SearchSpace, table: LatencyTable) -> None:
     shown.add_row("", "last convolution and head", f"{table.rest:.3f}")
     console().print(shown)
     low, high = table.range()
-    print(f"a network of {space.name}: {low:.2f} to {high:.2f} ms")
-    print(
+    say(f"a network of {space.name}: {low:.2f} to {high:.2f} ms")
+    say(
         f"whole network = {table.slope:.3f} x sum {'-' if table.offset < 0 else '+'} {abs(table.offset):.3f} ms, "
         f"fitted to {table.networks['number']:.0f} networks (median error {table.networks['median_error']:.1%})"
     )
     for name, ms in table.references.items():
-        print(f"{name}: {ms:.2f} ms")
+        say(f"{name}: {ms:.2f} ms")

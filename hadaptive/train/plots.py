@@ -2,7 +2,8 @@
 
 from matplotlib.figure import Figure
 
-from hadaptive.files import read_csv, write_atomically
+from hadaptive.files import read_csv
+from hadaptive.pictures import save_png
 from hadaptive.runs import RunFolder
 
 
@@ -34,4 +35,4 @@ def plot_curves(run: RunFolder) -> None:
         axes[1, 0].legend(fontsize="x-small")
     for panel in axes.flat:
         panel.grid(alpha=0.3)
-    write_atomically(run.curves, lambda path: figure.savefig(path, dpi=110, format="png"))
+    save_png(figure, run.curves)

@@ -10,6 +10,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from hadaptive.cards import ModelCard
+from hadaptive.console import say
 from hadaptive.data import derive_seed
 from hadaptive.engine.batches import Batches
 from hadaptive.engine.finite import NonFiniteLossError, first_non_finite
@@ -212,14 +213,14 @@ class Trainer(Engine):
 
     def report(self, folder: RunFolder, summary: dict[str, Any]) -> None:
         test = summary["test"]
-        print(f"best validation accuracy {self.best_accuracy:.2%} in epoch {self.best_epoch + 1}")
+        say(f"best validation accuracy {self.best_accuracy:.2%} in epoch {self.best_epoch + 1}")
         if test is None:
-            print("no test part was measured")
+            say("no test part was measured")
         else:
-            print(
+            say(
                 f"test accuracy {test['accuracy']:.2%} (95% interval {test['accuracy_low']:.2%} to "
                 f"{test['accuracy_high']:.2%}) on {test['images']:,} images, {self.config.select} weights"
             )
         if self.unreadable:
-            print(f"{len(self.unreadable)} images could not be read and were skipped; listed in {folder.skipped}")
-        print(f"run folder: {folder.path}")
+            say(f"{len(self.unreadable)} images could not be read and were skipped; listed in {folder.skipped}")
+        say(f"run folder: {folder.path}")
