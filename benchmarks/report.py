@@ -13,7 +13,7 @@ from pathlib import Path
 
 from hadaptive.errors import UserError
 from hadaptive.files import read_csv, write_atomically
-from hadaptive.metrics import mean_interval
+from hadaptive.metrics import mean_interval, with_interval
 
 BLOCK = re.compile(r"<!-- table (?P<kind>\S+) (?P<source>\S+) -->\n.*?<!-- end of table -->", re.DOTALL)
 Rows = list[dict[str, str]]
@@ -39,7 +39,7 @@ def accuracy_table(rows: Rows) -> str:
                 name,
                 f"{int(first['parameters']):,}",
                 f"{int(first['train_images']):,} x {first['epochs']}",
-                f"{mean:.2f}" if len(scores[name]) < 2 else f"{mean:.2f} ± {half:.2f}",
+                with_interval(mean, half),
                 " ".join(f"{score:.2f}" for score in scores[name]),
             ]
         )
@@ -203,8 +203,7 @@ def deployment_table(rows: Rows) -> str:
         mean, half = mean_interval([100 * float(row["test_accuracy"]) for row in own])
         lost, lost_half = mean_interval([float(row["lost_points"]) for row in own])
         each = " ".join(f"{float(row['lost_points']):+.2f}" for row in own)
-        spread = ("", "") if len(own) < 2 else (f" ± {half:.2f}", f" ± {lost_half:.2f}")
-        lines.append([model, variant, f"{mean:.2f}{spread[0]}", f"{lost:+.2f}{spread[1]}", each])
+        lines.append([model, variant, with_interval(mean, half), with_interval(lost, lost_half, "+"), each])
     header = ["model", "deployed", "test accuracy, %", "points lost", "each seed"]
     return markdown_table(header, lines)
 
@@ -253,8 +252,8 @@ def comparison_table(rows: Rows) -> str:
                 group,
                 f"{len({row['network'] for row in own})} ({len(own)})",
                 f"{ms[0]:.2f}" if len(ms) == 1 else f"{ms[0]:.2f} to {ms[-1]:.2f}",
-                f"{values['mean']:.2f} ± {values['half_width']:.2f}",
-                f"{against['difference']:+.2f} ± {against['half_width']:.2f}" if against else "",
+                with_interval(values["mean"], values["half_width"]),
+                with_interval(against["difference"], against["half_width"], "+") if against else "",
             ]
         )
     header = ["networks", "how many (trainings)", "measured, ms", "test accuracy, %", "found - these"]

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -105,7 +106,8 @@ def _check(device: str, operator: str, inputs: tuple[Tensor, ...]) -> Check:
             torch.cuda.synchronize(device)
         milliseconds = 1e3 * (time.perf_counter() - start)
         true = _results(getattr(reference, operator), _leaves(inputs, torch.float64))
-        error = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, true, strict=True))
+        errors = [float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, true, strict=True)]
+        error = float(np.max(errors))  # unlike max(), NaN where one of them is
     except Exception as failure:  # a driver's or a compiler's, of any kind: it is the diagnosis
         problem = f"{type(failure).__name__}: {first_line(failure)}"
     return Check(device, operator, backend, reason, error, milliseconds, problem)

@@ -1,5 +1,6 @@
 """Evaluate a finished run on one of its parts, and leave the figures beside it."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from hadaptive.engine.batches import EVALUATION_BATCH, evaluation_batches, strea
 from hadaptive.engine.processes import on_main
 from hadaptive.errors import UserError
 from hadaptive.files import write_atomically, write_csv, write_json
-from hadaptive.metrics import Evaluation, evaluate_model
+from hadaptive.metrics import Evaluation, evaluate_model, share_text
 from hadaptive.pictures import plot_confusion
 from hadaptive.runs import RunFolder
 from hadaptive.train import TrainConfig, read_config
@@ -78,7 +79,7 @@ def evaluate_run(
         about = {"split": split, "weights": weights or run.choice(), "notes": notes}
         write_json(files["figures"], {**about, **evaluation.summary()})
         write_atomically(files["per class"], lambda p: write_csv(p, rows, list(rows[0])))
-        title = f"{card.model} on {config.data.data}, {split}: {evaluation.accuracy:.2%}"
+        title = f"{card.model} on {config.data.data}, {split}: {share_text(evaluation.correct, evaluation.total)}"
         plot_confusion(evaluation.confusion(), card.classes, files["confusion matrix"], title)
         if not quiet:
             for note in notes:
@@ -118,18 +119,18 @@ def print_evaluation(evaluation: Evaluation, classes: list[str], files: dict[str
     from rich.table import Table
 
     out = console()
-    low, high = evaluation.interval
-    out.print(
-        f"accuracy {evaluation.accuracy:.2%} (95% interval {low:.2%} to {high:.2%}) "
-        f"on {evaluation.total:,} images, loss {evaluation.loss:.4f}",
-    )
+    out.print(f"accuracy {evaluation.said}, loss {evaluation.loss:.4f}")
     table = Table(title="classes, hardest first", title_justify="left")
     table.add_column("class")
     for column in ("images", "recall", "precision"):
         table.add_column(column, justify="right")
-    rows = sorted(evaluation.per_class(classes), key=lambda row: (row["recall"] != row["recall"], row["recall"]))
+    rows = sorted(
+        evaluation.per_class(classes), key=lambda row: math.inf if row["recall"] is None else row["recall"]
+    )
     for row in rows[:50]:
-        table.add_row(row["class"], f"{row['images']:,}", f"{row['recall']:.2%}", f"{row['precision']:.2%}")
+        recall = "no images" if row["recall"] is None else f"{row['recall']:.2%}"
+        precision = "never predicted" if row["precision"] is None else f"{row['precision']:.2%}"
+        table.add_row(row["class"], f"{row['images']:,}", recall, precision)
     out.print(table)
     if evaluation.unreadable:
         out.print(f"{len(evaluation.unreadable)} images could not be read and do not count")

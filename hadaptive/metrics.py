@@ -2,6 +2,7 @@
 
 import math
 import statistics
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,15 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+FEW = 100  # images, below which a share alone says more than is known
 
-def wilson_interval(correct: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+
+def wilson_interval(correct: int, total: int) -> tuple[float, float]:
     """Wilson's 95% interval of a proportion (Wilson, 1927); (0, 1) for no trials."""
     if total == 0:
         return 0.0, 1.0
-    p, scale = correct / total, 1 + z * z / total
-    centre = (p + z * z / (2 * total)) / scale
-    half = z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total)) / scale
-    return max(0.0, centre - half), min(1.0, centre + half)
+    from scipy.stats import binomtest
+
+    interval = binomtest(correct, total).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def mean_interval(values: Iterable[float]) -> tuple[float, float]:
@@ -27,30 +30,58 @@ def mean_interval(values: Iterable[float]) -> tuple[float, float]:
     from scipy.stats import t
 
     numbers = list(values)
-    mean = sum(numbers) / len(numbers)
+    mean = statistics.fmean(numbers)
     if len(numbers) < 2:
-        return mean, float("nan")
-    variance = sum((x - mean) ** 2 for x in numbers) / (len(numbers) - 1)
-    return mean, float(t.ppf(0.975, len(numbers) - 1)) * math.sqrt(variance / len(numbers))
+        return mean, math.nan
+    return mean, float(t.ppf(0.975, len(numbers) - 1)) * statistics.stdev(numbers) / math.sqrt(len(numbers))
 
 
 def welch_difference(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
     """mean(a) - mean(b) and the half-width of its 95% interval (Welch, 1947).
 
-    A group of one value is given the other's variance; the half-width is NaN where both have one.
+    One value against several is a new observation against a sample, so that its interval is that of a prediction
+    from the sample; the half-width is NaN where both have one value.
     """
-    from scipy.stats import t
+    from scipy.stats import t, ttest_ind
 
     difference = statistics.fmean(a) - statistics.fmean(b)
-    if len(a) < 2 and len(b) < 2:
-        return difference, float("nan")
-    variances = [statistics.variance(group) if len(group) > 1 else None for group in (a, b)]
-    va, vb = (v if v is not None else next(w for w in variances if w is not None) for v in variances)
-    ea, eb = va / len(a), vb / len(b)
-    if ea + eb == 0:
+    if len(a) < 2 or len(b) < 2:
+        sample = max(a, b, key=len)
+        if len(sample) < 2:
+            return difference, math.nan
+        spread = statistics.stdev(sample) * math.sqrt(1 + 1 / len(sample))
+        return difference, float(t.ppf(0.975, len(sample) - 1)) * spread
+    if statistics.variance(a) + statistics.variance(b) == 0:
         return difference, 0.0
-    freedom = (ea + eb) ** 2 / (ea**2 / max(1, len(a) - 1) + eb**2 / max(1, len(b) - 1))
-    return difference, float(t.ppf(0.975, freedom)) * math.sqrt(ea + eb)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # one of the groups may be all the same
+        interval = ttest_ind(a, b, equal_var=False).confidence_interval(0.95)  # pyright: ignore
+    return difference, float(interval.high - interval.low) / 2
+
+
+def with_interval(mean: float, half: float, sign: str = "") -> str:
+    """A mean and the half-width of its interval to two digits, without the latter where there is none."""
+    return f"{mean:{sign}.2f}" if math.isnan(half) else f"{mean:{sign}.2f} ± {half:.2f}"
+
+
+def share_text(correct: int, total: int, interval: bool = False) -> str:
+    """A share as a person is told it: with the count where that is small, and with Wilson's 95% interval.
+
+    Args:
+        correct, total: counts.
+        interval: say that too.
+    """
+    if total == 0:
+        return "of no images"
+    digits = 0 if total < FEW else 2
+    inside = f"{correct / total:.{digits}%}"
+    if not interval:
+        return f"{correct} of {total} ({inside})" if total < FEW else inside
+    low, high = (f"{end:.{digits}%}" for end in wilson_interval(correct, total))
+    said = f"95% interval {low} to {high}"
+    if total < FEW:
+        return f"{correct} of {total} ({inside}, {said})"
+    return f"{inside} ({said}) on {total:,} images"
 
 
 @dataclass
@@ -86,7 +117,7 @@ class Evaluation:
     @property
     def accuracy(self) -> float:
         """Top-1 accuracy in [0, 1]; NaN for no images."""
-        return self.correct / self.total if self.total else float("nan")
+        return self.correct / self.total if self.total else math.nan
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -94,18 +125,26 @@ class Evaluation:
         return wilson_interval(self.correct, self.total)
 
     @property
+    def said(self) -> str:
+        """The accuracy as a person is told it, with its interval."""
+        return share_text(self.correct, self.total, interval=True)
+
+    @property
     def loss(self) -> float:
         """Mean cross-entropy in nats."""
-        return float(self.losses.double().mean()) if self.total else float("nan")
+        return float(self.losses.double().mean()) if self.total else math.nan
 
     def confusion(self) -> Tensor:
         """(classes, classes) int64: rows are true classes, columns predicted ones."""
-        from torchmetrics.functional.classification import multiclass_confusion_matrix
-
-        return multiclass_confusion_matrix(self.predictions, self.targets, self.num_classes)
+        pairs = self.targets * self.num_classes + self.predictions
+        counts = torch.bincount(pairs, minlength=self.num_classes**2)
+        return counts.reshape(self.num_classes, self.num_classes)
 
     def per_class(self, names: list[str]) -> list[dict[str, Any]]:
-        """For each class: name, images, recall (share of them found), precision (share of its calls right)."""
+        """For each class: name, images, recall (share of them found), precision (share of its calls right).
+
+        A share of nothing is None.
+        """
         matrix = self.confusion()
         rows = []
         for i, name in enumerate(names):
@@ -114,8 +153,8 @@ class Evaluation:
                 {
                     "class": name,
                     "images": images,
-                    "recall": hit / images if images else float("nan"),
-                    "precision": hit / called if called else float("nan"),
+                    "recall": hit / images if images else None,
+                    "precision": hit / called if called else None,
                 }
             )
         return rows

@@ -44,6 +44,13 @@ def test_a_broken_kernel_is_named(
     assert ("the driver is too old" if broken == "raises" else "WRONG") in printed.out.replace("\n", " ")
 
 
+def test_a_gradient_that_is_no_number_does_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The largest of several errors is NaN where one of them is, wherever it stands among them."""
+    sound = doctor._results
+    monkeypatch.setattr(doctor, "_results", lambda f, x: [*sound(f, x)[:-1], sound(f, x)[-1] * float("nan")])
+    assert not any(check.passed for check in doctor.diagnose())
+
+
 def test_explanations(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(1, 4, 2, 2)
     assert ops.explain("expand", x.double()) == ("reference", "torch.float64 is left to plain PyTorch")

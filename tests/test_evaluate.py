@@ -88,3 +88,14 @@ def test_unreadable_images_do_not_count() -> None:
     assert evaluation.accuracy == pytest.approx(2 / 3)
     assert evaluation.unreadable == [7]
     assert evaluation.confusion().tolist() == [[1, 0, 0], [1, 1, 0], [0, 0, 0]]
+
+
+def test_a_class_without_images_is_said_to_have_none(capsys: pytest.CaptureFixture[str]) -> None:
+    targets = torch.tensor([0, 1, 1, 0, 0])
+    evaluation = Evaluation(targets, torch.zeros(5, dtype=torch.int64), targets > 9, targets.float(), 4, [])
+    print_evaluation(evaluation, ["ant", "bee", "cat", "dog"], {})
+    out = capsys.readouterr().out
+    assert "accuracy 3 of 5 (60%, 95% interval 23% to 88%), loss 0.4000" in out
+    assert "nan" not in out
+    assert out.count("no images") == 2
+    assert out.count("never predicted") == 3

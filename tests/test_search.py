@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json
 import signal
+from types import SimpleNamespace
 
 import dying
 import pytest
@@ -14,6 +15,7 @@ from tiny import searcher_of
 
 from hadaptive.cli import main
 from hadaptive.engine.stopping import StopRequest
+from hadaptive.errors import UserError
 from hadaptive.files import read_csv
 from hadaptive.models.spec import ConvSpec, NetSpec, ach, ghost
 from hadaptive.search import (
@@ -122,6 +124,16 @@ def test_architecture_steps_change_no_weight_and_no_statistic(tmp_path, space) -
     after = searcher.supernet.state_dict()
     assert all(torch.equal(before[f"alpha.{i}"], after[f"alpha.{i}"]) for i in range(len(space.positions)))
     assert any("running_mean" in name and not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_an_architecture_never_becomes_nan(tmp_path, space) -> None:
+    searcher = searcher_of(config_of(tmp_path, weights_first=0.0), space)
+    searcher.table = SimpleNamespace(expected=lambda confidence: confidence[0].sum() * float("nan"))
+    searcher.target = 1.0
+    images, targets, _ = next(iter(searcher.alpha_batches.loader))
+    with pytest.raises(UserError, match="architecture's gradient is nan in epoch 1, step 1: try a lower lr"):
+        searcher._alpha_step(images, targets)
+    assert all(torch.isfinite(alpha).all() for alpha in searcher.alpha)
 
 
 def test_frozen_statistics_normalise_with_the_batch() -> None:

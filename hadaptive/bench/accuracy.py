@@ -7,7 +7,7 @@ from typing import Any
 from hadaptive.console import console, say
 from hadaptive.errors import UserError
 from hadaptive.files import append_csv, read_csv
-from hadaptive.metrics import mean_interval
+from hadaptive.metrics import mean_interval, with_interval
 from hadaptive.models import NetSpec
 from hadaptive.train import TrainConfig, train_or_resume
 
@@ -106,7 +106,7 @@ def print_accuracy(rows: list[dict[str, Any]]) -> None:
             model,
             f"{int(group[0]['parameters']):,}",
             str(len(group)),
-            f"{mean:.2f} ± {half:.2f}",
+            with_interval(mean, half),
             " ".join(f"{100 * float(row['test_accuracy']):.2f}" for row in group),
             f"{seconds:.0f}",
         )

@@ -296,7 +296,7 @@ def _write_int8(
             output,
             config.format,
             calibration,
-            order=[cost.layer for cost in sorted(costs, key=lambda cost: -cost.noise)],
+            order=[cost.layer for cost in sorted(costs, key=_noise, reverse=True)],
             keep=keep,
             lost=lambda run: 100 * (before - accuracy_of(run, samples)),
             max_loss=config.max_loss,
@@ -310,6 +310,11 @@ def _write_int8(
             say(f"int8: {cost.layer} alone costs {cost.lost:.2f} points, range {cost.low:.3g} to {cost.high:.3g}")
     about["int8"] = found
     write_metadata(output, config.format, card, about)
+
+
+def _noise(cost: LayerCost) -> float:
+    """What a layer's rounding does; whatever is no number is worse than any."""
+    return math.inf if math.isnan(cost.noise) else cost.noise
 
 
 def _print(output: Path, proof: Path, figures: dict[str, Any]) -> None:

@@ -71,9 +71,16 @@ class ExportImages:
         return (images for images, _ in self.samples(number, only))
 
     def accuracy(self, model: nn.Module) -> float:
-        """Of a network in eval mode on the CPU, on the validation part."""
+        """Of a network in eval mode on the CPU, on the validation part.
+
+        Raises:
+            UserError: not one of its images can be read.
+        """
         batches = evaluation_batches(self.data.validation, self.preprocessing, workers=0)
-        return evaluate_model(model, batches, len(self.data.classes)).accuracy
+        evaluation = evaluate_model(model, batches, len(self.data.classes))
+        if not evaluation.total:
+            raise UserError("not one of the validation images can be read, so that nothing tells the accuracy")
+        return evaluation.accuracy
 
 
 def open_images(run: RunFolder | None, card: ModelCard, data: str | None, data_dir: Path | None) -> ExportImages:

@@ -4,6 +4,7 @@ import shlex
 from typing import Any
 
 from hadaptive.console import console, say
+from hadaptive.metrics import with_interval
 from hadaptive.search.config import SearchConfig
 from hadaptive.search.folder import SearchFolder
 from hadaptive.search.space import SearchSpace, label
@@ -62,16 +63,14 @@ def print_study(folder: SearchFolder, rows: list[dict[str, str]], summary: dict[
         for group, values in summary["groups"].items():
             ms = [float(row["measured_ms"]) for row in rows if row["group"] == group]
             table.add_row(
-                group, f"{values['mean']:.2f} ± {values['half_width']:.2f}", f"{min(ms):.2f} to {max(ms):.2f}"
+                group, with_interval(values["mean"], values["half_width"]), f"{min(ms):.2f} to {max(ms):.2f}"
             )
         console().print(table)
         for group in summary["groups"]:
             if group != "found":
                 against = summary[f"found_against_{group}"]
-                say(
-                    f"found against {group}: {against['difference']:+.2f} ± {against['half_width']:.2f} points: "
-                    f"{against['verdict']}"
-                )
+                points = with_interval(against["difference"], against["half_width"], "+")
+                say(f"found against {group}: {points} points: {against['verdict']}")
         if summary["found_against_random"]["verdict"] != "better":
             say("the search does not beat random networks of the space: do not trust what it found")
     say(f"study: {folder.path}")

@@ -197,7 +197,12 @@ class Searcher(Engine):
                 weight.requires_grad_(True)
         for alpha, gradient in zip(self.alpha, gradients, strict=True):
             alpha.grad = self.accelerator.reduce(gradient, "mean")  # pyright: ignore[reportAttributeAccessIssue]
-        torch.nn.utils.clip_grad_norm_(self.alpha, how.alpha_clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.alpha, how.alpha_clip)
+        if not math.isfinite(norm):  # one step with it, and no candidate is the most confident one
+            raise NonFiniteLossError(
+                f"the architecture's gradient is {float(norm)} in epoch {self.epoch + 1}, step {self.step + 1}: try a "
+                "lower lr"
+            )
         self.alpha_optimizer.step()
         self.alpha_optimizer.zero_grad(set_to_none=True)
         return value

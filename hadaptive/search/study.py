@@ -15,6 +15,7 @@ summary.json
 
 import itertools
 import json
+import math
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -343,5 +344,6 @@ def comparison_of(rows: list[dict[str, str]]) -> dict[str, Any]:
         if other != "found":
             difference, half = welch_difference(groups["found"], groups[other])
             verdict = "better" if difference > half else "worse" if difference < -half else "no different"
+            verdict = "undecided" if math.isnan(half) else verdict
             result[f"found_against_{other}"] = {"difference": difference, "half_width": half, "verdict": verdict}
     return result
