@@ -124,9 +124,8 @@ def print_evaluation(evaluation: Evaluation, classes: list[str], files: dict[str
     table.add_column("class")
     for column in ("images", "recall", "precision"):
         table.add_column(column, justify="right")
-    rows = sorted(
-        evaluation.per_class(classes), key=lambda row: math.inf if row["recall"] is None else row["recall"]
-    )
+    rows = evaluation.per_class(classes)
+    rows.sort(key=lambda row: math.inf if row["recall"] is None else row["recall"])
     for row in rows[:50]:
         recall = "no images" if row["recall"] is None else f"{row['recall']:.2%}"
         precision = "never predicted" if row["precision"] is None else f"{row['precision']:.2%}"

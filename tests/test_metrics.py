@@ -47,7 +47,7 @@ def test_one_value_against_a_sample_has_the_interval_of_a_prediction() -> None:
 
 
 def test_welch_difference_where_one_group_is_all_the_same() -> None:
-    difference, half = welch_difference([1.0, 1.0, 1.0], A)
+    _, half = welch_difference([1.0, 1.0, 1.0], A)
     assert half == pytest.approx(stats.t.ppf(0.975, 2) * stats.sem(A))
 
 

@@ -200,8 +200,8 @@ class Searcher(Engine):
         norm = torch.nn.utils.clip_grad_norm_(self.alpha, how.alpha_clip)
         if not math.isfinite(norm):  # one step with it, and no candidate is the most confident one
             raise NonFiniteLossError(
-                f"the architecture's gradient is {float(norm)} in epoch {self.epoch + 1}, step {self.step + 1}: try a "
-                "lower lr"
+                f"the architecture's gradient is {float(norm)} in epoch {self.epoch + 1}, step {self.step + 1}: "
+                "try a lower lr"
             )
         self.alpha_optimizer.step()
         self.alpha_optimizer.zero_grad(set_to_none=True)
