@@ -119,13 +119,7 @@ class DeployProducts(nn.Module):
         """Numbers of the channels with the largest scores, (B, k); the lower one of equal scores."""
         assert self.score is not None
         scores = self.score(mixed[:, : self.channels].mean((2, 3)).unsqueeze(1)).squeeze(1)
-        if self.ties == "key":
-            return self._chosen_by_key(scores)
-        if not torch.onnx.is_in_onnx_export():
-            return top_k_channels(scores, self.k, self.order)
-        # ONNX's TopK gives the lower index of equal scores; PyTorch's promises nothing.
-        index = scores.topk(self.k, dim=1).indices
-        return index.sort(dim=1).values if self.order == "index" else index
+        return self._chosen_by_key(scores) if self.ties == "key" else top_k_channels(scores, self.k, self.order)
 
     def _chosen_by_key(self, scores: Tensor) -> Tensor:
         """The same from keys without ties: scores, and less of them the higher the channel, beyond float32."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import torch
+import torch.fx
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
@@ -101,6 +102,29 @@ class CrossHadamardExpansion(nn.Module):
             self.select.update_temperature(gradient)
 
 
+@torch.fx.wrap
+def _as_map(x: Tensor, channels: int) -> Tensor:
+    """(B, C, S...) as a map of two spatial dims."""
+    if torch.jit.is_tracing():
+        return x if x.dim() == 4 else x.reshape(x.shape[0], channels, -1, 1)
+    if x.dim() < 2 or x.shape[1] != channels:
+        raise ValueError(f"expected (B, {channels}, S...), got {list(x.shape)}")
+    if x.dim() == 4:
+        return x
+    area = 1
+    for size in x.shape[2:]:
+        area *= size
+    return x.reshape(x.shape[0], channels, area, 1)
+
+
+@torch.fx.wrap
+def _with_positions_of(y: Tensor, x: Tensor) -> Tensor:
+    """A map y in the spatial dims of x."""
+    if x.dim() == 4:
+        return y
+    return y.reshape([y.shape[0], y.shape[1]] + list(x.shape[2:]))  # noqa: RUF005 (TorchScript)
+
+
 class AdaptiveCrossHadamard(nn.Module):
     """ACH for feature maps: Conv1x1 + BatchNorm, then the cross-Hadamard expansion.
 
@@ -140,22 +164,20 @@ class AdaptiveCrossHadamard(nn.Module):
         self.expansion = CrossHadamardExpansion(channels, k, norm, order, surrogate, score_kernel)
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        if x.dim() < 2 or x.shape[1] != self.channels:
-            raise ValueError(f"expected (B, {self.channels}, S...), got {list(x.shape)}")
-        if x.dim() == 4:
-            return self.expansion(self.bn(self.mix(x)), generator)
-        batch, spatial = x.shape[0], x.shape[2:]
-        area = 1
-        for size in spatial:
-            area *= size
-        x = x.reshape(batch, self.channels, area, 1)
-        x = self.expansion(self.bn(self.mix(x)), generator)
-        return x.reshape([batch, self.out_channels] + list(spatial))  # noqa: RUF005 (TorchScript)
+        y = self.expansion(self.bn(self.mix(_as_map(x, self.channels))), generator)
+        return _with_positions_of(y, x)
 
 
-# One node each in an FX graph: what they do depends on shapes and on training.
+# One node each in timm's FX graphs, which follow train() and eval() so.
 register_notrace_module(CrossHadamardExpansion)
 register_notrace_module(AdaptiveCrossHadamard)
+
+
+@torch.fx.wrap
+def _as_tokens(x: Tensor, features: int) -> Tensor:
+    if not torch.jit.is_tracing() and (x.dim() != 3 or x.shape[2] != features):
+        raise ValueError(f"expected tokens (B, N, {features}), got {list(x.shape)}")
+    return x
 
 
 class CrossHadamardMlp(nn.Module):
@@ -203,9 +225,8 @@ class CrossHadamardMlp(nn.Module):
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        if x.dim() != 3 or x.shape[2] != self.in_features:
-            raise ValueError(f"expected tokens (B, N, {self.in_features}), got {list(x.shape)}")
-        x = self.expansion(self.mix(x).transpose(1, 2), generator).transpose(1, 2)
+        x = self.mix(_as_tokens(x, self.in_features))
+        x = self.expansion(x.transpose(1, 2), generator).transpose(1, 2)
         return self.drop(self.project(self.act(x)))
 
 

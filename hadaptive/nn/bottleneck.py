@@ -3,8 +3,19 @@
 Source: arXiv 2505.22226, section 4.
 """
 
-from timm.layers import DropPath
+import timm.layers
+import torch.fx
+from timm.layers import drop_path
 from torch import Tensor, nn
+
+torch.fx.wrap("drop_path")  # it changes its mask in place, which feature extractors take for a node without use
+
+
+class DropPath(timm.layers.DropPath):
+    """timm's stochastic depth, as one node of an FX graph."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return drop_path(x, self.drop_prob, self.training, self.scale_by_keep)
 
 
 class AdaptiveBottleneck(nn.Module):

@@ -9,11 +9,16 @@ Source: arXiv 2505.22226, section 3 and its ablations; DyT: arXiv 2503.10622.
 from collections.abc import Callable
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hadaptive import ops
 from hadaptive.ops.reference import compute_dtype, largest_finite
+
+# What they do depends on a dtype, which FX does not know.
+torch.fx.wrap("compute_dtype")
+torch.fx.wrap("largest_finite")
 
 
 class _DynamicNorm(nn.Module):
@@ -96,37 +101,60 @@ class ChannelRMSNorm(nn.Module):
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
     """BatchNorm over any number of spatial dims (paper: 64.39, the ablation's loser; M and L use it in turn)."""
 
-    def _check_input_dim(self, input: Tensor) -> None:
-        if input.dim() < 2:
-            raise ValueError(f"expected (B, C, S...), got {input.dim()} dims")
-
     def forward(self, input: Tensor) -> Tensor:
-        self._check_input_dim(input)
-        # Products stay float32 in a half-precision model (they overflow float16), and PyTorch refuses a wide
-        # input with narrow parameters: widen them, and write the running statistics back.
-        u = input.to(compute_dtype(input.dtype))
-        mean, var = _widened(self.running_mean, u.dtype), _widened(self.running_var, u.dtype)
-        momentum = self.momentum if self.momentum is not None else 0.0
-        tracked = self.training and self.track_running_stats
-        count = self.num_batches_tracked
-        if tracked and count is not None:
-            count.add_(1)
-            if self.momentum is None:  # the plain mean of the batches, as in PyTorch
-                momentum = 1.0 / float(count)
-        y = F.batch_norm(
-            u,
-            mean if tracked or not self.training else None,
-            var if tracked or not self.training else None,
-            _widened(self.weight, u.dtype),
-            _widened(self.bias, u.dtype),
-            self.training or (mean is None and var is None),
-            momentum,
+        return _batch_norm(
+            input,
+            self.running_mean,
+            self.running_var,
+            self.num_batches_tracked,
+            self.weight,
+            self.bias,
+            self.training,
+            self.track_running_stats,
+            self.momentum,
             self.eps,
         )
-        if tracked:
-            _write_back(self.running_mean, mean)
-            _write_back(self.running_var, var)
-        return y.to(input.dtype)
+
+
+@torch.fx.wrap
+def _batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    count: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    track_running_stats: bool,
+    momentum: float | None,
+    eps: float,
+) -> Tensor:
+    if input.dim() < 2:
+        raise ValueError(f"expected (B, C, S...), got {input.dim()} dims")
+    # Products stay float32 in a half-precision model (they overflow float16), and PyTorch refuses a wide
+    # input with narrow parameters: widen them, and write the running statistics back.
+    u = input.to(compute_dtype(input.dtype))
+    mean, var = _widened(running_mean, u.dtype), _widened(running_var, u.dtype)
+    factor = momentum if momentum is not None else 0.0
+    tracked = training and track_running_stats
+    if tracked and count is not None:
+        count.add_(1)
+        if momentum is None:  # the plain mean of the batches, as in PyTorch
+            factor = 1.0 / float(count)
+    y = F.batch_norm(
+        u,
+        mean if tracked or not training else None,
+        var if tracked or not training else None,
+        _widened(weight, u.dtype),
+        _widened(bias, u.dtype),
+        training or (mean is None and var is None),
+        factor,
+        eps,
+    )
+    if tracked:
+        _write_back(running_mean, mean)
+        _write_back(running_var, var)
+    return y.to(input.dtype)
 
 
 def _widened(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:

@@ -4,6 +4,7 @@ Source: arXiv 2505.22226, section 3; ECA (arXiv 1910.03151) for the score; Gumbe
 """
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 
 from hadaptive.ops.reference import compute_dtype
@@ -30,6 +31,18 @@ def check_k(k: int, channels: int) -> None:
         raise ValueError(f"k = {k} channels cannot be selected out of only {channels}")
 
 
+@torch.fx.wrap
+def pooled(x: Tensor, training: bool) -> Tensor:
+    """Mean over positions, (B, C, S...) -> (B, C), in x's dtype; a form for training, the other for speed."""
+    if x.dim() <= 2:
+        return x
+    x = x.flatten(2)
+    if not training:
+        return x.mean(2)
+    # The gradient of a sum is a view, that of a mean a whole map.
+    return (x.sum(2, dtype=compute_dtype(x.dtype)) / x.shape[2]).to(x.dtype)
+
+
 class ChannelScore(nn.Module):
     """ECA without its sigmoid: a 1-D convolution over the channel axis of the pooled map.
 
@@ -47,15 +60,7 @@ class ChannelScore(nn.Module):
         self.conv = nn.Conv1d(1, 1, kernel_size, padding=kernel_size // 2, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        pooled = x
-        if x.dim() > 2:
-            x = x.flatten(2)
-            if self.training:
-                # The gradient of a sum is a view, that of a mean a whole map.
-                pooled = (x.sum(2, dtype=compute_dtype(x.dtype)) / x.shape[2]).to(x.dtype)
-            else:
-                pooled = x.mean(2)
-        return self.conv(pooled.unsqueeze(1)).squeeze(1)
+        return self.conv(pooled(x, self.training).unsqueeze(1)).squeeze(1)
 
 
 def gumbel_noise(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -66,13 +71,21 @@ def gumbel_noise(like: Tensor, generator: torch.Generator | None = None) -> Tens
     return -torch.log(-torch.log(u))
 
 
+def _stable_top_k(scores: Tensor, k: int) -> Tensor:
+    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript)
+        if torch.onnx.is_in_onnx_export():
+            # ONNX has no stable sort; its TopK gives the lower index of equal scores, PyTorch's promises nothing.
+            return torch.topk(scores, k, dim=1)[1]
+    return torch.sort(scores, dim=1, descending=True, stable=True)[1][:, :k]
+
+
 def top_k_channels(scores: Tensor, k: int, order: str = "rank") -> Tensor:
     """Indices of the k largest scores of each row; among equals the lower index wins. (B, C) -> (B, k) int64.
 
     `order="rank"` lists them by descending score (the paper's), `"index"` by ascending channel number, which
     keeps the meaning of an output slot stable when the noise reshuffles ranks.
     """
-    index = torch.sort(scores, dim=1, descending=True, stable=True)[1][:, :k]
+    index = _stable_top_k(scores, k)
     if order == "index":
         index = torch.sort(index, dim=1)[0]
     return index
@@ -112,6 +125,26 @@ def gumbel_top_k(
     return index, 1 + (soft - soft.detach())
 
 
+@torch.fx.wrap
+def _selected(
+    scores: Tensor,
+    k: int,
+    temperature: Tensor,
+    order: str,
+    surrogate: str,
+    training: bool,
+    generator: torch.Generator | None,
+) -> tuple[Tensor, Tensor | None]:
+    if training:
+        return gumbel_top_k(scores, k, temperature, order, surrogate, generator)
+    return top_k_channels(scores, k, order), None
+
+
+@torch.fx.wrap
+def _for_each_sample(index: Tensor, x: Tensor) -> Tensor:
+    return index.expand(x.shape[0], -1)
+
+
 class FixedSelection(nn.Module):
     """The same k channels for every sample, whatever it holds.
 
@@ -129,7 +162,7 @@ class FixedSelection(nn.Module):
         self.register_buffer("index", index.clone())
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor | None]:
-        return self.index.expand(x.shape[0], -1), None
+        return _for_each_sample(self.index, x), None
 
 
 class ChannelSelection(nn.Module):
@@ -160,10 +193,10 @@ class ChannelSelection(nn.Module):
         self.register_buffer("gradient_norm", torch.tensor(0.0))
 
     def forward(self, scores: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor | None]:
-        if self.training:
-            index, gate = gumbel_top_k(scores, self.k, self.temperature, self.order, self.surrogate, generator)
-            return index, gate
-        return top_k_channels(scores, self.k, self.order), None
+        index, gate = _selected(
+            scores, self.k, self.temperature, self.order, self.surrogate, self.training, generator
+        )
+        return index, gate
 
     @torch.no_grad()
     def update_temperature(self, gradient: Tensor) -> None:

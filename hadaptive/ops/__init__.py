@@ -3,7 +3,7 @@
 A backend is a module with the three functions ``cross_hadamard``, ``dysoft`` and ``expand`` under the signatures
 below, and ``obstacle(x)``, which says why it cannot take x, or None. Backends are tried in the order of
 ``_PREFERENCE``; the plain PyTorch of :mod:`hadaptive.ops.reference` takes whatever is left, and is always used
-inside TorchScript.
+inside TorchScript. In an FX graph each operator is one node.
 
     >>> with hadaptive.ops.backend("reference"):
     ...     y = hadaptive.ops.expand(x, index, gate, alpha, weight, bias)
@@ -15,6 +15,7 @@ from contextvars import ContextVar
 from types import ModuleType
 
 import torch
+import torch.fx
 from torch import Tensor
 
 from hadaptive.ops import fused, reference
@@ -102,14 +103,23 @@ def pair_indices(k: int, device: torch.device | None = None) -> Tensor:
     return torch.triu_indices(k, k, 1, device=device)
 
 
-def _check_map(x: Tensor, name: str) -> None:
+# A trace would take the sizes that these checks look at for constants, and warn of each.
+
+
+def _check_map(x: Tensor, name: str, channels: int = 0) -> None:
+    if torch.jit.is_tracing():
+        return
     if x.dim() < 2:
         raise ValueError(f"{name} must have shape (B, C, S...), got {tuple(x.shape)}")
+    if x.shape[1] < channels:
+        raise ValueError(f"{name} must have at least {channels} channels to form a pair, got {x.shape[1]}")
     if not x.is_floating_point():
         raise ValueError(f"{name} must be a floating-point tensor, got {x.dtype}")
 
 
 def _check_affine(alpha: Tensor, weight: Tensor, bias: Tensor, channels: int) -> None:
+    if torch.jit.is_tracing():
+        return
     if alpha.numel() != 1:
         raise ValueError(f"alpha must hold one number, got shape {tuple(alpha.shape)}")
     for name, tensor in (("weight", weight), ("bias", bias)):
@@ -117,6 +127,7 @@ def _check_affine(alpha: Tensor, weight: Tensor, bias: Tensor, channels: int) ->
             raise ValueError(f"{name} must have shape ({channels},), got {tuple(tensor.shape)}")
 
 
+@torch.fx.wrap
 def select_channels(x: Tensor, index: Tensor, gate: Tensor | None = None) -> Tensor:
     """Pick k channels of each sample and scale them by their gates (plain PyTorch on every backend).
 
@@ -134,7 +145,9 @@ def select_channels(x: Tensor, index: Tensor, gate: Tensor | None = None) -> Ten
     return reference.select_channels(x, index, gate)
 
 
-def _check_selection(x: Tensor, index: Tensor, gate: Tensor | None) -> None:
+def _check_selection(x: Tensor, index: Tensor, gate: Tensor | None, channels: int = 0) -> None:
+    if torch.jit.is_tracing():
+        return
     _check_map(x, "x")
     if index.dim() != 2 or index.shape[0] != x.shape[0]:
         raise ValueError(f"index must have shape (B, k) with B = {x.shape[0]}, got {tuple(index.shape)}")
@@ -144,8 +157,11 @@ def _check_selection(x: Tensor, index: Tensor, gate: Tensor | None) -> None:
         raise ValueError(f"index selects k = {index.shape[1]} of only {x.shape[1]} channels")
     if gate is not None and gate.shape != index.shape:
         raise ValueError(f"gate must have index's shape {tuple(index.shape)}, got {tuple(gate.shape)}")
+    if index.shape[1] < channels:
+        raise ValueError(f"index must select at least {channels} channels, got k = {index.shape[1]}")
 
 
+@torch.fx.wrap
 def cross_hadamard(z: Tensor, backend: str | None = None) -> Tensor:
     """Products of all channel pairs: ``out[:, p] = z[:, i] * z[:, j]`` for i < j in lexicographic order.
 
@@ -163,12 +179,11 @@ def cross_hadamard(z: Tensor, backend: str | None = None) -> Tensor:
     """
     if torch.jit.is_scripting():
         return reference.cross_hadamard(z)
-    _check_map(z, "z")
-    if z.shape[1] < 2:
-        raise ValueError(f"z must have at least 2 channels to form a pair, got {z.shape[1]}")
+    _check_map(z, "z", channels=2)
     return _choose(z, backend).cross_hadamard(z)
 
 
+@torch.fx.wrap
 def dysoft(x: Tensor, alpha: Tensor, weight: Tensor, bias: Tensor, backend: str | None = None) -> Tensor:
     """DySoft: ``weight * (alpha x) / (1 + |alpha x|) + bias``, finite for every finite input.
 
@@ -194,6 +209,7 @@ def dysoft(x: Tensor, alpha: Tensor, weight: Tensor, bias: Tensor, backend: str 
     return _choose(x, backend).dysoft(x, alpha, weight, bias)
 
 
+@torch.fx.wrap
 def expand(
     x: Tensor,
     index: Tensor,
@@ -226,8 +242,6 @@ def expand(
     """
     if torch.jit.is_scripting():
         return reference.expand(x, index, gate, alpha, weight, bias)
-    _check_selection(x, index, gate)
-    if index.shape[1] < 2:
-        raise ValueError(f"index must select at least 2 channels, got k = {index.shape[1]}")
+    _check_selection(x, index, gate, channels=2)
     _check_affine(alpha, weight, bias, num_pairs(index.shape[1]))
     return _choose(x, backend).expand(x, index, gate, alpha, weight, bias)

@@ -39,7 +39,11 @@ def select_channels(x: Tensor, index: Tensor, gate: Tensor | None) -> Tensor:
 def pair_products(z: Tensor) -> Tensor:
     """All products z_i * z_j, i < j, in lexicographic order. (B, k, S...) -> (B, k(k-1)/2, S...), z's dtype."""
     k = z.shape[1]
-    pairs = torch.triu_indices(k, k, 1, device=z.device)
+    if torch.jit.is_tracing():  # the older exporter to ONNX does not know triu_indices
+        numbers = torch.arange(k, device=z.device)
+        pairs = (numbers.unsqueeze(1) < numbers).nonzero().t()
+    else:
+        pairs = torch.triu_indices(k, k, 1, device=z.device)
     return z.index_select(1, pairs[0]) * z.index_select(1, pairs[1])
 
 
