@@ -1,14 +1,21 @@
 """Pictures of results: confusion matrices and contact sheets."""
 
+import functools
 import warnings
 from pathlib import Path
 
+import matplotlib
 from matplotlib.figure import Figure
-from PIL import Image
+from matplotlib.ft2font import FT2Font
+from PIL import Image, ImageDraw, ImageFont
+from PIL.Image import Resampling
 from torch import Tensor
 
 from hadaptive.files import write_atomically
-from hadaptive.text import drawn
+from hadaptive.text import drawn, shown
+
+TILE, GAP = 155, 10  # pixels
+MOST_TILES = 200  # more are no sheet to look over
 
 
 def save_png(figure: Figure, path: Path) -> None:
@@ -44,17 +51,75 @@ def plot_confusion(matrix: Tensor, classes: list[str], path: Path, title: str) -
     save_png(figure, path)
 
 
+def tile_of(image: Image.Image) -> Image.Image:
+    """An 8-bit image as it stands in a contact sheet: small ones with their pixels seen, large ones reduced."""
+    scale = TILE / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size, Resampling.NEAREST if scale > 1 else Resampling.LANCZOS)
+
+
 def contact_sheet(
     tiles: list[tuple[Image.Image, str, bool | None]], path: Path, title: str, columns: int = 8
 ) -> None:
-    """Draw images with captions; a caption is green if right, red if wrong, black if nobody knows."""
-    rows = -(-len(tiles) // columns)
-    figure = Figure(figsize=(1.5 * columns, 1.8 * rows + 0.5), layout="constrained")
-    figure.suptitle(drawn(title))
-    for panel in figure.subplots(rows, columns, squeeze=False).flat:
-        panel.axis("off")
+    """Draw images with captions; a caption is green if right, red if wrong, black if nobody knows.
+
+    No more than the first MOST_TILES are drawn, which the title says then.
+
+    Args:
+        tiles: 8-bit images, or what :func:`tile_of` made of them; their captions; whether these are right.
+        path: PNG to write.
+        title: above them.
+        columns: of images, fewer where there are fewer.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    if len(tiles) > MOST_TILES:
+        title = f"{title} (the first {MOST_TILES} of {len(tiles):,})"
+    tiles = tiles[:MOST_TILES]
+    rows, columns = -(-len(tiles) // columns), min(columns, len(tiles))
+    heading, small = _font(18), _font(13)
+    step, line, top = TILE + GAP, 22, 40
+    width = max(columns * step + GAP, round(heading.getlength(_visible(title))) + 2 * GAP)
+    sheet = Image.new("RGB", (width, top + rows * (step + line)), "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.text((width / 2, top / 2), _visible(title), "black", heading, anchor="mm")
     colours = {True: "green", False: "red", None: "black"}
-    for panel, (image, caption, right) in zip(figure.axes, tiles, strict=False):
-        panel.imshow(image, cmap="gray" if image.mode == "L" else None)
-        panel.set_title(drawn(caption), fontsize=8, color=colours[right])
-    save_png(figure, path)
+    for number, (image, caption, right) in enumerate(tiles):
+        row, column = divmod(number, columns)
+        left, upper = GAP + column * step, top + row * (step + line)
+        place = (left + TILE / 2, upper + line / 2)
+        draw.text(place, _fitting(caption, small), colours[right], small, anchor="mm")
+        tile = tile_of(image)
+        sheet.paste(tile, (left + (TILE - tile.width) // 2, upper + line + (TILE - tile.height) // 2))
+    write_atomically(path, lambda p: sheet.save(p, "PNG"))
+
+
+def _font_file() -> str:
+    return f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf"  # which comes with Matplotlib
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(_font_file(), size)
+
+
+@functools.cache
+def _glyphs() -> frozenset[int]:
+    """The characters that the font has."""
+    return frozenset(FT2Font(_font_file()).get_charmap())
+
+
+def _visible(text: str) -> str:
+    """One line in which a character that the font does not have is an escape, so that names stay apart."""
+    return "".join(c if ord(c) in _glyphs() else c.encode("unicode_escape").decode("ascii") for c in shown(text))
+
+
+def _fitting(caption: str, font: ImageFont.FreeTypeFont) -> str:
+    """As much of a caption's middle left out as its tile's width asks for: its end is the probability."""
+    text = _visible(caption)
+    kept = len(text)
+    while font.getlength(text) > TILE and kept > 2:
+        kept -= 1
+        whole = _visible(caption)
+        text = f"{whole[: kept - kept // 2]}…{whole[len(whole) - kept // 2 :]}"
+    return text

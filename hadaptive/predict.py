@@ -15,7 +15,7 @@ from hadaptive.console import console, say
 from hadaptive.data import Preprocessing, decode, eval_transform, to_eight_bit
 from hadaptive.data.files import is_image
 from hadaptive.errors import UserError, first_line
-from hadaptive.pictures import contact_sheet
+from hadaptive.pictures import MOST_TILES, contact_sheet, tile_of
 from hadaptive.runs import RunFolder
 
 
@@ -150,13 +150,15 @@ def predict_command(
         for place, (name, probability) in enumerate(prediction.classes):
             last = place == len(prediction.classes) - 1
             table.add_row("" if place else prediction.image, name, f"{probability:.2%}", end_section=last)
-        if sheet is not None and prediction.error is None:
+        if sheet is not None and prediction.error is None and len(tiles) < MOST_TILES:
             name, probability = prediction.classes[0]
             image = to_eight_bit(decode(Path(prediction.image).read_bytes()), 3)
-            tiles.append((image, f"{name} ({probability:.0%})", None))
+            tiles.append((tile_of(image), f"{name} ({probability:.0%})", None))
     if not as_json:
         console().print(table)
     if sheet is not None and tiles:
         contact_sheet(tiles, sheet, f"predictions of {card.model}")
+        if len(images) - failed > len(tiles):
+            say(f"{sheet} shows the first {len(tiles)} of {len(images) - failed:,} images", error=as_json)
     if failed == len(images):
         raise UserError("not one of the images could be read")

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from tiny import TINY
 
+from hadaptive import predict
 from hadaptive.cards import card_for
 from hadaptive.data import Preprocessing, decode, eval_transform
 from hadaptive.files import write_json
@@ -91,6 +92,15 @@ def test_sheet_shows_every_readable_image(run: Path, images: Path, tmp_path: Pat
     predict_command(run, [images], top=1, sheet=tmp_path / "sheet.png")
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.format == "PNG"
+
+
+def test_sheet_of_too_many_images_is_cut_and_says_so(
+    run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predict, "MOST_TILES", 2)
+    readable = len(find_images([images]))
+    predict_command(run, [images], top=1, sheet=tmp_path / "sheet.png")
+    assert f"sheet.png shows the first 2 of {readable} images" in capsys.readouterr().out
 
 
 def test_sheet_that_cannot_be_written_is_found_before_the_work(run: Path, images: Path, tmp_path: Path) -> None:
