@@ -1,6 +1,5 @@
 """The command line: from what a person types to the function that does it. No logic lives here."""
 
-import json
 import os
 import sys
 import traceback
@@ -27,6 +26,7 @@ from hadaptive.console import say
 from hadaptive.engine.config import RecipeSettings
 from hadaptive.engine.recipes import RECIPES
 from hadaptive.errors import UserError
+from hadaptive.files import json_text
 from hadaptive.search.config import StudyConfig
 from hadaptive.settings import names
 from hadaptive.train.config import TrainConfig
@@ -183,7 +183,7 @@ def _recipes(arguments: list[str]) -> None:
     for name, recipe in RECIPES.items():
         say(f"{name:14} {recipe.about}")
         if arguments:
-            say(f"{'':14} {json.dumps(recipe.settings)}")
+            say(f"{'':14} {json_text(recipe.settings)}")
 
 
 def _doctor(arguments: list[str]) -> None:

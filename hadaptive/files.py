@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,11 +35,24 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         os.replace(temporary, path)
 
 
+def json_text(data: Any, *, indent: int | None = None, sort_keys: bool = False) -> str:
+    """Plain data as JSON, which has no word for NaN and infinities: they become null."""
+    return json.dumps(_without_nan(data), indent=indent, sort_keys=sort_keys, allow_nan=False)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_json(path: Path, data: Any) -> None:
-    """Write JSON atomically."""
+    """Write JSON atomically, as :func:`json_text` has it."""
 
     def write(temporary: Path) -> None:
-        temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(json_text(data, indent=1) + "\n", encoding="utf-8")
 
     write_atomically(path, write)
 

@@ -1,7 +1,6 @@
 """What a network is made of and what it costs: parameters, multiply-accumulates, element-wise products."""
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hadaptive import ops
 from hadaptive.console import console, say
 from hadaptive.errors import UserError, first_line
+from hadaptive.files import json_text
 from hadaptive.models import create_model, spec_of
 from hadaptive.nn import AdaptiveBottleneck, AdaptiveCrossHadamard, GhostExpansion, InvertedExpansion
 from hadaptive.runs import RunFolder
@@ -213,7 +213,7 @@ def info_command(
     size = image_size or 224
     info = inspect_network(network, (in_chans or 3, size, size))
     if as_json:
-        say(json.dumps(dataclasses.asdict(info)))
+        say(json_text(dataclasses.asdict(info)))
     else:
         print_info(info, model)
 

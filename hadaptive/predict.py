@@ -1,7 +1,6 @@
 """What a trained network sees in a person's own images."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from hadaptive.console import console, say
 from hadaptive.data import Preprocessing, decode, eval_transform, to_eight_bit
 from hadaptive.data.files import is_image
 from hadaptive.errors import UserError, first_line
+from hadaptive.files import json_text
 from hadaptive.pictures import MOST_TILES, contact_sheet, tile_of
 from hadaptive.runs import RunFolder
 
@@ -144,7 +144,7 @@ def predict_command(
     for prediction in predict_images(model, images, card.classes, card.preprocessing, top=top):
         failed += prediction.error is not None
         if as_json:
-            say(json.dumps(dataclasses.asdict(prediction)))
+            say(json_text(dataclasses.asdict(prediction)))
         elif prediction.error is not None:
             table.add_row(prediction.image, "cannot be read", prediction.error, end_section=True)
         for place, (name, probability) in enumerate(prediction.classes):

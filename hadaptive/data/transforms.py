@@ -22,6 +22,7 @@ from torchvision import transforms as T
 
 from hadaptive.data.images import to_eight_bit
 from hadaptive.errors import UserError
+from hadaptive.files import json_text
 
 Fit = Literal["crop", "stretch"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
@@ -70,7 +71,7 @@ class Preprocessing:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        return json.loads(json_text(dataclasses.asdict(self)))
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Preprocessing":

@@ -5,6 +5,7 @@
 
 import importlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import timm
 import torch
 from timm.models import model_entrypoint
 
+from hadaptive.files import json_text
 from hadaptive.measure.sessions import Run, open_file
 from hadaptive.measure.timing import interleaved
 from hadaptive.measure.untrained import untrained
@@ -63,14 +65,15 @@ def alone(task: Task, environment: dict[str, str] | None = None) -> dict[str, An
     """
     given = {"task": asdict(task), "modules": _modules(task), "path": sys.path}
     done = subprocess.run(
-        [sys.executable, "-m", "hadaptive.measure.alone", json.dumps(given)],
+        [sys.executable, "-m", "hadaptive.measure.alone", json_text(given)],
         env={**os.environ, **(environment or {}), "OMP_NUM_THREADS": str(task.threads)},
         capture_output=True,
         text=True,
     )
     if done.returncode:
         raise RuntimeError((done.stderr.splitlines() or ["it ended without a word"])[-1])
-    return json.loads(done.stdout.splitlines()[-1])
+    answer = json.loads(done.stdout.splitlines()[-1])
+    return {**answer, "error": math.nan if answer["error"] is None else answer["error"]}  # as JSON has it
 
 
 def _modules(task: Task) -> list[str]:
@@ -122,4 +125,4 @@ if __name__ == "__main__":
     sys.path.extend(folder for folder in given["path"] if folder not in sys.path)
     for name in given["modules"]:
         importlib.import_module(name)
-    print(json.dumps(session(Task(**given["task"]))))
+    print(json_text(session(Task(**given["task"]))))

@@ -5,7 +5,6 @@ metadata.
 """
 
 import copy
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 from torch import nn
 
 from hadaptive.cards import METADATA_KEY, ModelCard
-from hadaptive.files import write_atomically
+from hadaptive.files import json_text, write_atomically
 from hadaptive.measure.executorch import write_executorch
 from hadaptive.measure.formats import check_format
 from hadaptive.measure.onnx_graph import write_onnx
@@ -37,11 +36,11 @@ def write(
         UserError: its packages are missing.
     """
     check_format(name)
-    metadata = json.dumps({"card": card.to_dict(), "about": about})
+    metadata = json_text({"card": card.to_dict(), "about": about})
     if name == "safetensors":
         from safetensors.torch import save_file
 
-        metadata = json.dumps({"card": card.to_dict(), "about": about, "split": split})
+        metadata = json_text({"card": card.to_dict(), "about": about, "split": split})
         state = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
         write_atomically(path, lambda p: save_file(state, p, {METADATA_KEY: metadata}))
     else:
@@ -103,7 +102,7 @@ def _write_openvino(net: nn.Module, path: Path, size: tuple[int, int, int], meta
 
 def write_metadata(path: Path, name: str, card: ModelCard, about: dict[str, Any]) -> None:
     """Replace what an ONNX or OpenVINO file says about itself."""
-    metadata = json.dumps({"card": card.to_dict(), "about": about})
+    metadata = json_text({"card": card.to_dict(), "about": about})
     if name == "onnx":
         import onnx
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from hadaptive.cards import METADATA_KEY, ModelCard, open_weights
 from hadaptive.errors import UserError, first_line
+from hadaptive.files import json_text
 from hadaptive.measure.executorch import ExecutorchRun
 from hadaptive.measure.formats import check_format, format_of
 
@@ -130,4 +131,4 @@ def _open_torch(path: Path, threads: int, in_turns: bool) -> tuple[Run, str]:
 
 def _open_weights(path: Path, threads: int, in_turns: bool) -> tuple[Run, str]:
     network, card = open_weights(path)
-    return _in_torch(network, threads), json.dumps({"card": card.to_dict()})
+    return _in_torch(network, threads), json_text({"card": card.to_dict()})

@@ -206,7 +206,7 @@ class NetSpec:
     def fingerprint(self) -> str:
         """What tells this network from others: a hash of all but its name."""
         content = {key: value for key, value in self.to_dict().items() if key != "name"}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON; defaults that do not apply to a block's kind are left out."""
@@ -239,7 +239,9 @@ class NetSpec:
 
     def save(self, path: str | Path) -> None:
         """Write the spec as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        from hadaptive.files import write_json  # a network that is only built needs no files
+
+        write_json(Path(path), self.to_dict())
 
     @classmethod
     def load(cls, path: str | Path) -> "NetSpec":

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from hadaptive.errors import UserError
+from hadaptive.files import json_text, write_json
 from hadaptive.models.spec import BlockSpec, ConvSpec, NetSpec, as_fields, as_list, contents
 
 FORMAT = "hadaptive-space"
@@ -164,7 +165,7 @@ class SearchSpace:
     @property
     def fingerprint(self) -> str:
         """Twelve characters that two spaces share only if they are the same but for their names."""
-        data = json.dumps({**self.to_dict(), "name": ""}, sort_keys=True)
+        data = json_text({**self.to_dict(), "name": ""}, sort_keys=True)
         return hashlib.sha256(data.encode()).hexdigest()[:12]
 
     def with_stem_strides(self, *strides: int) -> "SearchSpace":
@@ -308,7 +309,7 @@ class SearchSpace:
 
     def save(self, path: str | Path) -> None:
         """Write the space as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        write_json(Path(path), self.to_dict())
 
     @classmethod
     def load(cls, path: str | Path) -> "SearchSpace":
