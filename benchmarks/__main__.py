@@ -68,7 +68,8 @@ def _with(models: tuple[str, ...], *, before: str) -> tuple[str, ...]:
 def _accuracy(arguments: list[str]) -> None:
     import tyro
 
-    from hadaptive.bench.accuracy import RIVALS, AccuracyConfig, bench_accuracy, print_accuracy
+    from hadaptive.bench.accuracy import bench_accuracy, print_accuracy
+    from hadaptive.bench.config import RIVALS, AccuracyConfig
 
     default = AccuracyConfig(models=_with(RIVALS, before="mobilenetv4_conv_small"))
     config = tyro.cli(AccuracyConfig, prog="python -m benchmarks accuracy", args=arguments, default=default)
@@ -78,7 +79,8 @@ def _accuracy(arguments: list[str]) -> None:
 def _latency(arguments: list[str]) -> None:
     import tyro
 
-    from hadaptive.bench.latency import LatencyBenchConfig, bench_latency
+    from hadaptive.bench.config import LatencyBenchConfig
+    from hadaptive.bench.latency import bench_latency
 
     default = LatencyBenchConfig(models=_with(LatencyBenchConfig.models, before="hadaptive_net_s"))
     bench_latency(
@@ -89,7 +91,8 @@ def _latency(arguments: list[str]) -> None:
 def _networks(arguments: list[str]) -> None:
     import tyro
 
-    from hadaptive.bench.networks import NetworksConfig, bench_networks
+    from hadaptive.bench.config import NetworksConfig
+    from hadaptive.bench.networks import bench_networks
 
     default = NetworksConfig(models=_with(NetworksConfig.models, before="mobilenetv4_conv_small"))
     bench_networks(tyro.cli(NetworksConfig, prog="python -m benchmarks networks", args=arguments, default=default))

@@ -12,7 +12,8 @@ from hadaptive.data import is_stream
 from hadaptive.engine.batches import evaluation_batches
 from hadaptive.errors import UserError
 from hadaptive.evaluate import evaluate_run
-from hadaptive.export.command import ExportConfig, export_command
+from hadaptive.export.command import export_command
+from hadaptive.export.config import ExportConfig
 from hadaptive.export.proof import accuracy_of
 from hadaptive.files import append_csv
 from hadaptive.measure.formats import SUFFIXES, Format

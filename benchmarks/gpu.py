@@ -14,7 +14,8 @@ import torch
 
 import benchmarks.textbook  # noqa: F401 (registers the published networks)
 from benchmarks.operators import OpsConfig, bench_ops
-from hadaptive.bench.networks import NetworksConfig, bench_networks
+from hadaptive.bench.config import NetworksConfig
+from hadaptive.bench.networks import bench_networks
 from hadaptive.doctor import diagnose, print_diagnosis
 from hadaptive.errors import UserError
 

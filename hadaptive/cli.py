@@ -25,7 +25,8 @@ from hadaptive.commands import (
 from hadaptive.console import say
 from hadaptive.engine.config import RecipeSettings
 from hadaptive.engine.recipes import RECIPES
-from hadaptive.errors import UserError
+from hadaptive.errors import MainProcessError, TrainingInterruptedError, UserError
+from hadaptive.export.config import ExportConfig
 from hadaptive.files import json_text
 from hadaptive.search.config import StudyConfig
 from hadaptive.settings import names
@@ -70,14 +71,16 @@ def _where(command: Any, typed: set[str]) -> dict[str, Any]:
 
 
 def _train(arguments: list[str]) -> None:
-    from hadaptive.train import resume, train
-
     command, typed = _configured(TrainCommand, "train", arguments)
     if command.resume is not None:
+        from hadaptive.train import resume
+
         resume(command.resume, **_where(command, typed))
         return
     config = _part(command, TrainConfig)
     config.refuse_idle(typed)
+    from hadaptive.train import train
+
     train(config, given=typed, quiet=command.quiet)
 
 
@@ -91,14 +94,16 @@ def _recipe_named_in(arguments: list[str]) -> str:
 
 
 def _search(arguments: list[str]) -> None:
-    from hadaptive.search import resume, search, study
-
     command, typed = _configured(SearchCommand, "search", arguments)
     if command.resume is not None:
+        from hadaptive.search import resume
+
         resume(command.resume, **_where(command, typed))
         return
     config = _part(command, StudyConfig)
     config.refuse_idle(typed)
+    from hadaptive.search import search, study
+
     if config.is_single:
         search(config.search, given=typed, quiet=command.quiet)
     else:
@@ -167,9 +172,10 @@ def _info(arguments: list[str]) -> None:
 
 
 def _export(arguments: list[str]) -> None:
-    from hadaptive.export.command import ExportConfig, export_command
+    config = tyro.cli(ExportConfig, prog="hadaptive export", args=arguments)
+    from hadaptive.export.command import export_command
 
-    export_command(tyro.cli(ExportConfig, prog="hadaptive export", args=arguments))
+    export_command(config)
 
 
 def _demo(arguments: list[str]) -> None:
@@ -262,9 +268,6 @@ def main(argv: list[str] | None = None) -> int:
         say(error=True)
         _say_usage(error=True)
         return 2
-    from hadaptive.engine.processes import MainProcessError
-    from hadaptive.engine.stopping import TrainingInterruptedError
-
     try:
         if arguments[0] not in IN_PROCESSES and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise UserError("this runs in one process: start it without torchrun")

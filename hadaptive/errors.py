@@ -1,4 +1,4 @@
-"""What a person did wrong, as opposed to what the program did."""
+"""What a person did wrong, as opposed to what the program did; and what ends a run that can go on."""
 
 
 class UserError(ValueError):
@@ -11,6 +11,18 @@ class UserError(ValueError):
     """
 
     of_one_process = False
+
+
+class MainProcessError(UserError):
+    """The main process failed, and says why itself; this one ends with it."""
+
+
+class TrainingInterruptedError(Exception):
+    """Ctrl-C or a termination signal; the run can be resumed. `command` is the one that resumes it."""
+
+    def __init__(self, path: str, command: str = "train") -> None:
+        super().__init__(path)
+        self.command = command
 
 
 def first_line(error: BaseException) -> str:

@@ -16,7 +16,8 @@ import hadaptive.train.trainer as trainer
 from hadaptive.cli import main
 from hadaptive.engine.accelerator import create_accelerator
 from hadaptive.engine.config import Execution
-from hadaptive.engine.processes import MainProcessError, on_main
+from hadaptive.engine.processes import on_main
+from hadaptive.errors import MainProcessError
 from hadaptive.search import SearchConfig, resume_search, search
 from hadaptive.train import resume, train
 

@@ -16,7 +16,7 @@ import torch
 
 TESTS = Path(__file__).parent
 MODULES = ["accelerate", "timm.data", "torch.distributed", "sklearn.datasets", "torchvision.transforms"]
-OURS = ["cli", "commands", "train", "search", "evaluate", "predict"]
+OURS = ["cli", "commands", "train.launch", "search.studies", "evaluate", "predict"]
 
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload([*MODULES, *(f"hadaptive.{name}" for name in OURS), "dying"])

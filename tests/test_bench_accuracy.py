@@ -7,7 +7,8 @@ import pytest
 from tiny import TINY, tiny_config, tiny_spec
 
 from hadaptive.bench import accuracy
-from hadaptive.bench.accuracy import AccuracyConfig, bench_accuracy, name_of, print_accuracy
+from hadaptive.bench.accuracy import bench_accuracy, name_of, print_accuracy
+from hadaptive.bench.config import AccuracyConfig
 from hadaptive.engine.recipes import Recipe
 from hadaptive.files import read_csv
 from hadaptive.train import RECIPES, Trainer, TrainingInterruptedError

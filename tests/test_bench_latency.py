@@ -6,7 +6,8 @@ import pytest
 from tiny import tiny_spec
 
 from hadaptive.bench import latency
-from hadaptive.bench.latency import LatencyBenchConfig, bench_latency
+from hadaptive.bench.config import LatencyBenchConfig
+from hadaptive.bench.latency import bench_latency
 from hadaptive.files import read_csv
 from hadaptive.measure.alone import Task, alone, session
 from hadaptive.measure.timing import threads

@@ -11,7 +11,8 @@ from torch import nn
 import benchmarks.textbook  # noqa: F401 (registers the published networks)
 from benchmarks import operators
 from benchmarks.operators import OpsConfig, SlicedExpansion, bench_ops, saved_bytes
-from hadaptive.bench.networks import NetworksConfig, bench_networks
+from hadaptive.bench.config import NetworksConfig
+from hadaptive.bench.networks import bench_networks
 from hadaptive.files import read_csv
 from hadaptive.measure.timing import interleaved
 from hadaptive.nn import CrossHadamardExpansion

@@ -15,7 +15,7 @@ from tiny import tiny_config
 from hadaptive.cards import ModelCard
 from hadaptive.cli import main
 from hadaptive.data import Preprocessing
-from hadaptive.export.command import ExportConfig
+from hadaptive.export.config import ExportConfig
 from hadaptive.export.proof import TRAINED, compare
 from hadaptive.measure.formats import SUFFIXES
 from hadaptive.measure.lowering import write

@@ -14,7 +14,7 @@ from hadaptive.cards import ModelCard
 from hadaptive.cli import main
 from hadaptive.data import Preprocessing
 from hadaptive.export import int8
-from hadaptive.export.command import ExportConfig
+from hadaptive.export.config import ExportConfig
 from hadaptive.export.sensitivity import fake_quantise, layers, rounded_weight, sensitivity
 from hadaptive.files import read_csv
 from hadaptive.measure.deploy import fold

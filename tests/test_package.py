@@ -19,12 +19,13 @@ each_file = pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(ROO
 # A room may import those before it, and itself; no two rooms of one line import each other.
 ORDER = (
     ("text",),
-    ("errors", "console", "provenance"),
+    ("lazy", "errors", "console", "provenance"),
     ("files", "settings"),
     ("pictures",),
     ("ops",),
     ("nn",),
     ("models",),
+    ("registration",),
     ("data",),
     ("cards", "metrics"),
     ("runs",),
@@ -48,18 +49,51 @@ def fresh_python(code):
     return done.stdout
 
 
-def test_import_is_light_and_registers_the_networks():
+# What an import of the package must not load, nor a command before it runs.
+HEAVY = {
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "PIL",
+    "matplotlib",
+    "accelerate",
+    "sklearn",
+    "torchmetrics",
+    "scipy",
+}
+HEAVY |= {"numba", "pandas", "safetensors", "webdataset", "datasets", "onnx", "tensorboard"}
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    loaded = set(fresh_python("import sys, hadaptive, hadaptive; print(*sys.modules)").split())
+    assert loaded & {*HEAVY, "tyro", "rich"} == set()
+    assert {name.split(".")[1] for name in loaded if name.startswith("hadaptive.")} == {"lazy", "registration"}
+
+
+NO_INPUT = {"recipes"}  # needs none, and --help shows what it prints anyway
+
+
+@pytest.mark.parametrize("flag", ["--help", "--nonsense"])
+@pytest.mark.parametrize("command", [*cli.COMMANDS, *(f"bench {name}" for name in BENCHMARKS), ""])
+def test_neither_help_nor_a_mistake_in_the_flags_loads_anything_heavy(command, flag):
+    """Of every command; in a process of its own, forked before anything was imported."""
+    said, loaded = fresh_cli(*command.split(), flag)
+    assert set(loaded) & HEAVY == set()
+    assert said
+
+
+def test_import_registers_the_networks():
     models, loaded = fresh_python(
         "import hadaptive, sys, timm; print(*timm.list_models('hadaptive*')); print(*sys.modules)"
     ).splitlines()  # two lines: the import itself prints nothing
     assert sorted(models.split()) == ["hadaptive_net_l", "hadaptive_net_m", "hadaptive_net_s"]
     loaded = set(loaded.split())
     # What torch and timm load by themselves (numpy, PIL, torchvision, safetensors...) is not ours to forbid.
-    heavy = {"matplotlib", "accelerate", "sklearn", "torchmetrics", "tyro", "rich", "numba", "scipy", "pandas"}
-    heavy |= {"webdataset", "datasets", "onnx", "tensorboard"}
-    assert loaded & heavy == set()
+    brought = {"torch", "torchvision", "timm", "numpy", "PIL", "safetensors"}
+    assert loaded & {*HEAVY - brought, "tyro", "rich"} == set()
     ours = {name.split(".")[1] for name in loaded if name.startswith("hadaptive.")}
-    assert ours == {"errors", "ops", "nn", "models"}
+    assert ours == {"lazy", "registration", "errors", "ops", "nn", "models"}
 
 
 # ---------------------------------------------------------------- walls
@@ -93,7 +127,7 @@ def test_every_room_has_its_floor():
 def test_nothing_imports_upwards(path):
     here = room(path.relative_to(ROOT).parts)
     if here == "__init__":
-        assert {name.split(".")[1] for name in imported_modules(path)} <= {"models"}
+        assert {name.split(".")[1] for name in imported_modules(path)} <= {"lazy", "registration"}
         return
     for name in imported_modules(path):
         there = room(name.split(".")[1:])

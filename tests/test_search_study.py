@@ -23,7 +23,7 @@ from hadaptive.search import (
     resume,
     study,
 )
-from hadaptive.search.study import comparison_of
+from hadaptive.search.studies import comparison_of
 from hadaptive.train import TrainingInterruptedError
 
 

@@ -1,44 +1,15 @@
 """Several networks, several seeds, one recipe: the accuracy comparison. A row per run, written as it lands."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hadaptive.bench.config import AccuracyConfig
 from hadaptive.console import console, say
 from hadaptive.errors import UserError
 from hadaptive.files import append_csv, read_csv
 from hadaptive.metrics import mean_interval, with_interval
 from hadaptive.models import NetSpec
 from hadaptive.train import TrainConfig, train_or_resume
-
-RIVALS = (
-    "hadaptive_net_s",
-    "mobilenetv4_conv_small",
-    "mobilenetv3_small_100",
-    "starnet_s1",
-)
-
-
-@dataclass(frozen=True)
-class AccuracyConfig:
-    """Train several networks under one recipe with several seeds, and compare them on the test part.
-
-    Rows land in the results file one by one; what is there already is not run again, so an interrupted
-    comparison goes on where it stopped.
-
-    Attributes:
-        recipe: a recipe of ``hadaptive train``.
-        models: model names or NetSpec files.
-        seeds: one training per model and seed.
-        results: CSV file that the rows are appended to; default benchmarks/results/accuracy-<recipe>.csv.
-        runs: folder for the run folders.
-    """
-
-    recipe: str = "fmnist-small"
-    models: tuple[str, ...] = RIVALS
-    seeds: tuple[int, ...] = (0, 1, 2)
-    results: Path | None = None
-    runs: Path = Path("runs/accuracy")
 
 
 def bench_accuracy(config: AccuracyConfig) -> list[dict[str, Any]]:

@@ -4,24 +4,28 @@ from collections.abc import Callable
 
 import tyro
 
+from hadaptive.bench.config import AccuracyConfig, LatencyBenchConfig, NetworksConfig
+
 
 def _accuracy(arguments: list[str]) -> None:
-    from hadaptive.bench.accuracy import AccuracyConfig, bench_accuracy, print_accuracy
-
     config = tyro.cli(AccuracyConfig, prog="hadaptive bench accuracy", args=arguments)
+    from hadaptive.bench.accuracy import bench_accuracy, print_accuracy
+
     print_accuracy(bench_accuracy(config))
 
 
 def _latency(arguments: list[str]) -> None:
-    from hadaptive.bench.latency import LatencyBenchConfig, bench_latency
+    config = tyro.cli(LatencyBenchConfig, prog="hadaptive bench latency", args=arguments)
+    from hadaptive.bench.latency import bench_latency
 
-    bench_latency(tyro.cli(LatencyBenchConfig, prog="hadaptive bench latency", args=arguments))
+    bench_latency(config)
 
 
 def _networks(arguments: list[str]) -> None:
-    from hadaptive.bench.networks import NetworksConfig, bench_networks
+    config = tyro.cli(NetworksConfig, prog="hadaptive bench networks", args=arguments)
+    from hadaptive.bench.networks import bench_networks
 
-    bench_networks(tyro.cli(NetworksConfig, prog="hadaptive bench networks", args=arguments))
+    bench_networks(config)
 
 
 BENCHMARKS: dict[str, Callable[[list[str]], None]] = {

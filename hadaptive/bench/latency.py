@@ -3,15 +3,15 @@
 import itertools
 import re
 import tempfile
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from hadaptive.bench.config import LatencyBenchConfig
 from hadaptive.bench.tradeoff import plot_tradeoff
 from hadaptive.cards import card_for
 from hadaptive.console import console
@@ -24,68 +24,11 @@ from hadaptive.info import inspect_network
 from hadaptive.measure.alone import Task, alone
 from hadaptive.measure.formats import SUFFIXES, check_format
 from hadaptive.measure.lowering import write
-from hadaptive.measure.passes import ALIGN, prepare
+from hadaptive.measure.passes import prepare
 from hadaptive.measure.timing import quartiles
 from hadaptive.measure.untrained import untrained
 from hadaptive.models import HadaptiveNet
 from hadaptive.provenance import provenance
-
-VARIANTS = ("frozen", "int8")
-Isa = Literal["native", "avx2"]
-
-
-@dataclass(frozen=True)
-class LatencyBenchConfig:
-    """Time networks with seeded random weights in several runtimes, in turns, after a check of their outputs.
-
-    Each session has a process of its own. A name followed by ":frozen" has fixed selections, one followed by
-    ":int8" is quantised as well; another network's ":int8" is the quantised network.
-
-    Attributes:
-        models: timm names or NetSpec files; ratios are to the last.
-        runtimes: eager, compile (torch.compile), onnxruntime, openvino.
-        threads: numbers of threads to time with.
-        batches: images at a time.
-        results: CSV file that the rows are appended to.
-        accuracy: rows of bench accuracy; networks that have some are drawn against latency, beside the results.
-        image_size: height and width.
-        align: multiple that expanded widths are filled up to.
-        rounds: processes for each network; they take turns.
-        calls: timed calls in each process, after half a second of warm-up.
-        isa: avx2 forbids AVX-512, to see how a smaller processor fares; for eager, compile and openvino only.
-    """
-
-    models: tuple[str, ...] = (
-        "hadaptive_net_s",
-        "hadaptive_net_s:frozen",
-        "mobilenetv3_small_100",
-        "mobilenetv4_conv_small",
-    )
-    runtimes: tuple[Literal["eager", "compile", "onnxruntime", "openvino"], ...] = ("onnxruntime", "openvino")
-    threads: tuple[int, ...] = (2,)
-    batches: tuple[int, ...] = (1,)
-    results: Path = Path("benchmarks/results/latency.csv")
-    accuracy: Path | None = None
-    image_size: int = 224
-    align: int = ALIGN
-    rounds: int = 3
-    calls: int = 60
-    isa: Isa = "native"
-
-    def __post_init__(self) -> None:
-        for name in ("image_size", "align", "rounds", "calls"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.calls < 2:
-            raise UserError("calls must be at least 2, for a spread")
-        if self.isa != "native" and "onnxruntime" in self.runtimes:
-            raise UserError("ONNX Runtime has no setting that forbids AVX-512: leave it out with --isa avx2")
-        if self.accuracy is not None and not self.accuracy.is_file():
-            raise UserError(f"there is no file {self.accuracy} with accuracies to draw")
-        for model in self.models:
-            _, _, variant = model.partition(":")
-            if variant and variant not in VARIANTS:
-                raise UserError(f"a network's name may end in :frozen or :int8, got {model!r}")
 
 
 def bench_latency(config: LatencyBenchConfig) -> list[dict[str, Any]]:

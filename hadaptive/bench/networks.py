@@ -1,8 +1,6 @@
 """Training step and eval latency of whole networks in eager PyTorch, side by side."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -10,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hadaptive.bench.config import NetworksConfig
 from hadaptive.console import console
 from hadaptive.errors import UserError
 from hadaptive.files import append_csv
@@ -17,29 +16,6 @@ from hadaptive.measure.timing import interleaved, quartiles, threads
 from hadaptive.provenance import provenance
 
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
-
-
-@dataclass(frozen=True)
-class NetworksConfig:
-    """Time a training step and the eval latency of networks at the same inputs, in turns.
-
-    Attributes:
-        models: timm names; the ratios are to the first.
-        results: CSV file that the rows are appended to.
-        image_size: height and width.
-        batch: images in a training step; latency is of one image.
-        rounds: timed training steps; latency takes four times as many.
-        device: "cpu" or "cuda".
-        threads: PyTorch threads; default as PyTorch chooses.
-    """
-
-    models: tuple[str, ...] = ("hadaptive_net_s", "mobilenetv4_conv_small")
-    results: Path = Path("benchmarks/results/networks.csv")
-    image_size: int = 224
-    batch: int = 16
-    rounds: int = 12
-    device: str = "cpu"
-    threads: int | None = None
 
 
 def _model_and_images(

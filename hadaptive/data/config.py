@@ -1,9 +1,28 @@
-"""Which images, and how they are divided the first time."""
+"""Which images, how they are divided the first time, and what happens to each of them."""
 
+import dataclasses
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal, get_args
 
 from hadaptive.errors import UserError
+from hadaptive.files import json_text
+
+Fit = Literal["crop", "stretch"]
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
+FITS, INTERPOLATIONS = get_args(Fit), get_args(Interpolation)
+# What a stream needs: the module to try and what to install.
+STREAMS = {
+    "wds/": ("webdataset.pipeline", '"hadaptive[wds]"'),
+    "hfids/": ("datasets.load", '"hadaptive[hfds]"'),
+    "tfds/": ("tensorflow_datasets.core", "tensorflow tensorflow-datasets"),
+}
+
+
+def is_stream(name: str) -> bool:
+    """Whether timm reads this data set as a stream, without random access."""
+    return name.lower().startswith(tuple(STREAMS))
 
 
 @dataclass(frozen=True)
@@ -49,3 +68,91 @@ class DataConfig:
             raise UserError(f"train_size must be positive, got {self.train_size}")
         if self.data_seed < 0:
             raise UserError(f"data_seed must not be negative, got {self.data_seed}")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """All that is needed to turn a person's image into what a trained network expects; saved with every run.
+
+    Attributes:
+        image_size: side of the square input, pixels.
+        in_chans: 1 (grey) or 3 (RGB).
+        fit: crop (timm's resize and centre crop) or stretch (pad, then resize both sides; for small images).
+        pad: zero pixels added on each side before a stretch.
+        crop_pct: share of the resized short side that the centre crop keeps.
+        interpolation: of a resize.
+        mean: of each channel, of pixel values in [0, 1].
+        std: of each channel, likewise.
+    """
+
+    image_size: int
+    in_chans: int = 3
+    fit: Fit = "crop"
+    pad: int = 0
+    crop_pct: float = 0.875
+    interpolation: Interpolation = "bilinear"
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+
+    def __post_init__(self) -> None:
+        if self.fit not in FITS:
+            raise UserError(f"fit must be one of {', '.join(FITS)}; got {self.fit!r}")
+        if self.in_chans not in (1, 3):
+            raise UserError(f"in_chans must be 1 or 3, got {self.in_chans}")
+        if self.image_size < 1 or self.pad < 0:
+            raise UserError(f"image_size must be positive and pad not negative: {self.image_size}, {self.pad}")
+        if not 0 < self.crop_pct <= 1:
+            raise UserError(f"crop_pct must lie above 0 and be at most 1, got {self.crop_pct}")
+        if min(len(self.mean), len(self.std)) < self.in_chans or min(self.std) <= 0:
+            raise UserError(f"mean and std need {self.in_chans} values each, and std positive ones")
+        if self.interpolation not in INTERPOLATIONS:
+            raise UserError(
+                f"interpolation must be one of {', '.join(INTERPOLATIONS)}; got {self.interpolation!r}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON."""
+        return json.loads(json_text(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "Preprocessing":
+        """The inverse of :meth:`to_dict`."""
+        return cls(**{**data, "mean": tuple(data["mean"]), "std": tuple(data["std"])})
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one input."""
+        return (self.in_chans, self.image_size, self.image_size)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes to training images.
+
+    Attributes:
+        hflip: probability of a horizontal flip.
+        vflip: probability of a vertical flip.
+        shift: pixels a stretched image may move in each direction, before resizing.
+        scale: smallest share of the area a random crop keeps.
+        auto_augment: timm's policy, e.g. rand-m7-mstd0.5-inc1; of fit crop only.
+        color_jitter: strength of random colour changes; of fit crop only.
+        erase: probability of random erasing; of fit crop only.
+    """
+
+    hflip: float = 0.5
+    vflip: float = 0.0
+    shift: int = 0
+    scale: float = 0.35
+    auto_augment: str | None = None
+    color_jitter: float = 0.0
+    erase: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("hflip", "vflip", "erase"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
+        if self.shift < 0 or self.color_jitter < 0 or not 0 < self.scale <= 1:
+            raise UserError(
+                "shift and color_jitter must not be negative, and scale must lie above 0 and be at most 1; got "
+                f"{self.shift}, {self.color_jitter}, {self.scale}"
+            )

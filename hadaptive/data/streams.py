@@ -11,23 +11,12 @@ from timm.data.readers.reader_wds import ReaderWds
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from hadaptive.data.config import DataConfig
+from hadaptive.data.config import STREAMS, DataConfig
 from hadaptive.data.loading import LoadingError, derive_seed, isolated_randomness, seed_generators
 from hadaptive.data.packages import require
 from hadaptive.errors import UserError
 
-# What a stream needs: the module to try and what to install.
-STREAMS = {
-    "wds/": ("webdataset.pipeline", '"hadaptive[wds]"'),
-    "hfids/": ("datasets.load", '"hadaptive[hfds]"'),
-    "tfds/": ("tensorflow_datasets.core", "tensorflow tensorflow-datasets"),
-}
 WORKERS = 4  # where none are asked for; the same on every machine, since the order of a stream hangs on it
-
-
-def is_stream(name: str) -> bool:
-    """Whether timm reads this data set as a stream, without random access."""
-    return name.lower().startswith(tuple(STREAMS))
 
 
 class StreamDataset(IterableDataset):

@@ -20,8 +20,8 @@ from hadaptive.data import Manifest
 from hadaptive.engine.batches import Batches, Learning
 from hadaptive.engine.processes import on_main
 from hadaptive.engine.progress import Progress
-from hadaptive.engine.stopping import StopRequest, TrainingInterruptedError
-from hadaptive.errors import UserError, first_line
+from hadaptive.engine.stopping import StopRequest
+from hadaptive.errors import TrainingInterruptedError, UserError, first_line
 from hadaptive.files import write_json
 from hadaptive.provenance import provenance
 from hadaptive.runs import Folder, RunFolder

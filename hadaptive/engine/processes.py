@@ -6,13 +6,9 @@ from typing import Any, TypeVar
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from hadaptive.errors import UserError, first_line
+from hadaptive.errors import MainProcessError, first_line
 
 T = TypeVar("T")
-
-
-class MainProcessError(UserError):
-    """The main process failed, and says why itself; this one ends with it."""
 
 
 def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:

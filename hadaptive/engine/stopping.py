@@ -9,14 +9,6 @@ from typing import Any
 from accelerate import Accelerator
 
 
-class TrainingInterruptedError(Exception):
-    """Ctrl-C or a termination signal; the run can be resumed. `command` is the one that resumes it."""
-
-    def __init__(self, path: str, command: str = "train") -> None:
-        super().__init__(path)
-        self.command = command
-
-
 class StopRequest:
     """Whether this run was asked to stop; a second signal interrupts at once."""
 

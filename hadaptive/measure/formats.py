@@ -20,6 +20,7 @@ WRITES = {  # each has an extra of its own name
     "openvino": ("openvino", "onnx", "onnxscript", "onnxslim"),
     "executorch": ("executorch",),
 }
+ALIGN = 16  # multiple that expanded widths are filled up to, where nothing else is said
 
 
 def check_format(name: str, *, writing: bool = True, int8: bool = False) -> None:

@@ -18,9 +18,8 @@ from hadaptive.measure.deploy import (
     take_depthwise,
     take_inputs,
 )
+from hadaptive.measure.formats import ALIGN
 from hadaptive.models import HadaptiveNet
-
-ALIGN = 16  # multiple that expanded widths are filled up to, where nothing else is said
 
 
 @torch.no_grad()

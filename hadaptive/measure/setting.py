@@ -5,8 +5,6 @@ import shutil
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import torch
-
 from hadaptive.errors import UserError
 from hadaptive.measure.formats import missing_package
 
@@ -61,10 +59,16 @@ class Setting:
                 raise UserError(
                     f'runtime {self.runtime} needs the package {package}: pip install "hadaptive[{form}]"'
                 )
-        if self.device.startswith("cuda") and not torch.cuda.is_available():
+        if self.device.startswith("cuda") and not _has_gpu():
             raise UserError("device is cuda, but PyTorch finds no GPU here: use --device cpu")
         if self.runtime == "compile" and self.device == "cpu" and not _compiler():
             raise UserError("runtime compile needs a C++ compiler: install g++, or set CXX to the one there is")
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _compiler() -> str | None:

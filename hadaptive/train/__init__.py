@@ -1,20 +1,3 @@
-from hadaptive.engine.finite import NonFiniteLossError
-from hadaptive.engine.recipes import RECIPES, Recipe
-from hadaptive.engine.stopping import TrainingInterruptedError
-from hadaptive.train.config import NetworkConfig, TrainConfig
-from hadaptive.train.launch import read_config, resume, train, train_or_resume
-from hadaptive.train.trainer import Trainer
+from hadaptive.lazy import lazy_names
 
-__all__ = [
-    "RECIPES",
-    "NetworkConfig",
-    "NonFiniteLossError",
-    "Recipe",
-    "TrainConfig",
-    "Trainer",
-    "TrainingInterruptedError",
-    "read_config",
-    "resume",
-    "train",
-    "train_or_resume",
-]
+__getattr__, __dir__, __all__ = lazy_names(__name__, __file__)

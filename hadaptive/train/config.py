@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from hadaptive.data import Augmentation, DataConfig, Preprocessing, is_stream
+from hadaptive.data.config import Augmentation, DataConfig, Preprocessing, is_stream
 from hadaptive.engine.config import (
     Execution,
     Idle,

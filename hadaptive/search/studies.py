@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from hadaptive.console import say
-from hadaptive.errors import UserError
+from hadaptive.errors import TrainingInterruptedError, UserError
 from hadaptive.files import append_csv, read_csv, write_atomically, write_csv, write_json
 from hadaptive.metrics import mean_interval, welch_difference
 from hadaptive.models import NetSpec
@@ -38,7 +38,7 @@ from hadaptive.search.outcome import random_within
 from hadaptive.search.plots import draw_confidence, plot_comparison
 from hadaptive.search.report import print_study
 from hadaptive.search.space import SKIP, ConvSpec, SearchSpace
-from hadaptive.train import TrainingInterruptedError, train_or_resume
+from hadaptive.train import train_or_resume
 
 
 class StudyFolder(SearchFolder):

@@ -1,0 +1,116 @@
+"""The settings of every benchmark for users; also the flags of ``hadaptive bench``."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from hadaptive.errors import UserError
+from hadaptive.measure.formats import ALIGN
+
+RIVALS = (
+    "hadaptive_net_s",
+    "mobilenetv4_conv_small",
+    "mobilenetv3_small_100",
+    "starnet_s1",
+)
+VARIANTS = ("frozen", "int8")
+Isa = Literal["native", "avx2"]
+
+
+@dataclass(frozen=True)
+class AccuracyConfig:
+    """Train several networks under one recipe with several seeds, and compare them on the test part.
+
+    Rows land in the results file one by one; what is there already is not run again, so an interrupted
+    comparison goes on where it stopped.
+
+    Attributes:
+        recipe: a recipe of ``hadaptive train``.
+        models: model names or NetSpec files.
+        seeds: one training per model and seed.
+        results: CSV file that the rows are appended to; default benchmarks/results/accuracy-<recipe>.csv.
+        runs: folder for the run folders.
+    """
+
+    recipe: str = "fmnist-small"
+    models: tuple[str, ...] = RIVALS
+    seeds: tuple[int, ...] = (0, 1, 2)
+    results: Path | None = None
+    runs: Path = Path("runs/accuracy")
+
+
+@dataclass(frozen=True)
+class LatencyBenchConfig:
+    """Time networks with seeded random weights in several runtimes, in turns, after a check of their outputs.
+
+    Each session has a process of its own. A name followed by ":frozen" has fixed selections, one followed by
+    ":int8" is quantised as well; another network's ":int8" is the quantised network.
+
+    Attributes:
+        models: timm names or NetSpec files; ratios are to the last.
+        runtimes: eager, compile (torch.compile), onnxruntime, openvino.
+        threads: numbers of threads to time with.
+        batches: images at a time.
+        results: CSV file that the rows are appended to.
+        accuracy: rows of bench accuracy; networks that have some are drawn against latency, beside the results.
+        image_size: height and width.
+        align: multiple that expanded widths are filled up to.
+        rounds: processes for each network; they take turns.
+        calls: timed calls in each process, after half a second of warm-up.
+        isa: avx2 forbids AVX-512, to see how a smaller processor fares; for eager, compile and openvino only.
+    """
+
+    models: tuple[str, ...] = (
+        "hadaptive_net_s",
+        "hadaptive_net_s:frozen",
+        "mobilenetv3_small_100",
+        "mobilenetv4_conv_small",
+    )
+    runtimes: tuple[Literal["eager", "compile", "onnxruntime", "openvino"], ...] = ("onnxruntime", "openvino")
+    threads: tuple[int, ...] = (2,)
+    batches: tuple[int, ...] = (1,)
+    results: Path = Path("benchmarks/results/latency.csv")
+    accuracy: Path | None = None
+    image_size: int = 224
+    align: int = ALIGN
+    rounds: int = 3
+    calls: int = 60
+    isa: Isa = "native"
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "align", "rounds", "calls"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.calls < 2:
+            raise UserError("calls must be at least 2, for a spread")
+        if self.isa != "native" and "onnxruntime" in self.runtimes:
+            raise UserError("ONNX Runtime has no setting that forbids AVX-512: leave it out with --isa avx2")
+        if self.accuracy is not None and not self.accuracy.is_file():
+            raise UserError(f"there is no file {self.accuracy} with accuracies to draw")
+        for model in self.models:
+            _, _, variant = model.partition(":")
+            if variant and variant not in VARIANTS:
+                raise UserError(f"a network's name may end in :frozen or :int8, got {model!r}")
+
+
+@dataclass(frozen=True)
+class NetworksConfig:
+    """Time a training step and the eval latency of networks at the same inputs, in turns.
+
+    Attributes:
+        models: timm names; the ratios are to the first.
+        results: CSV file that the rows are appended to.
+        image_size: height and width.
+        batch: images in a training step; latency is of one image.
+        rounds: timed training steps; latency takes four times as many.
+        device: "cpu" or "cuda".
+        threads: PyTorch threads; default as PyTorch chooses.
+    """
+
+    models: tuple[str, ...] = ("hadaptive_net_s", "mobilenetv4_conv_small")
+    results: Path = Path("benchmarks/results/networks.csv")
+    image_size: int = 224
+    batch: int = 16
+    rounds: int = 12
+    device: str = "cpu"
+    threads: int | None = None
