@@ -18,6 +18,7 @@ from hadaptive.commands import (
     InfoCommand,
     LatencyCommand,
     PredictCommand,
+    RecipesCommand,
     SearchCommand,
     SpacesCommand,
     TrainCommand,
@@ -186,9 +187,10 @@ def _demo(arguments: list[str]) -> None:
 
 
 def _recipes(arguments: list[str]) -> None:
+    command = tyro.cli(RecipesCommand, prog="hadaptive recipes", args=arguments)
     for name, recipe in RECIPES.items():
         say(f"{name:14} {recipe.about}")
-        if arguments:
+        if command.show is not None:
             say(f"{'':14} {json_text(recipe.settings)}")
 
 
@@ -206,9 +208,13 @@ def _doctor(arguments: list[str]) -> None:
 
 
 def _bench(arguments: list[str]) -> None:
+    if arguments[:1] in (["-h"], ["--help"]):
+        for name, (_, about) in BENCHMARKS.items():
+            say(f"hadaptive bench {name:9} {about}")
+        return
     if not arguments or arguments[0] not in BENCHMARKS:
         raise UserError(f"say which: {' or '.join(f'hadaptive bench {name}' for name in BENCHMARKS)}")
-    BENCHMARKS[arguments[0]](arguments[1:])
+    BENCHMARKS[arguments[0]][0](arguments[1:])
 
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {

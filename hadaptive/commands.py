@@ -147,6 +147,17 @@ class InfoCommand:
 
 
 @dataclass(frozen=True)
+class RecipesCommand:
+    """List the named settings that trainings and searches start from.
+
+    Attributes:
+        show: "all" also shows what each sets.
+    """
+
+    show: Positional[Literal["all"] | None] = None
+
+
+@dataclass(frozen=True)
 class DemoCommand:
     """Train, evaluate and predict on scikit-learn's digits, in about a minute on two cores.
 

@@ -12,7 +12,9 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-REGISTERS = {"torch": "hadaptive.ops", "timm": "hadaptive.models"}  # what is imported after what
+# What is imported after what. The networks need hadaptive.nn, which needs timm: they wait for it.
+REGISTERS = {"torch": "hadaptive.ops", "timm": "hadaptive.models", "hadaptive.nn": "hadaptive.models"}
+WAIT_FOR = {"hadaptive.nn", "hadaptive.models"}
 
 
 class AfterImport(MetaPathFinder):
@@ -20,12 +22,13 @@ class AfterImport(MetaPathFinder):
 
     def __init__(self) -> None:
         self.asking = threading.local()  # whether this thread asks the others: one of them may ask all again
+        self.loading: set[str] = set()  # by any thread
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """The module as others find it, with a loader that registers what is ours afterwards; None for most."""
-        if fullname not in REGISTERS or getattr(self.asking, "others", False):
+        if fullname not in {*REGISTERS, *WAIT_FOR} or getattr(self.asking, "others", False):
             return None
         self.asking.others = True
         try:
@@ -37,11 +40,28 @@ class AfterImport(MetaPathFinder):
             load = spec.loader.exec_module
 
             def exec_module(module: ModuleType) -> None:
-                load(module)
-                importlib.import_module(REGISTERS[fullname])
+                self.loading.add(fullname)
+                try:
+                    load(module)
+                finally:
+                    self.loading.discard(fullname)
+                if fullname in REGISTERS:
+                    self.register_after(fullname)
 
             spec.loader.exec_module = exec_module  # the loader stays what it is: others ask it for files
         return spec
+
+    def register_after(self, fullname: str) -> None:
+        """Import what is ours, unless a module that is being loaded, here or in another thread, will do so."""
+        ours = REGISTERS[fullname]
+        if ours == "hadaptive.models" and self.loading & WAIT_FOR:
+            return
+        try:
+            importlib.import_module(ours)
+        except RuntimeError as error:
+            # Another thread has begun to load it since, and waits for what this one loads.
+            if type(error).__name__ != "_DeadlockError":
+                raise
 
 
 def register() -> None:

@@ -66,7 +66,7 @@ def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "no command 'trian'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [name for name in cli.COMMANDS if name not in ("recipes", "bench")])
+@pytest.mark.parametrize("command", [name for name in cli.COMMANDS if name != "bench"])
 def test_help_of_every_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main([command, "--help"])

@@ -28,8 +28,8 @@ def _networks(arguments: list[str]) -> None:
     bench_networks(config)
 
 
-BENCHMARKS: dict[str, Callable[[list[str]], None]] = {
-    "accuracy": _accuracy,
-    "latency": _latency,
-    "networks": _networks,
+BENCHMARKS: dict[str, tuple[Callable[[list[str]], None], str]] = {
+    "accuracy": (_accuracy, "trained under one recipe with several seeds"),
+    "latency": (_latency, "timed where they are deployed: PyTorch, ONNX Runtime, OpenVINO"),
+    "networks": (_networks, "a training step and the latency of one image, in PyTorch"),
 }
