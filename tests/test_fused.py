@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import LAYOUTS, arranged, problem
-from processes import run_python
+from processes import forked, run_python
 from tolerances import TOLERANCES, dtype_id
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -400,3 +400,33 @@ def test_kernels_from_the_cache_compute_what_fresh_ones_do(tmp_path) -> None:
     assert list(tmp_path.rglob("*.nbc"))
     assert len(fresh.stdout.split()) == 12
     assert fresh.stdout == cached.stdout
+
+
+# ---------------------------------------------------------------- PyTorch's own defaults
+
+
+def defaults_do_not_matter() -> str:
+    """Compare forward and backward under each default dtype and device; what differs. In a process of its own:
+    an address on the meta device is none, and would kill it."""
+    differ = []
+    for layout in LAYOUTS:
+        for gated in (False, True):
+            arguments = problem((3, 6, 2, 2), 4, torch.float32, layout, gated)
+            grad, results = torch.randn(3, 12, 2, 2), []
+            for dtype in (torch.float32, torch.float64, torch.bfloat16):
+                for device in ("cpu", "meta"):
+                    torch.set_default_dtype(dtype)
+                    torch.set_default_device(device)
+                    mine = leaves(arguments)
+                    y = ops.expand(*mine, backend="fused")
+                    wanted = [a for a in mine if a is not None and a.requires_grad]
+                    results.append([y.detach(), *torch.autograd.grad(y, wanted, grad)])
+                    torch.set_default_dtype(torch.float32)
+                    torch.set_default_device("cpu")
+                    if not all(map(torch.equal, results[0], results[-1])):
+                        differ.append(f"{layout} {gated} {dtype} {device}")
+    return ", ".join(differ)
+
+
+def test_the_default_dtype_and_device_do_not_matter() -> None:
+    assert forked(defaults_do_not_matter).returncode == 0

@@ -65,6 +65,11 @@ def thread_library() -> str:
     return "PyTorch's OpenMP" if _openmp() is not None and os.getpid() == _HOME else "a thread pool"
 
 
+def _filled(x: Tensor, value: float, *shape: int) -> Tensor:
+    """What a kernel reads or adds to: float32 beside x, whatever PyTorch's default dtype and device are."""
+    return x.new_full(shape, value, dtype=torch.float32)
+
+
 def _vector(x: Tensor) -> Tensor:
     return x.detach().float().contiguous()
 
@@ -78,7 +83,7 @@ def _launch(kernel: str, x: Tensor, index: Tensor, gate: Tensor | None, chunks: 
     arrays |= {
         "x": dense(x.float(), cols),
         "index": index.contiguous(),
-        "gate": torch.ones(index.shape) if gate is None else _vector(gate),
+        "gate": _filled(x, 1, *index.shape) if gate is None else _vector(gate),
     }
     task = Task(
         chunks=chunks,
@@ -118,9 +123,9 @@ def expand_backward(
     """
     batch, pairs = x.shape[0], len(weight)
     chunks = max(1, min(batch, MAX_CHUNKS))
-    grad_x, grad_gate = empty_map(x, x.shape[1], torch.float32), torch.zeros(index.shape)
-    sums = {"sums_alpha": torch.zeros(chunks, 1)}
-    sums |= {name: torch.zeros(chunks, pairs) for name in ("sums_weight", "sums_bias")}
+    grad_x, grad_gate = empty_map(x, x.shape[1], torch.float32), _filled(x, 0, *index.shape)
+    sums = {"sums_alpha": _filled(x, 0, chunks, 1)}
+    sums |= {name: _filled(x, 0, chunks, pairs) for name in ("sums_weight", "sums_bias")}
     if x.numel():
         arrays = {"grad": dense(grad.float(), channels_contiguous(x)), "grad_x": grad_x, "grad_gate": grad_gate}
         affine = {"alpha": _vector(alpha), "weight": _vector(weight), "bias": _vector(weight)}
