@@ -14,6 +14,7 @@ from hadaptive import ops
 from hadaptive.console import console
 from hadaptive.errors import first_line
 from hadaptive.ops import num_pairs, reference
+from hadaptive.packages import EXTRAS, obstacle
 from hadaptive.provenance import device_name
 
 PACKAGES = ("hadaptive", "torch", "torchvision", "timm", "accelerate", "numba", "triton")
@@ -56,6 +57,15 @@ def installed() -> dict[str, str]:
         except PackageNotFoundError:
             # A source tree that was never installed is importable all the same.
             found[package] = "source tree" if importlib.util.find_spec(package) else "not installed"
+    return found
+
+
+def extras() -> dict[str, str]:
+    """Of each extra, "ready" or why one of its packages cannot be used."""
+    found = {}
+    for extra, modules in EXTRAS.items():
+        reasons = ((module.split(".")[0], obstacle(module)) for module in modules)
+        found[extra] = next((f"{package} {why}" for package, why in reasons if why is not None), "ready")
     return found
 
 
@@ -124,6 +134,8 @@ def print_diagnosis(checks: list[Check]) -> None:
 
     out = console()
     out.print("  ".join(f"{name} {number}" for name, number in installed().items()))
+    for extra, state in extras().items():
+        out.print(f"extra {extra}: {state}", soft_wrap=True)
     for device in devices():
         threads = f", {torch.get_num_threads()} threads" if device == "cpu" else ""
         out.print(f"{device}: {device_name(device)}{threads}")

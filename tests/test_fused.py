@@ -24,7 +24,7 @@ from hadaptive import ops
 from hadaptive.nn import AdaptiveCrossHadamard
 from hadaptive.ops import fused, reference
 
-pytestmark = pytest.mark.skipif(not fused._HAS_NUMBA, reason="Numba is not installed")
+pytestmark = pytest.mark.skipif(fused._unusable("cpu") is not None, reason="Numba is not installed")
 DTYPES = fused.DTYPES
 ALPHA = 3  # its place among the arguments
 
@@ -367,7 +367,7 @@ def test_a_forced_backend_says_why_it_cannot(x: Tensor, words: str) -> None:
 
 
 def test_without_numba_the_reference_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused, "_HAS_NUMBA", False)
+    monkeypatch.setattr(fused, "_unusable", lambda device: "Numba is not installed")
     monkeypatch.setattr(fused, "expand", None)  # calling it would fail
     arguments = problem((2, 5, 3, 2), 3, torch.float32)
     assert ops.expand(*arguments).equal(reference.expand(*arguments))

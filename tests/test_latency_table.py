@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -242,10 +243,7 @@ def test_tables_of_version_1_still_load_but_for_those_of_another_exporter(tmp_pa
     [("onnxruntime", "onnxslim", "onnx"), ("openvino", "openvino", "openvino"), ("openvino", "onnx", "openvino")],
 )
 def test_missing_packages_are_one_sentence(runtime, package, extra, monkeypatch) -> None:
-    from importlib import util
-
-    find = util.find_spec
-    monkeypatch.setattr(util, "find_spec", lambda name: None if name == package else find(name))
+    monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ValueError, match="needs the package") as caught:
         setting_of(runtime).check()
     assert str(caught.value) == f'runtime {runtime} needs the package {package}: pip install "hadaptive[{extra}]"'

@@ -8,9 +8,9 @@ import numpy as np
 from PIL import Image
 
 from hadaptive.data.images import decode
-from hadaptive.data.packages import require
 from hadaptive.data.sources import UNKNOWN_STAT, Opened
 from hadaptive.errors import UserError
+from hadaptive.packages import require
 
 LABEL_COLUMNS = ("label", "labels", "target", "fine_label")
 
@@ -99,7 +99,7 @@ def open_hugging_face(name: str, root: Path | None, split_names: tuple[str, str 
     Raises:
         UserError: `datasets` is not installed, or the data set, a split, or a column is missing.
     """
-    require("datasets.load", name, '"hadaptive[hfds]"')
+    require(("datasets.load",), name, '"hadaptive[hfds]"')
     opened = Opened({}, [])
     for part, split in zip(("train", "validation", "test"), split_names, strict=True):
         guess = part == "test" and split == "test"

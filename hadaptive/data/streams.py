@@ -13,8 +13,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from hadaptive.data.config import STREAMS, DataConfig
 from hadaptive.data.loading import LoadingError, derive_seed, isolated_randomness, seed_generators
-from hadaptive.data.packages import require
 from hadaptive.errors import UserError
+from hadaptive.packages import require
 
 WORKERS = 4  # where none are asked for; the same on every machine, since the order of a stream hangs on it
 
@@ -140,7 +140,7 @@ def open_stream(
     from timm.data import create_dataset  # pyright: ignore[reportPrivateImportUsage]
 
     prefix = name.lower().split("/")[0] + "/"
-    require(STREAMS[prefix][0], f"data of {prefix}", STREAMS[prefix][1])
+    require((STREAMS[prefix][0],), f"data of {prefix}", STREAMS[prefix][1])
     if prefix == "wds/":
         root = _shard_folder(name, root, split)
     try:

@@ -9,8 +9,8 @@ import numpy as np
 
 from hadaptive.cards import METADATA_KEY
 from hadaptive.measure.formats import check_format
-from hadaptive.measure.quiet import quiet
 from hadaptive.measure.sessions import Run, load, openvino_core
+from hadaptive.packages import quiet
 
 BATCH = 32
 

@@ -20,7 +20,7 @@ from hadaptive.cards import METADATA_KEY
 from hadaptive.errors import UserError
 from hadaptive.files import write_atomically
 from hadaptive.measure.deploy import DeployProducts
-from hadaptive.measure.quiet import quiet
+from hadaptive.packages import quiet
 
 MAX_BATCH = 64  # memory is planned for the largest batch: 13 MB more for S than for one image
 DIGEST = 32

@@ -1,10 +1,10 @@
 """The formats that a network is written to: their names, the suffixes of their files, the packages they need."""
 
-import importlib.util
 from pathlib import Path
 from typing import Literal
 
 from hadaptive.errors import UserError
+from hadaptive.packages import EXTRAS, require
 
 Format = Literal["onnx", "openvino", "executorch", "torch", "safetensors"]
 SUFFIXES = {
@@ -14,35 +14,24 @@ SUFFIXES = {
     "torch": ".pt2",
     "safetensors": ".safetensors",
 }
-RUNS = {"onnx": ("onnxruntime",), "openvino": ("openvino",), "executorch": ("executorch",)}
-WRITES = {  # each has an extra of its own name
-    "onnx": ("onnx", "onnxruntime", "onnxscript", "onnxslim"),
-    "openvino": ("openvino", "onnx", "onnxscript", "onnxslim"),
-    "executorch": ("executorch",),
-}
+RUNS = {"onnx": ("onnxruntime",), "openvino": ("openvino",), "executorch": EXTRAS["executorch"]}
 ALIGN = 16  # multiple that expanded widths are filled up to, where nothing else is said
 
 
-def check_format(name: str, *, writing: bool = True, int8: bool = False) -> None:
-    """Raise one clear UserError unless this format is known and its packages are there.
+def check_format(name: str, *, writing: bool = True, int8: bool = False, what: str = "") -> None:
+    """Raise one clear UserError unless this format is known and its packages can be used.
 
     Args:
         name: of the format.
         writing: what exports needs is asked for, else what running needs.
         int8: so is what quantisation needs.
+        what: needs them; by default the format.
     """
     if name not in SUFFIXES:
         raise UserError(f"there is no format {name!r}; choose one of {', '.join(SUFFIXES)}")
-    package = missing_package(name, writing=writing, int8=int8)
-    if package is not None:
-        raise UserError(f'format {name} needs the package {package}: pip install "hadaptive[{name}]"')
-
-
-def missing_package(name: str, *, writing: bool = True, int8: bool = False) -> str | None:
-    """The first package that a format needs, see :func:`check_format`, and that is not there."""
-    needed = (WRITES if writing else RUNS).get(name, ())
-    needed = (*needed, "nncf") if int8 and name == "openvino" else needed
-    return next((package for package in needed if importlib.util.find_spec(package) is None), None)
+    modules = (EXTRAS if writing else RUNS).get(name, ())  # each has an extra of its own name
+    needed = tuple(module for module in modules if int8 or module != "nncf")
+    require(needed, what or f"format {name}", f'"hadaptive[{name}]"')
 
 
 def format_of(path: Path) -> str:

@@ -9,7 +9,7 @@ from torch import nn
 
 from hadaptive.cards import METADATA_KEY
 from hadaptive.files import write_atomically
-from hadaptive.measure.quiet import quiet
+from hadaptive.packages import quiet
 
 OPSET = 18
 

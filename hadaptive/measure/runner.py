@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from hadaptive.measure.formats import SUFFIXES
 from hadaptive.measure.lowering import lower
 from hadaptive.measure.passes import prepare
-from hadaptive.measure.quiet import quiet
 from hadaptive.measure.sessions import open_file
 from hadaptive.measure.setting import LOWERED, Setting
 from hadaptive.measure.untrained import fix_selections, liven
 from hadaptive.models import HadaptiveNet
+from hadaptive.packages import quiet
 
 IMAGES = 8  # of noise, that give an untrained network its statistics
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from hadaptive.errors import UserError
-from hadaptive.measure.formats import missing_package
+from hadaptive.measure.formats import check_format
 
 Runtime = Literal["pytorch", "compile", "onnxruntime", "openvino"]
 LOWERED = {"onnxruntime": "onnx", "openvino": "openvino"}  # runtimes of exported files, and the files' format
@@ -53,12 +53,7 @@ class Setting:
         if self.runtime in LOWERED:
             if self.device != "cpu":
                 raise UserError(f"runtime {self.runtime} is measured on the CPU only: use --device cpu")
-            form = LOWERED[self.runtime]
-            package = missing_package(form)
-            if package is not None:
-                raise UserError(
-                    f'runtime {self.runtime} needs the package {package}: pip install "hadaptive[{form}]"'
-                )
+            check_format(LOWERED[self.runtime], what=f"runtime {self.runtime}")
         if self.device.startswith("cuda") and not _has_gpu():
             raise UserError("device is cuda, but PyTorch finds no GPU here: use --device cpu")
         if self.runtime == "compile" and self.device == "cpu" and not _compiler():

@@ -6,28 +6,46 @@ kernel is called directly, because binding its arguments costs a function as muc
 Nothing but the inputs is saved. A second derivative is taken through :mod:`hadaptive.ops.reference`.
 """
 
-import importlib.util
+import warnings
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hadaptive import packages
 from hadaptive.ops import reference
 from hadaptive.ops.layout import empty_map
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_HAS_NUMBA = importlib.util.find_spec("numba") is not None
-_HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+_LIBRARIES = {"cpu": ("Numba", "hadaptive.ops.cpu_launch"), "cuda": ("Triton", "hadaptive.ops.triton_kernels")}
+
+
+@torch.compiler.assume_constant_result
+def _unusable(device: str) -> str | None:
+    """Why the kernels for this kind of device cannot be used, or None if they can."""
+    return _imported(device)
+
+
+@cache
+def _imported(device: str) -> str | None:
+    name, module = _LIBRARIES[device]
+    why = packages.obstacle(module, name.lower())
+    if why is None:
+        return None
+    if why != "is not installed":
+        warnings.warn(f"{name} {why}: operators run in plain PyTorch, which is slower", stacklevel=2)
+    return f"{name} {why}"
 
 
 def obstacle(x: Tensor) -> str | None:
     """Why the fused kernels cannot take x, or None if they can."""
-    if x.device.type not in ("cpu", "cuda"):
+    if x.device.type not in _LIBRARIES:
         return f"there is no fused kernel for {x.device.type}"
-    if x.device.type == "cpu" and not _HAS_NUMBA:
-        return "Numba is not installed"
-    if x.device.type == "cuda" and not _HAS_TRITON:
-        return "Triton is not installed"
+    unusable = _unusable(x.device.type)
+    if unusable is not None:
+        return unusable
     if x.dtype not in DTYPES:
         return f"{x.dtype} is left to plain PyTorch"
     if torch.jit.is_tracing() or torch.compiler.is_exporting():

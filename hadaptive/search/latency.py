@@ -60,7 +60,7 @@ def measure_table(
     """
     setting.check()
 
-    def say(sentence: str) -> None:
+    def tell(sentence: str) -> None:
         if not quiet:
             say(sentence)
 
@@ -68,13 +68,13 @@ def measure_table(
     with threads(setting.threads or None), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         candidates = Candidates(space, setting)
-        say(f"timing {len(candidates.parts)} different candidates of {space.name} in {setting.runtime}")
+        tell(f"timing {len(candidates.parts)} different candidates of {space.name} in {setting.runtime}")
         times, rest = candidates.times(_medians(candidates.runs(), rounds, setting))
         generator = torch.Generator().manual_seed(2024)
         choices = [space.random(generator) for _ in range(networks)]
         specs = {str(i): space.build(choice) for i, choice in enumerate(choices)}
         specs |= {name: spec for name, spec in known.items() if fits(spec, setting)}
-        say(f"timing {len(specs)} whole networks")
+        tell(f"timing {len(specs)} whole networks")
         measured = _medians(_network_runs(specs, setting), 3 * rounds, setting)
     sums = [sum(t[c] for t, c in zip(times, choice, strict=True)) + rest for choice in choices]
     slope, offset, error = _fit(sums, [measured[str(i)] for i in range(networks)])
