@@ -105,7 +105,7 @@ def test_import_registers_the_networks():
     brought = {"torch", "torchvision", "timm", "numpy", "PIL", "safetensors"}
     assert loaded & {*HEAVY - brought, "tyro", "rich"} == set()
     ours = {name.split(".")[1] for name in loaded if name.startswith("hadaptive.")}
-    assert ours == {"lazy", "registration", "errors", "ops", "nn", "models"}
+    assert ours == {"lazy", "registration", "errors", "packages", "ops", "nn", "models"}
 
 
 @pytest.mark.parametrize(

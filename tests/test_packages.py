@@ -23,7 +23,7 @@ FAILURES = {
 }
 # What needs an extra, as a person types it.
 COMMANDS = {
-    "wds": "train --data wds/shards --val-split validation --output run",
+    "wds": "train --data wds/shards --val-split validation --num-classes 2 --train-samples 8 --output run",
     "hfds": "train --data hfds/pets --output run",
     "onnx": "export hadaptive_net_s --format onnx --output net.onnx",
     "executorch": "export hadaptive_net_s --format executorch --output net.pte",
