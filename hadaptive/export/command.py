@@ -134,7 +134,8 @@ def _write(
 
 
 def _default_output(config: ExportConfig) -> Path:
-    name = ("frozen" if config.freeze else "network") + ("-int8" if config.int8 else "") + SUFFIXES[config.format]
+    kind = ("frozen" if config.freeze else "network") + ("-finetuned" if config.finetune else "")
+    name = kind + ("-int8" if config.int8 else "") + SUFFIXES[config.format]
     source = Path(config.source)
     return source / name if source.is_dir() else Path(f"{source.stem}-{name}")
 
