@@ -43,14 +43,37 @@ class ModelCard:
         return self.model if self.spec is None else self.spec.fingerprint
 
     def create_model(self) -> nn.Module:
-        """The network, untrained."""
-        return create_model(
+        """The network, untrained; timm knows how to feed it."""
+        network: Any = create_model(
             self.spec or self.model,
             num_classes=len(self.classes),
             in_chans=self.preprocessing.in_chans,
             drop_rate=self.drop_rate,
             drop_path_rate=self.drop_path_rate,
+            image_size=self.preprocessing.image_size,
         )
+        known = getattr(network, "pretrained_cfg", None) or {}
+        network.pretrained_cfg = network.default_cfg = {**known, **self.pretrained_cfg}
+        return network
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """What timm's ``resolve_model_data_config`` and ``save_for_hf`` say of the network: all but padding."""
+        how = self.preprocessing
+        crop = how.fit == "crop"
+        return {
+            "input_size": how.input_size,
+            "test_input_size": None,
+            "pool_size": None,
+            "interpolation": how.interpolation,
+            "mean": how.mean[: how.in_chans],
+            "std": how.std[: how.in_chans],
+            "crop_pct": how.crop_pct if crop else 1.0,
+            "test_crop_pct": None,
+            "crop_mode": "center" if crop else "squash",
+            "num_classes": len(self.classes),
+            "label_names": tuple(self.classes),
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""

@@ -202,6 +202,7 @@ def info_command(
         num_classes=1000 if num_classes is None else num_classes,
         in_chans=in_chans or 3,
         stem_strides=stem_strides,
+        image_size=image_size or 224,
     )
     if save_spec is not None:
         spec = spec_of(network)

@@ -13,6 +13,7 @@ from hadaptive.console import console
 from hadaptive.errors import UserError
 from hadaptive.files import append_csv
 from hadaptive.measure.timing import interleaved, quartiles, threads
+from hadaptive.models import create_model
 from hadaptive.provenance import provenance
 
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -22,7 +23,7 @@ def _model_and_images(
     name: str, batch: int, config: NetworksConfig, memory_format: torch.memory_format
 ) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
-    model = timm.create_model(name, num_classes=1000)
+    model = create_model(name, num_classes=1000, image_size=config.image_size)
     model.to(config.device, memory_format=memory_format)  # pyright: ignore[reportCallIssue]
     x = torch.randn(batch, 3, config.image_size, config.image_size, device=config.device)
     return model, x.contiguous(memory_format=memory_format)

@@ -152,8 +152,8 @@ def _open(config: ExportConfig) -> tuple[nn.Module, ModelCard, RunFolder | None]
         raise UserError(f"there is no run folder {path}")
     number = config.num_classes or 1000
     torch.manual_seed(config.seed or 0)
-    network = create_model(config.source, num_classes=number)
     preprocessing = Preprocessing(image_size=config.image_size or 224, fit="stretch")
+    network = create_model(config.source, num_classes=number, image_size=preprocessing.image_size)
     check_image_size(network, preprocessing.input_size, config.source)
     network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return network, card_for(config.source, network, [str(n) for n in range(number)], preprocessing), None

@@ -49,7 +49,7 @@ def untrained(name: str, image_size: int) -> nn.Module:
     """
     source, _, variant = name.partition(":")
     torch.manual_seed(0)
-    network = create_model(source, num_classes=1000)
+    network = create_model(source, num_classes=1000, image_size=image_size)
     if variant == "frozen" and type(network) is not HadaptiveNet:
         raise UserError(f"{source} has no selections to freeze: leave out :frozen")
     liven(network, torch.randn(4, 3, image_size, image_size))

@@ -12,6 +12,8 @@ from hadaptive.errors import UserError, first_line
 from hadaptive.models.hadaptive_net import HadaptiveNet
 from hadaptive.models.spec import NetSpec
 
+OF_SPECS = "hadaptive_net_s"  # the name in timm under which networks of any spec are built
+
 
 def create_model(
     model: str | NetSpec,
@@ -21,6 +23,7 @@ def create_model(
     drop_rate: float | None = None,
     drop_path_rate: float | None = None,
     stem_strides: tuple[int, ...] | None = None,
+    image_size: int | None = None,
 ) -> nn.Module:
     """Build an untrained network.
 
@@ -31,6 +34,7 @@ def create_model(
         drop_rate: dropout before the classifier; None leaves the model's own default.
         drop_path_rate: stochastic depth; None leaves the model's own default.
         stem_strides: Hadaptive-Nets only, see :meth:`NetSpec.with_stem_strides`.
+        image_size: of a network that is built for one size, such as a vision transformer; others take any.
 
     Raises:
         UserError: no such model or file, or an argument the model does not take.
@@ -49,7 +53,8 @@ def create_model(
         model = NetSpec.load(model)
     if isinstance(model, NetSpec):
         try:
-            return HadaptiveNet(model, stem_strides=stem_strides, **options)
+            # As data, under a name that timm knows: so can timm save it with its weights and build it again.
+            return timm.create_model(OF_SPECS, spec=model.to_dict(), stem_strides=stem_strides, **options)
         except ValueError as error:  # what a layer says of a number in the spec
             raise UserError(f"{model.name} cannot be built: {error}") from None
     if not timm.is_model(model.split(".")[0]):
@@ -61,12 +66,16 @@ def create_model(
             raise UserError(f"stem_strides applies to Hadaptive-Nets only, not to {model}")
         options["stem_strides"] = tuple(stem_strides)
     try:
+        config = timm.get_pretrained_cfg(model, allow_unregistered=True)
+        if image_size is not None and config is not None and config.fixed_input_size:
+            options["img_size"] = image_size
         return timm.create_model(model, **options)
     except (
         TypeError,
         RuntimeError,
         ValueError,
-    ) as error:  # timm's answers to unknown options and tags
+        AssertionError,
+    ) as error:  # timm's answers to unknown options and tags, and to sizes that do not fit
         raise UserError(f"{model} cannot be built with these options: {error}") from None
 
 

@@ -288,14 +288,23 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _create_hadaptive_net(variant: str, spec: NetSpec, pretrained: bool = False, **kwargs: Any) -> HadaptiveNet:
+def _create_hadaptive_net(
+    variant: str,
+    own: NetSpec,
+    pretrained: bool = False,
+    spec: NetSpec | dict[str, Any] | None = None,
+    **kwargs: Any,
+) -> HadaptiveNet:
+    """A network of the variant's own spec, or of another, as networks of specs are built and loaded again."""
+    spec = NetSpec.from_dict(spec) if isinstance(spec, dict) else spec or own
     indices = tuple(range(len(spec.stages) + bool(spec.stage1)))
     return build_model_with_cfg(
         HadaptiveNet,
         variant,
         pretrained,
         feature_cfg={"out_indices": indices, "flatten_sequential": True},
-        **{"spec": spec, **kwargs},
+        spec=spec,
+        **kwargs,
     )
 
 

@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,6 +38,7 @@ def _new(config: TrainConfig, classes: list[str]) -> tuple[nn.Module, ModelCard]
         drop_rate=how.drop_rate,
         drop_path_rate=how.drop_path_rate,
         stem_strides=how.stem_strides,
+        image_size=config.preprocessing.image_size,
     )
     card = card_for(name, network, classes, config.preprocessing)
     return network, replace(card, drop_rate=how.drop_rate, drop_path_rate=how.drop_path_rate)
@@ -60,6 +62,9 @@ def _begun_elsewhere(config: TrainConfig, classes: list[str]) -> tuple[nn.Module
         raise UserError(
             f"{init} takes {card.preprocessing.in_chans} channels, not {config.preprocessing.in_chans}"
         )
+    resize: Any = getattr(trained, "set_input_size", None)
+    if resize is not None and card.preprocessing.image_size != config.preprocessing.image_size:
+        resize(img_size=config.preprocessing.image_size)  # a transformer's positions are interpolated
     card = replace(card, preprocessing=config.preprocessing, started_from=identity_of(config))
     torch.manual_seed(config.execution.seed)
     if how.drop_rate is None and how.drop_path_rate is None:
