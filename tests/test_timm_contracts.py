@@ -1,5 +1,7 @@
 """What timm's own tools say and do with trained runs, and networks of timm's that are built for one image size."""
 
+import inspect
+import itertools
 import json
 from pathlib import Path
 
@@ -9,14 +11,17 @@ import timm
 import torch
 from PIL import Image
 from timm.data import create_transform, resolve_data_config, resolve_model_data_config
+from timm.layers import DropPath, LayerNorm, LayerNorm2d, Mlp
 from timm.models import save_for_hf
 from tiny import TINY, tiny_config
+from torch import nn
 
 from hadaptive.cards import ModelCard
 from hadaptive.cli import main
 from hadaptive.data import Preprocessing
 from hadaptive.data.transforms import eval_transform
 from hadaptive.models import HadaptiveNet, create_model
+from hadaptive.nn import CrossHadamardMlp, bottleneck, expansions
 from hadaptive.runs import RunFolder
 from hadaptive.train import train
 from hadaptive.train.network import starting_network
@@ -158,3 +163,61 @@ def test_sizes_that_do_not_fit_are_one_sentence(tmp_path: Path, capsys) -> None:
 
 def test_other_networks_take_any_size() -> None:
     assert create_model("test_resnet", num_classes=2, image_size=40)(torch.zeros(1, 3, 40, 40)).shape == (1, 2)
+
+
+# ---------------------------------------------------------------- modules that bear the name of one of timm's
+
+
+def test_the_mlp_takes_what_timms_takes() -> None:
+    ours, theirs = (inspect.signature(kind).parameters for kind in (CrossHadamardMlp, Mlp))
+    assert list(ours)[: len(theirs)] == list(theirs)  # in its order, too
+    for name, parameter in theirs.items():
+        assert ours[name].default == parameter.default, name
+
+
+@pytest.mark.parametrize("norm_layer", [None, LayerNorm], ids=["no norm", "norm"])
+@pytest.mark.parametrize("bias", [True, (False, True), (True, False)], ids=str)
+@pytest.mark.parametrize("drop", [0.0, 0.3, (0.2, 0.0)], ids=str)
+@pytest.mark.parametrize("use_conv", [False, True], ids=["tokens", "maps"])
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_the_mlp_does_what_timms_does(norm_layer, bias, drop, use_conv: bool, training: bool) -> None:
+    """From the expansion on, with the same weights and the same dropout."""
+    norm_layer = LayerNorm2d if norm_layer and use_conv else norm_layer
+    options = {"act_layer": nn.SiLU, "norm_layer": norm_layer, "bias": bias, "drop": drop, "use_conv": use_conv}
+    ours = CrossHadamardMlp(6, 12, 5, **options, dtype=torch.float64).train(training)
+    width = ours.expansion.out_channels
+    theirs = Mlp(6, width, 5, **options, dtype=torch.float64).train(training)
+    theirs.load_state_dict({n.replace("project", "fc2"): p for n, p in ours.state_dict().items()}, strict=False)
+    mixed = nn.Sequential(ours.mix, nn.Identity() if use_conv else Swapped(), ours.expansion)
+    theirs.fc1 = mixed if use_conv else mixed.append(Swapped())
+    x = torch.randn(3, 6, 4, 4, dtype=torch.float64) if use_conv else torch.randn(3, 7, 6, dtype=torch.float64)
+    outputs = []
+    for net in (ours, theirs):
+        torch.manual_seed(1)
+        outputs.append(net(x))
+    assert outputs[0].dtype == torch.float64
+    torch.testing.assert_close(*outputs, rtol=0, atol=0)
+    torch.fx.symbolic_trace(ours)
+
+
+class Swapped(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.transpose(1, 2)
+
+
+@pytest.mark.parametrize("scale_mlp_norm", [False, True])
+def test_timms_transformer_takes_the_mlp(scale_mlp_norm: bool) -> None:
+    network = timm.create_model(
+        "test_vit", img_size=32, mlp_layer=CrossHadamardMlp, scale_mlp_norm=scale_mlp_norm, proj_drop_rate=0.1
+    )
+    network(torch.randn(2, 3, 32, 32)).sum().backward()
+    assert len(expansions(network)) == len(network.blocks)
+
+
+def test_stochastic_depth_is_timms() -> None:
+    for rate, by_keep, training in itertools.product((0.0, 0.3, 1.0), (False, True), (False, True)):
+        outputs = []
+        for kind in (bottleneck.DropPath, DropPath):
+            torch.manual_seed(1)
+            outputs.append(kind(rate, by_keep).train(training)(torch.ones(64, 2)))
+        assert outputs[0].equal(outputs[1])

@@ -5,10 +5,12 @@ Source: arXiv 2505.22226, section 3.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import torch
 import torch.fx
+from timm.layers import to_2tuple
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
@@ -174,29 +176,40 @@ register_notrace_module(AdaptiveCrossHadamard)
 
 
 @torch.fx.wrap
-def _as_tokens(x: Tensor, features: int) -> Tensor:
-    if not torch.jit.is_tracing() and (x.dim() != 3 or x.shape[2] != features):
+def _as_input(x: Tensor, features: int, maps: bool) -> Tensor:
+    if torch.jit.is_tracing():
+        return x
+    if maps and (x.dim() != 4 or x.shape[1] != features):
+        raise ValueError(f"expected maps (B, {features}, H, W), got {list(x.shape)}")
+    if not maps and (x.dim() != 3 or x.shape[2] != features):
         raise ValueError(f"expected tokens (B, N, {features}), got {list(x.shape)}")
     return x
 
 
 class CrossHadamardMlp(nn.Module):
-    """ACH in place of a transformer's MLP; the signature follows timm's ``Mlp``.
+    """ACH in place of a transformer's MLP; the signature is that of timm's ``Mlp``.
 
-    Linear C -> C, cross-Hadamard expansion, activation, Linear C + P -> out. Scores pool over the tokens.
+    Linear C -> C, cross-Hadamard expansion, activation, dropout, norm, Linear C + P -> out, dropout. Scores pool
+    over the tokens.
 
     Args:
         in_features: C.
         hidden_features: wanted width of the expansion, default 4 C; k is the largest that fits in it, at most C.
         out_features: default C.
         act_layer: activation between expansion and projection.
-        bias: of both linear layers.
-        drop: dropout after the projection.
+        norm_layer: of the activated channels, None for none; `norm` is that of the products.
+        bias: of both linear layers, or of each.
+        drop: dropout before and after the projection, or of each.
+        use_conv: take maps, with 1x1 convolutions for the linear layers.
+        device, dtype: of parameters and buffers.
         k: set it to override `hidden_features`.
         norm, order, surrogate, score_kernel: as in :class:`AdaptiveCrossHadamard`.
 
     Shape:
-        (B, N, C) -> (B, N, out_features).
+        (B, N, C) -> (B, N, out_features), or (B, C, H, W) -> (B, out_features, H, W).
+
+    Raises:
+        ValueError: an argument or the input's shape does not fit.
     """
 
     def __init__(
@@ -205,8 +218,12 @@ class CrossHadamardMlp(nn.Module):
         hidden_features: int | None = None,
         out_features: int | None = None,
         act_layer: Callable[[], nn.Module] = nn.GELU,
-        bias: bool = True,
-        drop: float = 0.0,
+        norm_layer: Callable[[int], nn.Module] | None = None,
+        bias: bool | tuple[bool, bool] = True,
+        drop: float | tuple[float, float] = 0.0,
+        use_conv: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         *,
         k: int | None = None,
         norm: str = "dysoft",
@@ -218,16 +235,27 @@ class CrossHadamardMlp(nn.Module):
         if k is None:
             k = min(k_for_width(in_features, hidden_features or 4 * in_features), in_features)
         self.in_features = in_features
-        self.mix = nn.Linear(in_features, in_features, bias=bias)
+        self.use_conv = use_conv
+        layer: Any = partial(nn.Conv2d, kernel_size=1) if use_conv else nn.Linear
+        biases, drops = to_2tuple(bias), to_2tuple(drop)
+        self.mix = layer(in_features, in_features, bias=biases[0])
         self.expansion = CrossHadamardExpansion(in_features, k, norm, order, surrogate, score_kernel)
+        width = self.expansion.out_channels
         self.act = act_layer()
-        self.project = nn.Linear(self.expansion.out_channels, out_features or in_features, bias=bias)
-        self.drop = nn.Dropout(drop)
+        self.drop_hidden = nn.Dropout(drops[0])
+        self.norm = nn.Identity() if norm_layer is None else norm_layer(width)
+        self.project = layer(width, out_features or in_features, bias=biases[1])
+        self.drop = nn.Dropout(drops[1])
+        if device is not None or dtype is not None:
+            self.to(device, dtype)
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        x = self.mix(_as_tokens(x, self.in_features))
-        x = self.expansion(x.transpose(1, 2), generator).transpose(1, 2)
-        return self.drop(self.project(self.act(x)))
+        x = self.mix(_as_input(x, self.in_features, self.use_conv))
+        if self.use_conv:
+            x = self.expansion(x, generator)
+        else:
+            x = self.expansion(x.transpose(1, 2), generator).transpose(1, 2)
+        return self.drop(self.project(self.norm(self.drop_hidden(self.act(x)))))
 
 
 def update_temperatures(model: nn.Module) -> None:
