@@ -1,4 +1,8 @@
-"""Files of results: written whole or not at all, in UTF-8 whatever the machine's locale says."""
+"""Files of results: written whole or not at all, in UTF-8 whatever the machine's locale says.
+
+Bytes of file names that are no UTF-8 stand in text as lone surrogates. JSON has escapes for them; the cells of a
+CSV file are written as :func:`hadaptive.text.escaped` gives them, and read back alike.
+"""
 
 import csv
 import json
@@ -10,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hadaptive.errors import UserError
+from hadaptive.text import escaped, unescaped
 
 
 @contextmanager
@@ -62,7 +67,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     if not path.is_file():
         return []
     with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+        return [{key: _unescaped(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]], columns: list[str]) -> None:
@@ -70,7 +75,7 @@ def write_csv(path: Path, rows: list[dict[str, Any]], columns: list[str]) -> Non
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(map(_escaped, rows))
 
 
 def append_csv(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -90,4 +95,12 @@ def append_csv(path: Path, rows: list[dict[str, Any]]) -> None:
         writer = csv.DictWriter(file, list(rows[0]))
         if new:
             writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(map(_escaped, rows))
+
+
+def _escaped(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: escaped(value) if isinstance(value, str) else value for key, value in row.items()}
+
+
+def _unescaped(value: Any) -> Any:
+    return unescaped(value) if isinstance(value, str) else value  # a torn last row lacks cells

@@ -1,6 +1,7 @@
 """What a trained network sees in a person's own images."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor
 from hadaptive.cards import ModelCard
 from hadaptive.console import console, say
 from hadaptive.data import Preprocessing, decode, eval_transform, to_eight_bit
-from hadaptive.data.files import is_image
+from hadaptive.data.scan import Reason, left_out, order, scan_folder
 from hadaptive.errors import UserError, first_line
 from hadaptive.files import json_text
 from hadaptive.pictures import MOST_TILES, contact_sheet, tile_of
@@ -34,24 +35,33 @@ class Prediction:
     error: str | None = None
 
 
-def find_images(paths: Iterable[Path]) -> list[Path]:
-    """The files named, and the images (by suffix) in the folders named, at any depth, in order.
+def find_images(paths: Iterable[Path]) -> tuple[list[Path], str]:
+    """The files named, and the images in the folders named, at any depth, in natural order.
+
+    Which files of a folder count is said in :mod:`hadaptive.data.scan`, for training and prediction alike.
+
+    Returns:
+        Their paths, and a line about what was left out, empty where nothing was.
 
     Raises:
-        UserError: a path does not exist, or there is no image at all.
+        UserError: a path does not exist, a folder may not be read, or there is no image at all.
     """
     found: list[Path] = []
+    passed: Counter[Reason] = Counter()
     paths = [Path(path) for path in paths]
     for path in paths:
         if path.is_dir():
-            found += sorted(p for p in path.rglob("*") if is_image(p.name) and p.is_file())
+            tree = scan_folder(path)
+            passed += tree.all_left_out()
+            found += [path / image.path for image in sorted(tree.all_images(), key=order)]
         elif path.is_file():
             found.append(path)
         else:
             raise UserError(f"there is no file or folder {path}")
     if not found:
-        raise UserError(f"there are no images in {', '.join(map(str, paths))}")
-    return found
+        but = f" ({left_out(passed)})" if passed else ""
+        raise UserError(f"there are no images in {', '.join(map(str, paths))}{but}")
+    return found, left_out(passed)
 
 
 def _batches(items: list[Path], size: int) -> Iterator[list[Path]]:
@@ -132,12 +142,14 @@ def predict_command(
     """
     from rich.table import Table
 
-    images = find_images(paths)
+    images, passed = find_images(paths)
     if sheet is not None and sheet.exists():
         raise UserError(f"{sheet} exists already and is not overwritten: choose another --sheet")
     if sheet is not None and not sheet.parent.is_dir():
         raise UserError(f"there is no folder {sheet.parent} to write {sheet.name} into")
     model, card = _open(run_path, weights, trust)
+    if passed:
+        say(passed, error=as_json)
     table = Table("image", "class", "probability")
     tiles: list[tuple[Image.Image, str, bool | None]] = []
     failed = 0

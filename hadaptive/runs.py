@@ -28,6 +28,7 @@ from hadaptive.data import DataConfig, ImageData, Manifest, open_data
 from hadaptive.errors import UserError, first_line
 from hadaptive.files import append_csv, read_csv, write_atomically, write_csv, write_json
 from hadaptive.settings import part_of
+from hadaptive.text import alike
 
 Folder = TypeVar("Folder", bound="RunFolder")
 
@@ -243,7 +244,7 @@ class RunFolder:
             f"{self.path} is of an older version that kept no list of its images: they are taken to be the same"
         )
         self._check_counts(opened)
-        if self.card.is_file() and opened.classes != self.read_card().classes:
+        if self.card.is_file() and not alike(opened.classes, self.read_card().classes):
             raise UserError(
                 f"{config.data} has other classes than the run was trained on "
                 f"({len(opened.classes)} now, {len(self.read_card().classes)} then)"

@@ -43,7 +43,7 @@ def images(tmp_path: Path) -> Path:
 
 def test_prediction_is_the_networks_output_on_the_transformed_image(run: Path, images: Path) -> None:
     model, card = RunFolder.open(run).load_model()
-    paths = find_images([images])
+    paths, _ = find_images([images])
     assert len(paths) == 6
     transform = eval_transform(PREPROCESSING)
     for prediction, path in zip(
@@ -113,4 +113,4 @@ def test_folders_are_searched_for_what_training_takes(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     for name in names:
         (tmp_path / name).write_bytes(b"")
-    assert [path.name for path in find_images([tmp_path])] == ["a.AVIF", "b.jp2", "c.png"]
+    assert [path.name for path in find_images([tmp_path])[0]] == ["a.AVIF", "b.jp2", "c.png"]

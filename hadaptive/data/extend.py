@@ -11,6 +11,7 @@ from hadaptive.data.listing import Listing, unchanged
 from hadaptive.data.manifest import PARTS, Manifest, some
 from hadaptive.data.memory import held_out, remembered
 from hadaptive.errors import UserError
+from hadaptive.text import spelt
 
 # Where a manifest has the same image in two parts, a copy of it counts as trained on; as unused, and so free to be
 # trained on, only where it is nothing else.
@@ -31,7 +32,7 @@ def extend(listing: Listing, olders: Sequence[Manifest], config: DataConfig) -> 
         UserError: a part would be empty.
     """
     older, manifest = olders[0], remembered(olders)
-    places = {name: entry for entry, name in reversed([*enumerate(manifest.names_of_all)])}
+    places = {spelt(name): entry for entry, name in reversed([*enumerate(manifest.names_of_all)])}
     entries = np.array([places.get(name, -1) for name in listing.names], np.int64)
     here = np.flatnonzero(entries >= 0)
     for i in here[unchanged(manifest, entries[here], listing.stats(here))].tolist():
@@ -52,7 +53,7 @@ def extend(listing: Listing, olders: Sequence[Manifest], config: DataConfig) -> 
     gone = [
         name
         for name, digest in zip(older.names_of_all, older.digests, strict=True)
-        if digest not in present and name not in present
+        if digest not in present and spelt(name) not in present
     ]
     if gone:
         said = (

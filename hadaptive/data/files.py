@@ -1,88 +1,32 @@
 """A person's own images: a folder or a tar file with a folder of images per class."""
 
-import os
-import re
-import tarfile
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from hadaptive.data.manifest import some
+from hadaptive.data.scan import IMAGE_SUFFIXES, Tree, left_out, order, scan_folder, scan_tar
 from hadaptive.data.sources import FileSource, Listed, Opened
 from hadaptive.errors import UserError
+from hadaptive.text import natural_key
 
-IMAGE_SUFFIXES = (
-    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
-    *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif", ".tga"),
-)
 PART_FOLDERS = {
     "train": ("train", "training"),
     "validation": ("val", "valid", "validation", "dev", "eval"),
     "test": ("test", "testing"),
 }
-RUN_FILES = ("split.csv", "model.json", "space.json")  # a folder with one of them and config.json is that of a run
-
-
-class Found(NamedTuple):
-    """An image file: `path` within the folder or tar file, and in the latter what it is called and where it lies.
-
-    `member` decides the order of the images. Within tar files in a tar file it is not the whole path.
-    """
-
-    member: str
-    offset: int
-    size: int
-    path: str
-
-
-@dataclass
-class Tree:
-    """A folder's images, the folders in it, and which of the files that a run's folder has."""
-
-    label: str
-    images: list[Found] = field(default_factory=list)
-    folders: dict[str, "Tree"] = field(default_factory=dict)
-    run_files: set[str] = field(default_factory=set)
-
-    def all_images(self) -> Iterator[Found]:
-        """The images here and in the folders below."""
-        yield from self.images
-        for folder in self.folders.values():
-            yield from folder.all_images()
-
-    def enter(self, name: str) -> None:
-        """Note a file that is no image."""
-        if name == "config.json" or name in RUN_FILES:
-            self.run_files.add(name)
-
-    def leave_out_runs(self) -> list[str]:
-        """Take away the folders of runs, and those that hold nothing besides; return what the runs are called."""
-        left_out = []
-        for name, folder in [*self.folders.items()]:
-            if "config.json" in folder.run_files and len(folder.run_files) > 1:
-                runs, rest = [folder.label], False
-            else:
-                runs = folder.leave_out_runs()
-                rest = any(folder.all_images())
-            if runs and not rest:
-                del self.folders[name]
-            left_out += runs
-        return left_out
 
 
 def open_folder(path: Path) -> Opened:
     """Images in ``path/<class>/`` or ``path/<train, val or test>/<class>/``, at any depth below a class.
 
-    Hidden files, files without an image's suffix, and the folders of runs are passed over.
+    Which files count is said in :mod:`hadaptive.data.scan`; the folders of runs are passed over.
 
     Raises:
         UserError: the folder is not laid out like that, has fewer than two classes, or may not be read.
     """
-    root = _scan(path, "", ())
-    return _divide(root, path, packed=False, runs=root.leave_out_runs())
+    root = scan_folder(path)
+    return _divide(root, root, path, packed=False, runs=root.leave_out_runs())
 
 
 def open_tar(path: Path) -> Opened:
@@ -91,76 +35,16 @@ def open_tar(path: Path) -> Opened:
     Raises:
         UserError: also, the file is no tar file, a compressed one or a damaged one.
     """
-    root = Tree(str(path))
-    try:
-        with tarfile.open(path, "r:") as tar:
-            _index(tar, 0, root, "")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
-    except tarfile.TarError as error:
-        if path.suffix.lower() in (".gz", ".tgz", ".bz2", ".xz", ".zst"):
-            raise UserError(
-                f"{path} is compressed, and its images cannot be reached one by one: unpack it and pass the folder"
-            ) from None
-        raise UserError(f"{path} is not a tar file, or a damaged one: {error}") from None
+    whole = root = scan_tar(path)
     runs = root.leave_out_runs()
     # Whoever packs a folder packs its name too: data/cat/1.png. Parts and classes begin where it branches.
     while len(root.folders) == 1 and not root.images and next(iter(root.folders.values())).folders:
         root = next(iter(root.folders.values()))
-    return _divide(root, path, packed=True, runs=runs)
+    return _divide(whole, root, path, packed=True, runs=runs)
 
 
-def is_image(name: str) -> bool:
-    """Whether a file of this name is taken for an image: by its suffix, and not hidden."""
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-
-
-def natural_key(name: str) -> list[int | str]:
-    """Sorts "9" before "10"; upper and lower case are the same."""
-    return [int(step) if step.isdecimal() else step for step in re.split(r"(\d+)", name.lower())]
-
-
-def _scan(path: Path, within: str, above: tuple[str, ...]) -> Tree:
-    tree, real = Tree(str(path)), os.path.realpath(path)
-    if real in above:  # a symbolic link to a folder that it lies in
-        return tree
-    try:
-        with os.scandir(path) as entries:
-            for entry in entries:
-                if entry.name.startswith(".") or entry.name == "__MACOSX":
-                    continue
-                if entry.is_dir():
-                    tree.folders[entry.name] = _scan(path / entry.name, f"{within}{entry.name}/", (*above, real))
-                elif is_image(entry.name):
-                    tree.images.append(Found(within + entry.name, 0, 0, within + entry.name))
-                else:
-                    tree.enter(entry.name)
-    except OSError as error:
-        raise UserError(f"the folder {path} cannot be read: {error.strerror or error}") from None
-    return tree
-
-
-def _index(tar: tarfile.TarFile, start: int, root: Tree, within: str) -> None:
-    """Enter the images of a tar file that begins at byte `start` of the file on disk, in the folder `within`."""
-    for member in tar:
-        *above, name = [step for step in member.name.split("/") if step not in ("", ".")] or [""]
-        if not (member.isfile() or member.isdir()) or member.issparse() or any(s.startswith(".") for s in above):
-            continue
-        inside = within + "".join(f"{step}/" for step in above)
-        nested = member.isfile() and name.lower().endswith(".tar") and not name.startswith(".")
-        folder = root
-        for step in [*above, *([name] if member.isdir() and name else []), *([name[:-4]] if nested else [])]:
-            folder = folder.folders.setdefault(step, Tree(f"{folder.label}/{step}"))
-        if nested:
-            with tarfile.open(fileobj=tar.extractfile(member), mode="r:") as inner:
-                _index(inner, start + member.offset_data, folder, f"{inside}{name[:-4]}/")
-        elif member.isfile() and is_image(name):
-            folder.images.append(Found(member.name, start + member.offset_data, member.size, inside + name))
-        elif member.isfile():
-            folder.enter(name)
-
-
-def _divide(root: Tree, place: Path, packed: bool, runs: list[str]) -> Opened:
+def _divide(whole: Tree, root: Tree, place: Path, packed: bool, runs: list[str]) -> Opened:
+    """The parts and classes of what was scanned, which begin at `root`."""
     found: dict[str, Tree] = {}
     for part, names in PART_FOLDERS.items():
         matches = [folder for name, folder in root.folders.items() if name.lower() in names]
@@ -176,8 +60,20 @@ def _divide(root: Tree, place: Path, packed: bool, runs: list[str]) -> Opened:
     classes = _classes(train)
     parts: dict[str, Listed] = {"train": _source(train, classes, place, packed)}
     notes = []
-    if train.images:
-        notes.append(f"{len(train.images)} images lie in {train.label} outside its class folders; not used")
+    if said := left_out(whole.all_left_out()):
+        notes.append(said)
+    for folder in [root, *found.values()] if found else [root]:
+        if folder.images:
+            notes.append(
+                f"{len(folder.images):,} images lie in {folder.label} outside its class folders; not used"
+            )
+    parted = {id(folder) for folder in found.values()}
+    beside = [f for f in root.folders.values() if found and id(f) not in parted and any(f.all_images())]
+    if beside:
+        number, names = sum(len([*folder.all_images()]) for folder in beside), some([f.label for f in beside])
+        notes.append(
+            f"{number:,} images lie beside {train.label} in {names}; not used: move the classes among them into it"
+        )
     if runs:
         said = "1 folder of a run is" if len(runs) == 1 else f"{len(runs):,} folders of runs are"
         notes.append(f"{said} passed over: {some(sorted(runs))}")
@@ -194,7 +90,9 @@ def _divide(root: Tree, place: Path, packed: bool, runs: list[str]) -> Opened:
         # The same class numbers as in training, even where this part lacks a class.
         parts[part] = _source(folder, classes, place, packed)
         if not len(parts[part]):
-            raise UserError(f"{folder.label} has no images in class folders: add them or remove that folder")
+            raise UserError(
+                f"{folder.label} has no images in class folders: add them or remove that folder{_but(folder)}"
+            )
     return Opened(parts, classes, notes=notes)
 
 
@@ -202,16 +100,19 @@ def _classes(train: Tree) -> list[str]:
     classes = sorted(train.folders, key=lambda name: (natural_key(name), name))
     if not classes:
         held = f"holds {len(train.images)} images but no class folders" if train.images else "has no class folders"
-        raise UserError(f"{train.label} {held}: put the images of each class into a folder of their own there")
+        raise UserError(
+            f"{train.label} {held}: put the images of each class into a folder of their own there{_but(train)}"
+        )
     empty = [name for name in classes if not any(train.folders[name].all_images())]
     if len(empty) == len(classes):
         raise UserError(
             f"no images were found in the folders of {train.label}: files count whose names end in "
-            f"{', '.join(IMAGE_SUFFIXES)}"
+            f"{', '.join(IMAGE_SUFFIXES)}{_but(train)}"
         )
     if empty:
+        first = train.folders[empty[0]]
         raise UserError(
-            f"the class folder {train.folders[empty[0]].label} holds no images: add some or remove it"
+            f"the class folder {first.label} holds no images: add some or remove it{_but(first)}"
             + (f" (and so for {len(empty) - 1} more)" if len(empty) > 1 else "")
         )
     if len(classes) == 1:
@@ -221,6 +122,12 @@ def _classes(train: Tree) -> list[str]:
     return classes
 
 
+def _but(folder: Tree) -> str:
+    """What was left out in a folder in which something is missed."""
+    said = left_out(folder.all_left_out())
+    return f" ({said})" if said else ""
+
+
 def _source(folder: Tree, classes: list[str], place: Path, packed: bool) -> FileSource:
     labelled = [
         (image, target)
@@ -228,7 +135,7 @@ def _source(folder: Tree, classes: list[str], place: Path, packed: bool) -> File
         if name in folder.folders
         for image in folder.folders[name].all_images()
     ]
-    labelled.sort(key=lambda item: (natural_key(item[0].member), item[0]))
+    labelled.sort(key=lambda item: order(item[0]))
     spans = np.array([(image.offset, image.size) for image, _ in labelled], np.int64).reshape(-1, 2)
     return FileSource(
         place,

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from hadaptive.data.heif import INSTALL, is_heif, readable
 from hadaptive.errors import UserError
 
 ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
@@ -40,6 +41,8 @@ def decode(data: bytes) -> Image.Image:
     if not data:
         raise OSError("the file is empty")
     with _as_os_errors():
+        if is_heif(data[:12]) and not readable():
+            raise OSError(f"it is a HEIC photo: {INSTALL} to read it")
         image = Image.open(io.BytesIO(data))
         image.load()
         return image

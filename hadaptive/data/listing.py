@@ -7,6 +7,7 @@ import numpy as np
 
 from hadaptive.data.manifest import PARTS, Manifest, digest_of
 from hadaptive.data.sources import UNKNOWN_STAT, Listed, Opened, Selection
+from hadaptive.text import spelt
 
 # A file may change twice within one tick of its file system's clock: what was written so shortly before it was
 # read is read again next time.
@@ -34,7 +35,7 @@ class Listing:
         self.origins = np.repeat(np.arange(len(sizes), dtype=np.int8), sizes)
         self.indices = np.concatenate([np.arange(size) for size in sizes])
         self.targets = np.concatenate([source.targets for source in self.sources])
-        self.names = _distinct([source.key(i) for source in self.sources for i in range(len(source))])
+        self.names = _distinct([spelt(source.key(i)) for source in self.sources for i in range(len(source))])
         self.positional = any(source.positional for source in self.sources)
         self.digests: list[str | None] = [None] * len(self.names)
         self.known_stats = np.zeros(len(self.names), dtype=bool)

@@ -19,8 +19,6 @@ and ``\\\\``, so that the text is UTF-8 whatever the files are called.
 
 import csv
 import io
-import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,6 +30,7 @@ import numpy as np
 
 from hadaptive.errors import UserError
 from hadaptive.files import write_atomically
+from hadaptive.text import escaped, shown, unescaped
 
 FILE_NAME = "split.csv"
 COLUMNS = ["part", "label", "name", "size", "modified", "inode", "digest"]
@@ -146,9 +145,9 @@ class Manifest:
 
     def _rows(self, prefix: str) -> Iterator[tuple[object, ...]]:
         for label, name in enumerate(self.classes):
-            yield f"{prefix}class", label, _escape(name), "", "", "", ""
+            yield f"{prefix}class", label, escaped(name), "", "", "", ""
         for entry in self.entries:
-            yield f"{prefix}{entry.part}", entry.label, _escape(entry.name), *entry[3:]
+            yield f"{prefix}{entry.part}", entry.label, escaped(entry.name), *entry[3:]
 
     @classmethod
     def loads(cls, text: str, where: object = "this") -> "Manifest":
@@ -208,26 +207,17 @@ class Manifest:
 
 def _parse(rows: list[list[str]]) -> Manifest:
     count = next((i for i, row in enumerate(rows) if row[0] != "class"), len(rows))
-    classes, rows = [_unescape(row[2]) for row in rows[:count]], rows[count:]
+    classes, rows = [unescaped(row[2]) for row in rows[:count]], rows[count:]
     parts, labels, names, *numbers, digests = zip(*rows, strict=True) if rows else [()] * len(COLUMNS)
     code = {part: i for i, part in enumerate(PARTS)}
     return Manifest(
         classes,
         np.array([code[part] for part in parts], np.int8),
         np.array(labels, dtype=np.int64),
-        [_unescape(name) for name in names],
+        [unescaped(name) for name in names],
         np.array([[int(value) for value in column] for column in numbers], np.int64).reshape(3, -1).T,
         list(digests),
     )
-
-
-def _escape(name: str) -> str:
-    """A name without surrogates, which stand for bytes that are no UTF-8."""
-    return re.sub(r"[\\\ud800-\udfff]", lambda m: "\\\\" if m[0] == "\\" else f"\\u{ord(m[0]):04x}", name)
-
-
-def _unescape(name: str) -> str:
-    return re.sub(r"\\(?:\\|u([0-9a-f]{4}))", lambda m: chr(int(m[1], 16)) if m[1] else "\\", name)
 
 
 def digest_of(content: bytes) -> str:
@@ -235,12 +225,10 @@ def digest_of(content: bytes) -> str:
     return _digest(content)
 
 
-def some(names: list[str], shown: int = 2) -> str:
+def some(names: list[str], count: int = 2) -> str:
     """The first names of many, as they can be printed in one line."""
-    readable = [os.fsencode(name).decode(errors="replace") for name in names[:shown]]
-    readable = ["".join(c if c.isprintable() else "?" for c in name) for name in readable]
-    more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
-    return ", ".join(readable) + more
+    more = f" and {len(names) - count:,} more" if len(names) > count else ""
+    return ", ".join(map(shown, names[:count])) + more
 
 
 def _digest(data: bytes) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from hadaptive.data.manifest import PARTS, Manifest
+from hadaptive.text import spelt
 
 # Which of several parts is remembered of an image: one by which weights were made or chosen before one that was
 # only measured on, and that before none.
@@ -46,7 +47,7 @@ def carry(manifest: Manifest, olders: Sequence[Manifest]) -> None:
     now: dict[str, int] = {}
     for key, rank in zip(_keys(manifest), RANKS[manifest.codes].tolist(), strict=True):
         now[key] = min(rank, now.get(key, rank))
-    names = set(manifest.names_of_all)
+    names = set(map(spelt, manifest.names_of_all))
     best: dict[str, int] = {}
     ranks = RANKS[every.codes].tolist()
     for i, key in enumerate(_keys(every)):
@@ -56,7 +57,7 @@ def carry(manifest: Manifest, olders: Sequence[Manifest]) -> None:
     def is_news(key: str, i: int) -> bool:
         if key in now:
             return ranks[i] < now[key]
-        return bool(every.digests[i]) or every.names_of_all[i] not in names
+        return bool(every.digests[i]) or spelt(every.names_of_all[i]) not in names
 
     kept = [i for key, i in best.items() if is_news(key, i)]
     manifest.earlier = every.take(sorted(kept, key=lambda i: (every.codes[i], i))) if kept else None
@@ -83,4 +84,6 @@ def _joined(manifests: Sequence[Manifest]) -> tuple[Manifest, list[int]]:
 
 def _keys(manifest: Manifest) -> list[str]:
     """What each image is known by: its contents, or its name where they could not be read."""
-    return [digest or f"/{name}" for digest, name in zip(manifest.digests, manifest.names_of_all, strict=True)]
+    return [
+        digest or f"/{spelt(name)}" for digest, name in zip(manifest.digests, manifest.names_of_all, strict=True)
+    ]

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hadaptive.data.config import DataConfig
-from hadaptive.data.files import IMAGE_SUFFIXES, open_folder, open_tar
+from hadaptive.data.files import open_folder, open_tar
 from hadaptive.data.hugging_face import open_hugging_face
 from hadaptive.data.named import NAMED, open_named
+from hadaptive.data.scan import IMAGE_SUFFIXES
 from hadaptive.data.sources import Opened
 from hadaptive.errors import UserError
+from hadaptive.text import here
 
 PLACES = ("folder", "tar")
 STREAM_PREFIXES = ("wds/", "tfds/", "hfids/")
@@ -51,7 +53,8 @@ def find(config: DataConfig, again: bool = False) -> Place:
 
 
 def _find(config: DataConfig, again: bool) -> Place:
-    name, root = config.data, None if config.data_dir is None else config.data_dir.expanduser()
+    name = here(config.data)
+    root = None if config.data_dir is None else Path(here(str(config.data_dir.expanduser())))
     idle = _idle(config)
     location = dataclasses.replace(
         config,

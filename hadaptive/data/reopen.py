@@ -13,6 +13,7 @@ from hadaptive.data.listing import Listing, unchanged
 from hadaptive.data.manifest import PARTS, Manifest, some
 from hadaptive.data.sources import Selection
 from hadaptive.errors import UserError
+from hadaptive.text import spelt
 
 TRAIN, UNUSED = PARTS.index("train"), PARTS.index("unused")
 
@@ -35,7 +36,7 @@ class Match:
         self.listing = listing
         self.manifest = manifest
         places = {name: i for i, name in enumerate(listing.names)}
-        self.where = np.array([places.get(name, -1) for name in manifest.names_of_all], np.int64)
+        self.where = np.array([places.get(spelt(name), -1) for name in manifest.names_of_all], np.int64)
         self.same = np.zeros(len(manifest), dtype=bool)
         self.moved = np.zeros(0, np.int64)
         unread = self._by_name(needs)
@@ -98,8 +99,8 @@ class Match:
             images = found.get(manifest.digests[entry])
             if not images:
                 continue
-            label = manifest.classes[manifest.labels[entry]]
-            alike = [i for i in images if listing.classes[listing.targets[i]] == label]
+            label = spelt(manifest.classes[manifest.labels[entry]])
+            alike = [i for i in images if spelt(listing.classes[listing.targets[i]]) == label]
             images.remove(image := (alike or images)[0])
             self.where[entry] = image
             self.same[entry] = True
@@ -132,12 +133,15 @@ class Match:
         self.new = np.flatnonzero(~used)
 
     def _compare_classes(self, unread: np.ndarray) -> None:
-        numbers = {name: number for number, name in enumerate(self.manifest.classes)}
-        label_of = np.array([numbers.get(name, -1) for name in self.listing.classes], np.int64)
+        numbers: dict[str, int] = {}
+        of_then, of_now = (
+            np.array([numbers.setdefault(spelt(name), len(numbers)) for name in classes], np.int64)
+            for classes in (self.manifest.classes, self.listing.classes)
+        )
         unproven = [e for e in unread.tolist() if self.listing.digests[self.where[e]] is None]
         self.proven = np.setdiff1d(np.flatnonzero(self.where >= 0), unproven)
-        labels = label_of[self.listing.targets[self.where[self.proven]]]
-        self.relabelled = self.proven[labels != self.manifest.labels[self.proven]]
+        then, now = self.manifest.labels[self.proven], self.listing.targets[self.where[self.proven]]
+        self.relabelled = self.proven[of_then[then] != of_now[now]]
 
     def class_now(self, entry: int) -> str:
         """The class in which an entry's image lies now."""
@@ -174,13 +178,14 @@ def reopen(
 
 def _refuse_renamed_classes(match: Match) -> None:
     manifest, listing = match.manifest, match.listing
+    known, here = ({spelt(name) for name in classes} for classes in (manifest.classes, listing.classes))
     found = Counter(manifest.labels[match.proven].tolist())
     now: dict[int, Counter[str]] = defaultdict(Counter)
     for entry in match.relabelled.tolist():
         now[int(manifest.labels[entry])][match.class_now(entry)] += 1
     for label, classes in now.items():
         old, (new, count) = manifest.classes[label], classes.most_common(1)[0]
-        if old not in listing.classes and new not in manifest.classes and 2 * count > found[label]:
+        if spelt(old) not in here and spelt(new) not in known and 2 * count > found[label]:
             raise UserError(
                 f"the class {old!r} seems to be called {new!r} now: rename it back, or start a new run, which "
                 "takes the division over with --split"
@@ -242,7 +247,8 @@ def _notes(match: Match) -> list[str]:
         said = "1 image is" if len(match.new) == 1 else f"{len(match.new):,} images are"
         names = some([listing.names[i] for i in match.new])
         notes.append(f"{said} new since and not used{where}: {names}")
-    added = [name for name in listing.classes if name not in manifest.classes]
+    known = {spelt(name) for name in manifest.classes}
+    added = [name for name in listing.classes if spelt(name) not in known]
     if added:
         said = "1 class is" if len(added) == 1 else f"{len(added):,} classes are"
         notes.append(f"{said} new since and not used: {some(added)}")

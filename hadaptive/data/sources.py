@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from hadaptive.data.images import decode
+from hadaptive.text import from_disk, shown
 
 
 class Source(Protocol):
@@ -131,11 +132,10 @@ class FileSource:
         return decode(self.content(index)), int(self.targets[index])
 
     def name(self, index: int) -> str:
-        # File names may hold bytes that could not be written to a report.
-        return os.fsencode(f"{self.root}/{self.paths[index]}").decode(errors="replace")
+        return shown(from_disk(f"{self.root}/{self.paths[index]}"))
 
     def key(self, index: int) -> str:
-        return self.paths[index]
+        return self.paths[index] if self.spans is not None else from_disk(self.paths[index])
 
     def content(self, index: int) -> bytes:
         if self.spans is None:

@@ -1,5 +1,6 @@
 """Streams: data sets that timm reads from one end to the other, without random access (wds, tfds, hfids)."""
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -13,7 +14,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from hadaptive.data.config import STREAMS, DataConfig
 from hadaptive.data.loading import LoadingError, derive_seed, isolated_randomness, seed_generators
-from hadaptive.errors import UserError
+from hadaptive.errors import UserError, first_line
 from hadaptive.packages import require
 
 WORKERS = 4  # where none are asked for; the same on every machine, since the order of a stream hangs on it
@@ -176,7 +177,23 @@ def _shard_folder(name: str, root: Path | None, split: str) -> Path:
             f"{folder} has no _info.json to say which shards the split {split!r} has: write one as timm does, or "
             f"name shards and their number of images instead of the split, as in 'data-{{0000..0009}}.tar|5000'"
         )
+    if ".tar" not in split and ".." not in split and split not in (found := _splits(folder)):
+        named = f"_info.json names {', '.join(map(repr, found))} only" if found else "_info.json names no split"
+        raise UserError(
+            f"the split {split!r} of {name} under {folder} cannot be opened, for {named}: say which to take by "
+            "--train-split, --val-split and --test-split, or --test-split None for no test part"
+        )
     return folder
+
+
+def _splits(folder: Path) -> list[str]:
+    """The splits that a folder of shards says it has."""
+    file = next(path for path in (folder / "_info.json", folder / "info.json") if path.is_file())
+    try:
+        return list(json.loads(file.read_text(encoding="utf-8"))["splits"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        fault = f"{file} does not say which shards each split has"
+        raise UserError(f"{fault} ({first_line(error)}): write it as timm does") from None
 
 
 def located_stream(config: DataConfig) -> DataConfig:

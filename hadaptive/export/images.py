@@ -23,6 +23,7 @@ from hadaptive.engine.batches import evaluation_batches
 from hadaptive.errors import UserError
 from hadaptive.metrics import evaluate_model
 from hadaptive.runs import RunFolder
+from hadaptive.text import alike
 
 PARTS = ("validation", "train")
 
@@ -103,7 +104,7 @@ def open_images(run: RunFolder | None, card: ModelCard, data: str | None, data_d
     if run is not None and not is_stream(run.data_config().data):
         return ExportImages(run.open_data(data, data_dir, needs=PARTS), card.preprocessing)
     opened = open_data(config)
-    if run is not None and opened.classes != card.classes:
+    if run is not None and not alike(opened.classes, card.classes):
         raise UserError(
             f"{config.data} has other classes than the run was trained on "
             f"({len(opened.classes)} now, {len(card.classes)} then)"

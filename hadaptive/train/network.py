@@ -12,6 +12,7 @@ from hadaptive.cards import ModelCard, card_for, open_weights
 from hadaptive.errors import UserError, first_line
 from hadaptive.models import check_image_size, create_model, spec_of
 from hadaptive.runs import RunFolder
+from hadaptive.text import alike
 from hadaptive.train.config import DEFAULT_MODEL, NetworkConfig, TrainConfig
 
 
@@ -53,7 +54,7 @@ def _begun_elsewhere(config: TrainConfig, classes: list[str]) -> tuple[nn.Module
         trained, card = open_weights(init)
     else:
         raise UserError(f"there is no run folder or file {init} to start from")
-    if card.classes != classes:
+    if not alike(card.classes, classes):
         raise UserError(
             f"{init} knows other classes than {config.data.data} has ({len(card.classes)} there, "
             f"{len(classes)} here)"
