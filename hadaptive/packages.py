@@ -16,6 +16,7 @@ from hadaptive.errors import UserError, first_line
 EXTRAS = {
     "wds": ("webdataset",),
     "hfds": ("datasets",),
+    "heic": ("pillow_heif",),
     "onnx": ("onnx", "onnxruntime", "onnxscript", "onnxslim"),
     "executorch": ("executorch.runtime",),
     "openvino": ("openvino", "onnx", "onnxscript", "onnxslim", "nncf"),

@@ -2,6 +2,8 @@
 
 import functools
 
+from hadaptive.packages import obstacle
+
 SUFFIXES = (".heic", ".heif", ".hif")
 INSTALL = 'pip install "hadaptive[heic]"'
 _BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
@@ -14,11 +16,10 @@ def is_heif(head: bytes) -> bool:
 
 @functools.cache
 def readable() -> bool:
-    """Whether pillow-heif can be imported; Pillow reads such photos from then on, in this process."""
-    try:
-        from pillow_heif import register_heif_opener
-
-        register_heif_opener()
-    except Exception:  # what is installed may still be broken
+    """Whether pillow-heif can be used; Pillow reads such photos from then on, in this process."""
+    if obstacle("pillow_heif") is not None:
         return False
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener()
     return True
