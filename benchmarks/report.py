@@ -333,11 +333,11 @@ def report(path: Path) -> int:
     """
     if not path.is_file():
         raise UserError(f"there is no file {path}")
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     new = render(text, path.parent)
 
     def write(temporary: Path) -> None:
-        temporary.write_text(new)
+        temporary.write_text(new, encoding="utf-8")
 
     write_atomically(path, write)
     return len(BLOCK.findall(text))

@@ -124,7 +124,7 @@ def _peak_memory(variant: str, config: SearchBenchConfig, answer: Any) -> None:
 
 def _status(key: str) -> float:
     """A figure of this process in MiB, as Linux has it."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines():
         if line.startswith(key):
             return int(line.split()[1]) / 1024
     return float("nan")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO
 
 from hadaptive.text import shown
 
@@ -15,6 +15,20 @@ def say(text: str = "", *, error: bool = False) -> None:
     """Print one line, at once; to the standard error if it is one. What cannot be shown is escaped."""
     stream = sys.stderr if error else sys.stdout
     print(shown(text, getattr(stream, "encoding", None) or "utf-8"), file=stream, flush=True)
+
+
+class _Encodable:
+    """A stream that takes what its encoding lacks as escapes: rich has characters of its own, as the ellipsis."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self.encoding = getattr(stream, "encoding", None) or "utf-8"
+
+    def write(self, text: str) -> int:
+        return self.stream.write(text.encode(self.encoding, "backslashreplace").decode(self.encoding))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
 
 def console() -> Console:
@@ -30,4 +44,5 @@ def console() -> Console:
             return super().render_str(shown(text, self.encoding), **how)  # pyright: ignore[reportArgumentType]
 
     width = None if sys.stdout.isatty() else 120
-    return Plain(width=width, markup=False, emoji=False, highlight=False)
+    file: Any = _Encodable(sys.stdout)
+    return Plain(file=file, width=width, markup=False, emoji=False, highlight=False)

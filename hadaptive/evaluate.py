@@ -121,7 +121,7 @@ def print_evaluation(evaluation: Evaluation, classes: list[str], files: dict[str
     out = console()
     out.print(f"accuracy {evaluation.said}, loss {evaluation.loss:.4f}")
     table = Table(title="classes, hardest first", title_justify="left")
-    table.add_column("class")
+    table.add_column("class", overflow="fold")
     for column in ("images", "recall", "precision"):
         table.add_column(column, justify="right")
     rows = evaluation.per_class(classes)

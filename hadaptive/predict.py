@@ -150,7 +150,9 @@ def predict_command(
     model, card = _open(run_path, weights, trust)
     if passed:
         say(passed, error=as_json)
-    table = Table("image", "class", "probability")
+    table = Table()
+    for column in ("image", "class", "probability"):
+        table.add_column(column, overflow="fold")  # a name that is cut off may be that of another image
     tiles: list[tuple[Image.Image, str, bool | None]] = []
     failed = 0
     for prediction in predict_images(model, images, card.classes, card.preprocessing, top=top):

@@ -28,7 +28,11 @@ def commit() -> str:
     folder = Path(__file__).resolve().parent
     try:
         head = subprocess.run(
-            ["git", "rev-parse", "--short=10", "HEAD"], cwd=folder, capture_output=True, text=True, check=True
+            ["git", "rev-parse", "--short=10", "HEAD"],
+            cwd=folder,
+            capture_output=True,
+            encoding="utf-8",
+            check=True,
         ).stdout.strip()
         tracked = subprocess.run(["git", "ls-files", "--error-unmatch", __file__], cwd=folder, capture_output=True)
         if tracked.returncode:
@@ -37,7 +41,8 @@ def commit() -> str:
             ["git", "status", "--porcelain", "--untracked-files=no", "--", str(folder)],
             cwd=folder,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="surrogateescape",
             check=True,
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

@@ -107,6 +107,7 @@ def run_python(code: str, *arguments: str, **environment: str) -> subprocess.Com
         [sys.executable, "-c", code, *arguments],
         env={**os.environ, **environment},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="backslashreplace",  # under another locale
         check=False,
     )

@@ -98,7 +98,7 @@ def test_sheet_of_too_many_images_is_cut_and_says_so(
     run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(predict, "MOST_TILES", 2)
-    readable = len(find_images([images]))
+    readable = len(find_images([images])[0])
     predict_command(run, [images], top=1, sheet=tmp_path / "sheet.png")
     assert f"sheet.png shows the first 2 of {readable} images" in capsys.readouterr().out
 

@@ -2,18 +2,26 @@
 
 import ast
 import io
+import json
+import os
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from folders import picture
 from matplotlib.figure import Figure
 from PIL import Image
+from processes import run_python
+from tiny import tiny_spec
 
 import hadaptive
 from hadaptive.console import console, say
 from hadaptive.evaluate import Evaluation, print_evaluation
 from hadaptive.export.proof import write_table
+from hadaptive.files import append_csv, read_csv, write_csv, write_json
 from hadaptive.pictures import contact_sheet, plot_confusion
+from hadaptive.runs import RunFolder
 from hadaptive.text import drawn, in_markdown, shown
 
 ODD_NAMES = [
@@ -152,3 +160,101 @@ def test_all_lines_are_printed_in_one_place() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
             assert called not in ("print", "Console", "rich.print", "sys.stdout.write", "sys.stderr.write"), path
+
+
+# -- files ------------------------------------------------------------------------------------------------------
+
+
+def text_calls(path: Path) -> list[str]:
+    """Calls in a file that read or write text in whatever encoding the locale has."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else ast.unparse(node.func)
+        given = {keyword.arg for keyword in node.keywords}
+        texts = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
+        texts += [word.value.value for word in node.keywords if isinstance(word.value, ast.Constant)]
+        binary = any(isinstance(text, str) and re.fullmatch("[rwax]?b[+]?|[rwax][+]?b", text) for text in texts)
+        whole = ast.unparse(node.func)
+        opens = whole in ("open", "io.open") or (whole.endswith(".open") and name == "open" and "mode" in given)
+        if name in ("read_text", "write_text", "fdopen") or (opens and not binary):
+            if "encoding" not in given:
+                found.append(f"{path.name}:{node.lineno}: {whole}")
+        elif {"text", "universal_newlines"} & given and "encoding" not in given:
+            found.append(f"{path.name}:{node.lineno}: {whole}")
+    return found
+
+
+def test_every_text_file_names_its_encoding() -> None:
+    files = [*PACKAGE.rglob("*.py"), *(PACKAGE.parent / "benchmarks").rglob("*.py")]
+    assert [call for path in files for call in text_calls(path)] == []
+
+
+def test_the_rule_for_encodings_sees_what_breaks_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.py"
+    path.write_text(
+        "p.read_text()\nopen(f)\nopen(f, 'w')\nsubprocess.run(x, text=True)\np.open(mode='w')\n"
+        "open(f, 'rb')\nos.open(f, 1)\nopen(f, encoding='utf-8')\nfunctools.partial(open, f, 'rb')\n",
+        encoding="utf-8",
+    )
+    assert [call.split(":")[1] for call in text_calls(path)] == ["1", "2", "3", "4", "5"]
+
+
+def test_files_of_rows_keep_every_name(tmp_path: Path) -> None:
+    rows = [{"name": name, "count": 1} for name in ODD_NAMES]
+    write_csv(tmp_path / "a.csv", rows, ["name", "count"])
+    append_csv(tmp_path / "a.csv", rows)
+    assert [row["name"] for row in read_csv(tmp_path / "a.csv")] == [*ODD_NAMES, *ODD_NAMES]
+    (tmp_path / "a.csv").read_bytes().decode("utf-8")  # for whoever else reads it
+    write_json(tmp_path / "a.json", ODD_NAMES)
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == ODD_NAMES
+
+
+WHOLE_JOB = """
+import os, sys
+from pathlib import Path
+from hadaptive.cli import main
+root, spec = sys.argv[1:]
+run = os.path.join(root, "run")
+flags = ["--image-size", "8", "--batch-size", "8", "--epochs", "2", "--workers", "0", "--cpu", "--quiet"]
+flags += ["--model", spec, "--data", os.path.join(root, "data"), "--output", run]
+if main(["train", *flags]):
+    sys.exit(1)
+Path(run, "summary.json").unlink()
+# What there is of it now is a run that was cut.
+assert main(["evaluate", run, "--cpu"]) == 0
+assert main(["predict", run, os.path.join(root, "data", "tea"), "--top", "1"]) == 0
+"""
+
+
+@pytest.mark.parametrize(
+    "locale",
+    [
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        {"PYTHONIOENCODING": "cp1252"},
+    ],
+    ids=["ascii", "cp1252"],
+)
+def test_a_run_of_any_names_ends_under_any_locale(tmp_path: Path, locale: dict[str, str]) -> None:
+    root = tmp_path / "data"
+    for target, kind in enumerate(("tea", "猫 [red]", "10²")):
+        (root / kind).mkdir(parents=True)
+        for number in range(12):
+            picture(target, number).save(root / kind / f"①{number}.png")
+    latin = os.fsencode(root) + b"/caf\xe9"
+    os.mkdir(latin)
+    for number in range(12):
+        picture(7, number).save(os.fsdecode(latin + f"/{number}.png".encode()))
+    for number in range(3):
+        (root / "tea" / f"猫{number}.png").write_bytes(b"not an image")
+    done = run_python(WHOLE_JOB, str(tmp_path), tiny_spec(tmp_path), **locale)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = tmp_path / "run"
+    classes = [row["class"] for row in read_csv(run / "per-class-test.csv")]
+    assert sorted(classes) == sorted(["tea", "猫 [red]", "10²", "caf\udce9"])
+    assert "猫" in (run / "skipped_images.txt").read_text(encoding="utf-8")
+    # Elsewhere, where the file system's names are UTF-8, it is the same run.
+    opened = RunFolder.open(run).open_data(exact=True)
+    assert opened.classes == ["10²", "caf\udce9", "tea", "猫 [red]"]
+    assert not [note for note in opened.notes if "left out" in note or "name" in note]

@@ -68,7 +68,8 @@ def alone(task: Task, environment: dict[str, str] | None = None) -> dict[str, An
         [sys.executable, "-m", "hadaptive.measure.alone", json_text(given)],
         env={**os.environ, **(environment or {}), "OMP_NUM_THREADS": str(task.threads)},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
     )
     if done.returncode:
         raise RuntimeError((done.stderr.splitlines() or ["it ended without a word"])[-1])
