@@ -13,6 +13,7 @@ from torch import Tensor
 from hadaptive.cards import ModelCard
 from hadaptive.console import console, say
 from hadaptive.data import Preprocessing, decode, eval_transform, to_eight_bit
+from hadaptive.data.images import open_image
 from hadaptive.data.scan import Reason, left_out, order, scan_folder
 from hadaptive.errors import UserError, first_line
 from hadaptive.files import json_text
@@ -100,7 +101,7 @@ def predict_images(
         errors: dict[Path, str] = {}
         for path in batch:
             try:
-                tensors.append(transform(decode(path.read_bytes())))
+                tensors.append(transform(open_image(path.read_bytes())))
             except OSError as error:
                 errors[path] = error.strerror or first_line(error)
         rows = iter(torch.softmax(model(torch.stack(tensors)).float(), dim=1) if tensors else [])
@@ -166,7 +167,9 @@ def predict_command(
             table.add_row("" if place else prediction.image, name, f"{probability:.2%}", end_section=last)
         if sheet is not None and prediction.error is None and len(tiles) < MOST_TILES:
             name, probability = prediction.classes[0]
-            image = to_eight_bit(decode(Path(prediction.image).read_bytes()), 3)
+            how = card.preprocessing
+            image = decode(Path(prediction.image).read_bytes(), how.max_pixels)
+            image = to_eight_bit(image, 3, how.white)
             tiles.append((tile_of(image), f"{name} ({probability:.0%})", None))
     if not as_json:
         console().print(table)

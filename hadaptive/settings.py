@@ -49,13 +49,22 @@ def _read(kind: type, data: dict[str, Any]) -> Any:
     unknown = set(data) - {field.name for field in dataclasses.fields(kind)}
     if unknown:
         raise UserError(f"unknown settings {', '.join(sorted(unknown))}: made by another version?")
-    values = {}
+    values = dict(getattr(kind, "BEFORE", {}))
     for name, value in data.items():
         hint = _hints(kind)[name]
         values[name] = (
             _read(typing.cast(type, hint), value) if dataclasses.is_dataclass(hint) else _value(hint, value)
         )
     return kind(**values)
+
+
+def _before(kind: type) -> dict[str, Any]:
+    """What was done before there were some settings, flat: parts may say it as BEFORE, for files without them."""
+    found = dict(getattr(kind, "BEFORE", {}))
+    for field in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(hint := _hints(kind)[field.name]):
+            found |= _before(typing.cast(type, hint))
+    return found
 
 
 def _value(hint: Any, value: Any) -> Any:
@@ -122,7 +131,7 @@ class Settings:
 
 def _typed(kind: type, data: dict[str, Any]) -> dict[str, Any]:
     """Values of flat JSON as the settings of that name have them."""
-    typed = {}
+    typed = _before(kind)
     for name, value in data.items():
         owner = kind
         for part in names(kind).get(name, ()):

@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from hadaptive.data import decode, to_eight_bit
+from hadaptive.data import decode, images, to_eight_bit
 
 MODES = (
     *("1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV"),
@@ -61,10 +62,65 @@ def test_sixteen_bit_png_file() -> None:
     assert np.asarray(to_eight_bit(image, 1)).tolist() == [[0, 128, 255]]
 
 
-def test_integers_that_fit_in_eight_bits_are_kept() -> None:
-    image = Image.fromarray(np.array([[0, 100, 255]], np.int32))
-    assert image.mode == "I"
-    assert np.asarray(to_eight_bit(image, 1)).tolist() == [[0, 100, 255]]
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_one_rule_for_all_images_of_a_kind(dtype: type) -> None:
+    """The mode says the depth, not the content: a value becomes the same grey whatever stands beside it."""
+    for top in (255, 256, 4095, 65535):
+        image = Image.fromarray(np.array([[0, 200, top]], dtype))
+        found = np.asarray(to_eight_bit(image, 1, white=4095)).tolist()[0]
+        assert found[:2] == [0, 12]
+        assert found[2] == round(min(top, 4095) / 4095 * 255)
+    if dtype is not np.float32:
+        assert np.asarray(to_eight_bit(Image.fromarray(np.array([[255, 256]], dtype)), 1)).tolist() == [[1, 1]]
+
+
+def test_each_images_own_maximum_is_the_rule_of_older_runs() -> None:
+    for values, expected in (([0, 100, 255], [0, 100, 255]), ([0, 100, 256], [0, 0, 1])):
+        for dtype in (np.uint16, np.int32):
+            image = Image.fromarray(np.array([values], dtype))
+            assert np.asarray(to_eight_bit(image, 1, white=0)).tolist() == [expected]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "mode"),
+    [
+        ("x.png", {}, "I;16"),
+        ("x.tif", {}, "I;16"),
+        ("x.tif", {"big": True}, "I;16B"),
+        ("x.pgm", {}, "I"),
+        ("x.jp2", {"irreversible": False}, "I;16"),
+    ],
+    ids=["png", "tiff", "big-endian-tiff", "pgm", "jpeg2000"],
+)
+def test_sixteen_bit_files(name: str, options: dict[str, bool], mode: str, tmp_path: Path) -> None:
+    values = np.array([[0, 100, 256, 32896]] * 4, np.uint16)
+    image = Image.fromarray(values)
+    if options.pop("big", False):
+        image = Image.frombytes("I;16B", (4, 4), values.astype(">u2").tobytes())
+    image.save(tmp_path / name, **options)
+    image = decode((tmp_path / name).read_bytes())
+    assert image.mode == mode
+    assert np.asarray(to_eight_bit(image, 3))[0, :, 0].tolist() == [0, 0, 1, 128]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        pytest.param([0.0, 0.5, 1.0], [0, 128, 255], id="unit"),
+        pytest.param([0.0, 0.5, 2.0], [0, 128, 255], id="more-than-white"),
+        pytest.param([-np.inf, 0.5, np.inf], [0, 128, 255], id="infinite"),
+    ],
+)
+def test_floats(values: list[float], expected: list[int]) -> None:
+    image = Image.fromarray(np.array([values], np.float32))
+    assert np.asarray(to_eight_bit(image, 1)).tolist() == [expected]
+
+
+@pytest.mark.parametrize("white", [None, 255.0])
+def test_pixels_that_are_no_numbers_make_an_image_unreadable(white: float | None) -> None:
+    image = Image.fromarray(np.array([[0.5, np.nan]], np.float32))
+    with pytest.raises(OSError, match="pixels are no numbers"):
+        to_eight_bit(image, 1, white)
 
 
 @pytest.mark.parametrize(
@@ -78,9 +134,9 @@ def test_integers_that_fit_in_eight_bits_are_kept() -> None:
         pytest.param([np.nan] * 3, [0, 0, 0], id="only-nan"),
     ],
 )
-def test_floats(values: list[float], expected: list[int]) -> None:
+def test_floats_by_the_rule_of_older_runs(values: list[float], expected: list[int]) -> None:
     image = Image.fromarray(np.array([values], np.float32))
-    assert np.asarray(to_eight_bit(image, 1)).tolist() == [expected]
+    assert np.asarray(to_eight_bit(image, 1, white=0)).tolist() == [expected]
 
 
 def test_one_bit() -> None:
@@ -179,7 +235,7 @@ PNG = encoded(Image.effect_noise((64, 64), 50), "PNG")
         pytest.param(JPEG[:30], None, id="jpeg-header"),
         pytest.param(PNG[: len(PNG) // 2], "truncated", id="half-png"),
         pytest.param(PNG[:20], None, id="png-header"),
-        pytest.param(bomb(30_000, 30_000), "decompression bomb", id="bomb"),
+        pytest.param(bomb(30_000, 30_000), "30,000 x 30,000 pixels, 900 million, and --max-pixels", id="bomb"),
     ],
 )
 def test_damaged_data(data: bytes, says: str | None) -> None:
@@ -190,6 +246,59 @@ def test_damaged_data(data: bytes, says: str | None) -> None:
 def test_image_that_pillow_only_warns_of_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)
     assert decode(PNG).size == (64, 64)  # 4096 pixels: more than the limit, less than twice it
+
+
+LARGE_PHOTO = encoded(Image.new("L", (13_600, 13_400), 77), "JPEG")  # 182 million pixels
+
+
+def test_a_large_honest_photo_is_read_and_reduced() -> None:
+    before = Image.MAX_IMAGE_PIXELS
+    for channels in (1, 3):
+        result = to_eight_bit(decode(LARGE_PHOTO), channels)
+        assert result.size == (6800, 6700)
+        assert result.getpixel((9, 9)) == (77 if channels == 1 else (77, 77, 77))
+    assert before == Image.MAX_IMAGE_PIXELS
+    with pytest.raises(OSError, match="--max-pixels 100000000 allows 100 million"):
+        decode(LARGE_PHOTO, max_pixels=100_000_000)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "1", "P", "I;16"])
+def test_large_images_of_other_kinds_are_halved(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As small as Pillow's own limit leaves alone, so that cutting a part out of them warns of nothing."""
+    monkeypatch.setattr(images, "LARGE", 1000)
+    data = encoded(Image.new(mode, (64, 60)), "PNG")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # 3840 is more than twice as many
+    result = to_eight_bit(decode(data), 3)
+    assert result.size == (32, 30)
+    result.crop((0, 0, 32, 30))
+    assert Image.MAX_IMAGE_PIXELS == 1000
+
+
+def test_ordinary_images_are_read_as_they_always_were() -> None:
+    noise = Image.effect_noise((301, 203), 60).convert("RGB")
+    for kind in ("JPEG", "PNG"):
+        data = encoded(noise, kind)
+        assert to_eight_bit(decode(data), 3).tobytes() == Image.open(io.BytesIO(data)).convert("RGB").tobytes()
+
+
+def test_first_picture_of_an_animation() -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    for kind in ("GIF", "PNG", "WEBP", "TIFF"):
+        options = {"lossless": True} if kind == "WEBP" else {}
+        data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+        assert to_eight_bit(decode(data), 3).getpixel((3, 3)) == (255, 0, 0)
+
+
+def test_luma_and_lab_colours() -> None:
+    red = Image.new("RGB", (8, 8), "red")
+    jpeg = decode(encoded(red.convert("YCbCr"), "JPEG"))
+    tiff = decode(encoded(red.convert("YCbCr"), "TIFF"))
+    for image in (jpeg, tiff, red.convert("YCbCr")):
+        found = np.array(to_eight_bit(image, 3).getpixel((3, 3)))
+        assert np.abs(found - [255, 0, 0]).max() <= 3
+    lab = decode(encoded(Image.new("LAB", (8, 8), (255, 128, 128)), "TIFF"))
+    assert lab.mode == "LAB"
+    assert min(to_eight_bit(lab, 3).getpixel((3, 3))) > 250
 
 
 @settings(deadline=None, max_examples=60)

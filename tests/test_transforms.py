@@ -29,7 +29,7 @@ def images() -> dict[str, Image.Image]:
         "palette": rgba.convert("P"),
         "cmyk": Image.new("CMYK", (9, 20)),
         "word": Image.fromarray(np.full((5, 6), 40_000, np.uint16)),
-        "float": Image.fromarray(np.full((5, 6), np.nan, np.float32)),
+        "float": Image.fromarray(np.tile(np.array([-np.inf, 0.25, np.inf], np.float32), (5, 2))),
         "dot": Image.new("L", (1, 1)),
         "tall": Image.new("RGB", (1, 500)),
         "wide": Image.new("1", (500, 1)),

@@ -42,7 +42,7 @@ def test_a_run_evaluates_to_the_figures_it_had(old: Path, capsys: pytest.Capture
     assert evaluation.correct == round(then["accuracy"] * then["images"])
     assert evaluation.loss == pytest.approx(then["loss"], rel=1e-4)
     assert main(["evaluate", "folder-finished", "--cpu"]) == 0
-    assert f"on {then['images']} images" in capsys.readouterr().out
+    assert f"accuracy {evaluation.correct} of {then['images']} (" in capsys.readouterr().out
 
 
 def test_a_run_predicts_and_is_exported(old: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,3 +111,18 @@ def test_flat_settings_are_read_into_their_parts(old: Path) -> None:
     assert StudyConfig.from_dict(study.to_dict()) == study
     with pytest.raises(ValueError, match="there is no setting novelty"):
         TrainConfig.from_dict({**stored, "novelty": 1})
+
+
+def test_runs_without_the_setting_take_each_images_own_white(old: Path) -> None:
+    """As they were trained; new ones have one rule for all images, and say in their card and settings which."""
+    assert RunFolder.open("folder-finished").read_card().preprocessing.white == 0
+    for name in ("folder-finished", "folder-interrupted"):
+        assert read_config(RunFolder.open(name)).preprocessing.white == 0
+    stored = json.loads((old / "folder-finished/config.json").read_text())
+    new = TrainConfig()
+    assert new.to_dict()["preprocessing"]["white"] is None
+    older = new.to_dict()
+    del older["preprocessing"]["white"], older["preprocessing"]["max_pixels"]
+    assert TrainConfig.from_dict(older).preprocessing.white == 0
+    assert "white" not in stored
+    assert TrainConfig.from_recipe("quick", white=4095.0, max_pixels=9).to_dict()["preprocessing"]["white"] == 4095

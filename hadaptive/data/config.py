@@ -4,7 +4,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from hadaptive.errors import UserError
 from hadaptive.files import json_text
@@ -23,6 +23,9 @@ STREAMS = {
 def is_stream(name: str) -> bool:
     """Whether timm reads this data set as a stream, without random access."""
     return name.lower().startswith(tuple(STREAMS))
+
+
+MOST_PIXELS = 2**28  # of one image: a gigabyte once it is decoded
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,13 @@ class Preprocessing:
         interpolation: of a resize.
         mean: of each channel, of pixel values in [0, 1].
         std: of each channel, likewise.
+        white: the value that becomes white in grey images of more than 8 bits, the same for all of them; default
+            65535 for integers (4095 is that of 12 bits) and 1 for floating-point numbers. 0 takes each image's own
+            largest value for a guide, as runs did before they had this setting.
+        max_pixels: an image of more is not read.
     """
+
+    BEFORE: ClassVar[dict[str, Any]] = {"white": 0.0, "max_pixels": 178_956_970}  # what older files do not say
 
     image_size: int
     in_chans: int = 3
@@ -93,6 +102,8 @@ class Preprocessing:
     interpolation: Interpolation = "bilinear"
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    white: float | None = None
+    max_pixels: int = MOST_PIXELS
 
     def __post_init__(self) -> None:
         if self.fit not in FITS:
@@ -105,6 +116,10 @@ class Preprocessing:
             raise UserError(f"crop_pct must lie above 0 and be at most 1, got {self.crop_pct}")
         if min(len(self.mean), len(self.std)) < self.in_chans or min(self.std) <= 0:
             raise UserError(f"mean and std need {self.in_chans} values each, and std positive ones")
+        if self.white is not None and not 0 <= self.white < float("inf"):
+            raise UserError(f"white must be a positive value, such as 4095 for 12 bits; got {self.white}")
+        if self.max_pixels < 1:
+            raise UserError(f"max_pixels must be at least 1, got {self.max_pixels}")
         if self.interpolation not in INTERPOLATIONS:
             raise UserError(
                 f"interpolation must be one of {', '.join(INTERPOLATIONS)}; got {self.interpolation!r}"
@@ -117,7 +132,7 @@ class Preprocessing:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Preprocessing":
         """The inverse of :meth:`to_dict`."""
-        return cls(**{**data, "mean": tuple(data["mean"]), "std": tuple(data["std"])})
+        return cls(**{**cls.BEFORE, **data, "mean": tuple(data["mean"]), "std": tuple(data["std"])})
 
     @property
     def input_size(self) -> tuple[int, int, int]:

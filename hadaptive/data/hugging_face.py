@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hadaptive.data.images import decode
+from hadaptive.data.images import open_image
 from hadaptive.data.sources import UNKNOWN_STAT, Opened
 from hadaptive.errors import UserError
 from hadaptive.packages import require
@@ -67,7 +67,7 @@ class HuggingFaceSource:
         return len(self.targets)
 
     def read(self, index: int) -> tuple[Image.Image, int]:
-        return decode(self.content(index)), int(self.targets[index])
+        return open_image(self.content(index)), int(self.targets[index])
 
     def content(self, index: int) -> bytes:
         item = self.data[index][self.image_column]

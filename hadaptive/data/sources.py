@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from hadaptive.data.images import decode
+from hadaptive.data.images import open_image
 from hadaptive.text import from_disk, shown
 
 
@@ -129,7 +129,7 @@ class FileSource:
         return len(self.paths)
 
     def read(self, index: int) -> tuple[Image.Image, int]:
-        return decode(self.content(index)), int(self.targets[index])
+        return open_image(self.content(index)), int(self.targets[index])
 
     def name(self, index: int) -> str:
         return shown(from_disk(f"{self.root}/{self.paths[index]}"))

@@ -18,24 +18,27 @@ from torch import Tensor
 from torchvision import transforms as T
 
 from hadaptive.data.config import Augmentation, Preprocessing
-from hadaptive.data.images import to_eight_bit
+from hadaptive.data.images import load, to_eight_bit
 from hadaptive.errors import UserError
 
 
 class Decode:
-    """PIL image -> 8-bit PIL image with the number of channels the network takes.
+    """PIL image, read or only opened -> 8-bit PIL image with the number of channels the network takes.
 
     With `keep_grey`, a grey image stays one where three channels are due: what treats all channels alike is
     cheaper before they are three.
     """
 
-    def __init__(self, channels: int, keep_grey: bool = False) -> None:
-        self.channels = channels
+    def __init__(self, preprocessing: Preprocessing, keep_grey: bool = False) -> None:
+        self.channels = preprocessing.in_chans
+        self.white = preprocessing.white
+        self.max_pixels = preprocessing.max_pixels
         self.keep_grey = keep_grey
 
     def __call__(self, image: Any) -> Any:
+        image = load(image, self.max_pixels)
         grey = self.keep_grey and image.mode == "L" and "transparency" not in image.info
-        return to_eight_bit(image, 1 if grey else self.channels)
+        return to_eight_bit(image, 1 if grey else self.channels, self.white)
 
 
 class LimitAspect:
@@ -144,7 +147,7 @@ def eval_transform(preprocessing: Preprocessing) -> ImageTransform:
     """PIL image of any kind -> float32 (C, size, size), the same for evaluation, prediction and export."""
     p = preprocessing
     if p.fit == "stretch":
-        return ImageTransform(p, [Decode(p.in_chans, keep_grey=True), Stretch(p)])
+        return ImageTransform(p, [Decode(p, keep_grey=True), Stretch(p)])
     resize_and_crop: Any = create_transform(
         p.input_size,
         interpolation=p.interpolation,
@@ -153,7 +156,7 @@ def eval_transform(preprocessing: Preprocessing) -> ImageTransform:
         crop_pct=p.crop_pct,
     )
     before, last = _around_normalisation(resize_and_crop)
-    return ImageTransform(p, [Decode(p.in_chans), LimitAspect(), *before], last=last)
+    return ImageTransform(p, [Decode(p), LimitAspect(), *before], last=last)
 
 
 def train_transform(preprocessing: Preprocessing, augmentation: Augmentation) -> ImageTransform:
@@ -164,9 +167,9 @@ def train_transform(preprocessing: Preprocessing, augmentation: Augmentation) ->
     """
     p, a = preprocessing, augmentation
     if p.fit == "stretch":
-        return ImageTransform(p, [Decode(p.in_chans, keep_grey=True), Stretch(p, a)], random=True)
+        return ImageTransform(p, [Decode(p, keep_grey=True), Stretch(p, a)], random=True)
     before, last = _around_normalisation(_augmented_crop(p, a))
-    return ImageTransform(p, [Decode(p.in_chans), *before], random=True, last=last)
+    return ImageTransform(p, [Decode(p), *before], random=True, last=last)
 
 
 def _around_normalisation(composed: Any) -> tuple[list[Any], Any]:
