@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import TINY
+from tiny import TINY, tiny_config
 
 from hadaptive import predict
 from hadaptive.cards import card_for
@@ -15,6 +15,7 @@ from hadaptive.files import write_json
 from hadaptive.models import create_model
 from hadaptive.predict import find_images, predict_command, predict_images
 from hadaptive.runs import RunFolder
+from hadaptive.train import train
 
 CLASSES = ["cat", "dög", "a bird"]
 PREPROCESSING = Preprocessing(image_size=8)
@@ -114,3 +115,24 @@ def test_folders_are_searched_for_what_training_takes(tmp_path: Path) -> None:
     for name in names:
         (tmp_path / name).write_bytes(b"")
     assert [path.name for path in find_images([tmp_path])[0]] == ["a.AVIF", "b.jp2", "c.png"]
+
+
+def test_one_white_and_one_limit_hold_from_training_to_prediction(tmp_path: Path) -> None:
+    """12-bit photos, and one of more pixels than are allowed: the card says it to whoever reads images after."""
+    for number, name in enumerate(("cat", "dog")):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for i in range(20):
+            grey = np.full((8, 8), 2000 * number + 40 * i, np.uint16)
+            Image.fromarray(grey).save(tmp_path / "pets" / name / f"{i}.png")
+    flags = {"white": 4095.0, "max_pixels": 100, "batch_size": 8, "epochs": 1, "train_size": None}
+    train(tiny_config(tmp_path, data=str(tmp_path / "pets"), **flags), quiet=True)
+    network, card = RunFolder.open(tmp_path / "run").load_model()
+    assert (card.preprocessing.white, card.preprocessing.max_pixels) == (4095.0, 100)
+    image = tmp_path / "pets" / "dog" / "19.png"
+    pixels = eval_transform(card.preprocessing)(decode(image.read_bytes()))
+    assert pixels.mean() == pytest.approx((round(2760 / 4095 * 255) / 255 - 0.5) / 0.5, abs=1e-6)
+    Image.new("L", (11, 10)).save(tmp_path / "large.png")
+    first, second = predict_images(network, [image, tmp_path / "large.png"], card.classes, card.preprocessing)
+    assert first.error is None
+    assert second.error is not None
+    assert "--max-pixels 100 allows" in second.error

@@ -14,7 +14,7 @@ from hadaptive.cli import main
 from hadaptive.evaluate import evaluate_run
 from hadaptive.runs import RunFolder
 from hadaptive.search import SearchConfig, StudyConfig, resume
-from hadaptive.train import TrainConfig
+from hadaptive.train import TrainConfig, read_config
 from hadaptive.train import resume as resume_training
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
