@@ -2,7 +2,9 @@
 
 import copy
 import dataclasses
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from hadaptive.measure.formats import SUFFIXES
 from hadaptive.measure.lowering import write
 from hadaptive.measure.passes import prepare
 from hadaptive.measure.sessions import Run, load
+from hadaptive.models import HadaptiveNet
 from hadaptive.nn import NORMS, expansions, top_k_channels
 from hadaptive.train import train
 
@@ -33,20 +36,33 @@ pytestmark = [
 
 def card_of(model, size: int = 16) -> ModelCard:
     preprocessing = Preprocessing(image_size=size, mean=(0.5,) * 3, std=(0.5,) * 3)
-    return ModelCard("tiny", model.spec, ["a", "b", "c", "d"], preprocessing, 0.3)
+    return ModelCard("tiny", model.spec, ["é", "b", "c", "d"], preprocessing, 0.3)
 
 
 def deployed(model):
     return prepare(model, 16)[0]
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, bool], tuple[HadaptiveNet, Path]]:
+    """A network and its file in a format, with selections of each image or fixed ones: written once."""
+    folder = tmp_path_factory.mktemp("exported")
+
+    @functools.cache
+    def get(name: str, frozen: bool) -> tuple[HadaptiveNet, Path]:
+        model = fixed(network()) if frozen else network()
+        model.to(memory_format=torch.channels_last)  # as training lays weights out: pooling would gather then
+        path = folder / f"{frozen}{SUFFIXES[name]}"
+        write(model if name == "safetensors" else deployed(model), path, name, card_of(model), {"commit": "abc"})
+        return model, path
+
+    return get
+
+
 @pytest.mark.parametrize("frozen", [False, True], ids=["dynamic", "frozen"])
 @pytest.mark.parametrize("name", sorted(SUFFIXES))
-def test_every_format_computes_the_same_for_any_batch(name: str, frozen: bool, tmp_path: Path) -> None:
-    model = fixed(network()) if frozen else network()
-    model.to(memory_format=torch.channels_last)  # as training lays weights out
-    path = tmp_path / f"net{SUFFIXES[name]}"
-    write(model if name == "safetensors" else deployed(model), path, name, card_of(model), {"by": "a test"})
+def test_every_format_computes_the_same_for_any_batch(name: str, frozen: bool, exported) -> None:
+    model, path = exported(name, frozen)
     run, card = load(path, threads=1, trust=True)
     assert card == card_of(model)
     agreement = compare(model, run, [torch.randn(n, 3, 16, 16) for n in (1, 2, 7)])
@@ -62,12 +78,9 @@ def test_every_norm_of_the_products_in_onnx(norm: str, tmp_path: Path) -> None:
     assert compare(model, load(tmp_path / "net.onnx", 1)[0], [torch.randn(3, 3, 16, 16)]).holds
 
 
-def test_a_frozen_graph_gathers_and_concatenates_nothing(tmp_path: Path) -> None:
+def test_a_frozen_graph_gathers_and_concatenates_nothing(exported) -> None:
     for frozen in (False, True):
-        model = fixed(network()) if frozen else network()
-        model.to(memory_format=torch.channels_last)  # as training lays weights out: pooling would gather then
-        write(deployed(model), tmp_path / f"{frozen}.onnx", "onnx", card_of(model), {})
-        graph = onnx.load(tmp_path / f"{frozen}.onnx")
+        graph = onnx.load(exported("onnx", frozen)[1])
         kinds = [node.op_type for node in graph.graph.node]
         assert kinds.count("Softsign") == 2
         assert kinds.count("GlobalAveragePool") == 1
@@ -183,7 +196,7 @@ def test_a_file_that_computes_something_else_is_kept_and_said(tmp_path: Path, mo
 def test_bare_names_have_seeded_weights(tmp_path: Path) -> None:
     flags = ["--image-size", "32", "--num-classes", "7", "--images", "4", "--format", "torch"]
     assert main(["export", "hadaptive_net_s", *flags, "--output", str(tmp_path / "a.pt2")]) == 0
-    assert main(["export", "mobilenetv3_small_050", *flags, "--output", str(tmp_path / "b.pt2")]) == 0
+    assert main(["export", "test_resnet", *flags, "--output", str(tmp_path / "b.pt2")]) == 0
     run, card = load(tmp_path / "a.pt2", trust=True)
     assert run(np.zeros((2, 3, 32, 32), np.float32)).shape == (2, 7)
     assert card.preprocessing.image_size == 32
@@ -244,10 +257,8 @@ def test_files_that_are_not_ours(tmp_path: Path) -> None:
         load(tmp_path / "net.h5")
 
 
-def test_executorch_files_are_checked_and_run_in_any_batch(tmp_path: Path) -> None:
-    model = fixed(network())
-    path = tmp_path / "net.pte"
-    write(deployed(model), path, "executorch", card_of(model), {})
+def test_executorch_files_are_checked_and_run_in_any_batch(exported, tmp_path: Path) -> None:
+    model, path = exported("executorch", True)
     one, _ = load(path, 1)
     two, _ = load(path, 2)  # the pool stays as it is: changing it would end the process
     images = torch.randn(70, 3, 16, 16)
@@ -262,11 +273,8 @@ def test_executorch_files_are_checked_and_run_in_any_batch(tmp_path: Path) -> No
         load(tmp_path / "damaged.pte")
 
 
-def test_metadata_names_classes_and_preprocessing(tmp_path: Path) -> None:
-    model = network()
-    card = dataclasses.replace(card_of(model), classes=["é", "b", "c", "d"])
-    write(deployed(model), tmp_path / "net.onnx", "onnx", card, {"commit": "abc"})
-    props = {p.key: p.value for p in onnx.load(tmp_path / "net.onnx").metadata_props}
+def test_metadata_names_classes_and_preprocessing(exported) -> None:
+    props = {p.key: p.value for p in onnx.load(exported("onnx", False)[1]).metadata_props}
     data = json.loads(props["hadaptive"])
     assert data["card"]["classes"][0] == "é"
     assert data["about"] == {"commit": "abc"}

@@ -237,7 +237,8 @@ class CrossHadamardMlp(nn.Module):
         self.in_features = in_features
         self.use_conv = use_conv
         layer: Any = partial(nn.Conv2d, kernel_size=1) if use_conv else nn.Linear
-        biases, drops = to_2tuple(bias), to_2tuple(drop)
+        biases: Any = to_2tuple(bias)
+        drops: Any = to_2tuple(drop)
         self.mix = layer(in_features, in_features, bias=biases[0])
         self.expansion = CrossHadamardExpansion(in_features, k, norm, order, surrogate, score_kernel)
         width = self.expansion.out_channels
