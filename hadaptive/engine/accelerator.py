@@ -1,5 +1,7 @@
 """Devices, processes and precision, as accelerate finds them."""
 
+import os
+
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -23,6 +25,7 @@ def create_accelerator(
     Raises:
         UserError: the precision is not to be had on this device.
     """
+    _check_launch()
     # accelerate keeps one state per process; a second run in it may want another device or precision.
     AcceleratorState._reset_state(reset_partial_state=True)
     # Unless told, accelerate takes every process of a machine without a GPU for the only one.
@@ -38,3 +41,14 @@ def create_accelerator(
         )
     except ValueError as error:
         raise UserError(f"mixed_precision {execution.mixed_precision!r} does not work here: {error}") from None
+
+
+def _check_launch() -> None:
+    """Raise one clear UserError if only a part of what torchrun says of its processes is there."""
+    of_several = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    missing = [name for name in of_several if name not in os.environ]
+    if "LOCAL_RANK" in os.environ and missing:
+        raise UserError(
+            f"LOCAL_RANK is set in the environment, but not {', '.join(missing)}: start with torchrun, which sets "
+            "them all, or unset LOCAL_RANK to run in one process"
+        )

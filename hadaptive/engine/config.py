@@ -21,7 +21,9 @@ class Optimisation:
         lr: peak learning rate.
         weight_decay: of weights; biases, norms and DySoft's alpha are exempt.
         opt: any optimiser timm knows.
-        sched: any schedule timm knows.
+        sched: cosine, tanh, poly, wsd, rsqrt, constant, none; step lowers lr to a tenth after each third of the
+            training, multistep after a half and three quarters, plateau when the validation loss has not improved
+            for a tenth of the epochs.
         warmup: share of the training spent warming up.
         warmup_lr: learning rate at the first step.
         min_lr: learning rate at the end.

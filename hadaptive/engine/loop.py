@@ -12,12 +12,12 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from accelerate import Accelerator
-from timm.scheduler.scheduler import Scheduler
 from torch import Tensor
 from torch.optim import Optimizer
 
 from hadaptive.data import Manifest
 from hadaptive.engine.batches import Batches, Learning
+from hadaptive.engine.optimiser import Schedule
 from hadaptive.engine.processes import on_main
 from hadaptive.engine.progress import Progress
 from hadaptive.engine.stopping import StopRequest
@@ -49,7 +49,7 @@ class Engine(ABC):
     command: ClassVar[str]  # of the command line, that resumes it
     model: Any
     optimizer: Optimizer
-    scheduler: Scheduler
+    scheduler: Schedule
 
     def __init__(
         self,
@@ -135,6 +135,7 @@ class Engine(ABC):
         return {
             "optimizer": self.optimizer.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
+            "schedule": self.scheduler.state_dict(),
             "epoch": self.epoch,
             "step": self.step,
             "loss_sum": self.loss_sum,
@@ -155,13 +156,14 @@ class Engine(ABC):
             self.optimizer.load_state_dict(state["optimizer"])
             if self.accelerator.scaler is not None and state.get("scaler") is not None:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
+            self.scheduler.load_state_dict(state.get("schedule", {}))
             self.epoch, self.step = state["epoch"], state["step"]
             # A search's checkpoint of version 1 has another name for the first, and not the last.
             self.loss_sum = state["loss_sum"] if "loss_sum" in state else state["weight_loss"]
             self.seconds, self.unreadable = state["seconds"], set(state.get("unreadable", ()))
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             raise UserError(f"{folder.checkpoint} does not fit {folder.config}: {first_line(error)}") from None
-        self.scheduler.step_update(self.updates)
+        self.scheduler.after_step(self.updates)
 
     def checkpoint(self, folder: RunFolder) -> None:
         """Write the resumable state (main process)."""
@@ -215,7 +217,7 @@ class Engine(ABC):
                 continue
             self.between_steps()
             self.step += 1
-            self.scheduler.step_update(self.updates)
+            self.scheduler.after_step(self.updates)
             self.after_step()
             seen = (self.updates - self.progress.first) * self.learning.optimisation.batch_size
             self.progress.step(self.epoch, self.epochs, loss, seen)

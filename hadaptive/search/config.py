@@ -141,6 +141,8 @@ class SearchConfig(_SearchSettings):
     execution: Execution = field(default_factory=Execution)
 
     def __post_init__(self) -> None:
+        if self.drop_rate is not None and not 0 <= self.drop_rate < 1:
+            raise UserError(f"drop_rate must be at least 0 and below 1, got {self.drop_rate}")
         if self.execution.mixed_precision == "fp16":
             raise UserError("a search has no loss scaling: use --mixed-precision bf16 or no")
 

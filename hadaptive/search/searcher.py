@@ -23,8 +23,9 @@ from hadaptive.data import derive_seed
 from hadaptive.engine.batches import Batches
 from hadaptive.engine.finite import NonFiniteLossError
 from hadaptive.engine.loop import Engine, Rows
-from hadaptive.engine.optimiser import create_optimiser
+from hadaptive.engine.optimiser import create_optimiser, is_second_order, take_step
 from hadaptive.engine.processes import on_main
+from hadaptive.errors import UserError
 from hadaptive.metrics import evaluate_model
 from hadaptive.models import NetSpec
 from hadaptive.nn import update_temperatures
@@ -75,6 +76,10 @@ class Searcher(Engine):
         self.alpha = list(self.supernet.alpha)
         candidates = self.supernet.candidates()
         optimizer, self.scheduler = create_optimiser(candidates, config.optimisation, self.steps_per_epoch)
+        if is_second_order(optimizer):
+            raise UserError(
+                f"opt {config.optimisation.opt!r} takes second derivatives, a search does not: choose another"
+            )
         self.model, self.optimizer = accelerator.prepare(self.supernet, optimizer)
         how = config.architecture
         self.first = how.weights_first * self.epochs * self.steps_per_epoch  # step of the architecture
@@ -132,7 +137,7 @@ class Searcher(Engine):
         value = self._finite(loss)
         self.accelerator.backward(loss)
         update_temperatures(self.supernet)
-        self.optimizer.step()
+        take_step(self.optimizer, self._noise(4))
         self.optimizer.zero_grad(set_to_none=True)
         return value
 
@@ -276,6 +281,7 @@ class Searcher(Engine):
             f"relative entropy {row['entropy']:.2f}, expected latency {expected or 'not asked'}, "
             f"validation accuracy of the most confident path {validation.accuracy:.2%}"
         )
+        self.scheduler.after_epoch(self.updates, validation.loss)
         self.alpha_step = self.alpha_count = 0
         self.alpha_loss = 0.0
         return {folder.metrics: [row], folder.confidence: table}, line

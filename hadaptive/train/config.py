@@ -16,6 +16,7 @@ from hadaptive.engine.config import (
     not_negative,
     share,
 )
+from hadaptive.errors import UserError
 
 DEFAULT_MODEL = "hadaptive_net_s"
 
@@ -37,6 +38,12 @@ class NetworkConfig:
     stem_strides: tuple[int, ...] | None = None
     drop_rate: float | None = None
     drop_path_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("drop_rate", "drop_path_rate"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise UserError(f"{name} must be at least 0 and below 1, got {value}")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """What training adds to the engine: its step, its state, and what an epoch and the end leave in the run folder."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -9,19 +10,22 @@ from timm.data import Mixup
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
+from hadaptive import ops
 from hadaptive.cards import ModelCard
 from hadaptive.console import say
 from hadaptive.data import derive_seed
 from hadaptive.engine.batches import Batches
 from hadaptive.engine.finite import NonFiniteLossError, first_non_finite
 from hadaptive.engine.loop import Engine, Rows
-from hadaptive.engine.optimiser import create_optimiser
+from hadaptive.engine.optimiser import backward_twice, create_optimiser, is_second_order, take_step
+from hadaptive.errors import UserError
 from hadaptive.metrics import Evaluation, evaluate_model
 from hadaptive.nn import SelectionRecorder, update_temperatures
 from hadaptive.runs import RunFolder
 from hadaptive.train.config import TrainConfig
 from hadaptive.train.plots import plot_curves
 
+SMALLEST_SCALE = 2.0**-14  # of an fp16 loss: the gradients are not finite for another reason than its size
 RECORD_EVERY = 10  # steps between recorded selections; a step in ten is enough for shares and costs nothing
 
 
@@ -58,6 +62,9 @@ class Trainer(Engine):
         self.ema = ModelEmaV3(self.network, decay=config.ema, use_warmup=True) if config.ema else None
         self.recorder = SelectionRecorder(self.network, every=RECORD_EVERY)
         optimizer, self.scheduler = create_optimiser(self.network, config.optimisation, self.steps_per_epoch)
+        self.second_order = is_second_order(optimizer)
+        if self.second_order:
+            self._check_second_order()
         self.model, self.optimizer = accelerator.prepare(self.network, optimizer)
         smoothing, self.mixup = config.optimisation.label_smoothing, None
         if config.mixup or config.cutmix:
@@ -69,6 +76,23 @@ class Trainer(Engine):
         self.best_loss = float("inf")
         self.best_epoch = -1
         self.improved = False  # in the last epoch
+        self.skipped = False  # the last step: its gradients were not finite, and fp16's scale is lowered
+
+    def _check_second_order(self) -> None:
+        """Raise one clear UserError where gradients cannot be differentiated again."""
+        config = self.config
+        without = {
+            "--compile": config.compile,
+            "--clip-grad": bool(config.clip_grad),
+            f"--mixed-precision {config.execution.mixed_precision}": self.accelerator.scaler is not None,
+            "several processes": self.accelerator.num_processes > 1,
+        }
+        for name, there in without.items():
+            if there:
+                raise UserError(
+                    f"opt {config.optimisation.opt!r} takes second derivatives, which do not go with {name}: "
+                    "leave it out, or choose another optimiser"
+                )
 
     @property
     def averaged(self) -> nn.Module:
@@ -103,27 +127,59 @@ class Trainer(Engine):
         set_seed(seed % 2**32)
         if self.mixup is not None:
             images, targets = self.mixup(images, targets)
-        with accelerator.accumulate(self.model):
+        # The fused kernels have no second derivative.
+        backend = ops.backend("reference") if self.second_order else nullcontext()
+        with accelerator.accumulate(self.model), backend:
             loss = self.criterion(self.model(images).float(), targets)
             value = loss.item()
             if not abs(value) < float("inf"):
-                where = first_non_finite(self.network, images)
-                raise NonFiniteLossError(
-                    f"the loss is {value} in epoch {self.epoch + 1}, step {self.step + 1}: {where}. "
-                    "Try a lower lr, --clip-grad 1, or --mixed-precision no"
-                )
-            accelerator.backward(loss)
+                raise self._non_finite(f"the loss is {value}", first_non_finite(self.network, images))
+            if self.second_order:
+                backward_twice(accelerator, loss)
+            else:
+                accelerator.backward(loss)
             if accelerator.sync_gradients:
-                accelerator.unscale_gradients()
-                update_temperatures(self.network)
-                if config.clip_grad:
-                    accelerator.clip_grad_norm_(self.network.parameters(), config.clip_grad)
-            self.optimizer.step()
+                self._before_step()
+            take_step(self.optimizer, seed)
+            if accelerator.sync_gradients:
+                if self.second_order:  # whose step still needed the temperatures of the forward pass
+                    update_temperatures(self.network)
+                self.skipped = accelerator.optimizer_step_was_skipped
             self.optimizer.zero_grad()
+        if self.skipped and accelerator.scaler.get_scale() < SMALLEST_SCALE:
+            raise self._non_finite(
+                "the gradients are not finite", "however little the loss is scaled up, fp16 cannot hold them"
+            )
         return value
 
+    def _before_step(self) -> None:
+        """Unscale the gradients, learn temperatures from them, clip them: each once."""
+        accelerator, weights = self.accelerator, list(self.network.parameters())
+        accelerator.unscale_gradients()
+        finite = True
+        if accelerator.scaler is not None:  # which leaves this step out if they are not
+            norm = nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
+            finite = bool(torch.isfinite(norm))
+        if finite and not self.second_order:
+            update_temperatures(self.network)
+        if self.config.clip_grad:
+            # accelerate's own would unscale them again.
+            nn.utils.clip_grad_norm_(weights, self.config.clip_grad)
+
+    def _non_finite(self, what: str, where: str) -> NonFiniteLossError:
+        """The error that names what helps and was not done yet."""
+        config = self.config
+        cures = ["a lower lr"]
+        if not config.clip_grad:
+            cures.append("--clip-grad 1")
+        if config.execution.mixed_precision != "no":
+            cures.append("--mixed-precision no")
+        return NonFiniteLossError(
+            f"{what} in epoch {self.epoch + 1}, step {self.step + 1}: {where}. Try {', or '.join(cures)}"
+        )
+
     def after_step(self) -> None:
-        if self.ema is not None:
+        if self.ema is not None and not self.skipped:
             self.ema.update(self.network, step=self.updates)
 
     # -- an epoch, and the end --------------------------------------------------------------------------------
@@ -176,6 +232,7 @@ class Trainer(Engine):
             for report in self.recorder.reports()
         ]
         self.recorder.reset()
+        self.scheduler.after_epoch(self.updates, validation.loss)
         line = (
             f"epoch {self.epoch + 1}/{self.epochs}: train loss {row['train_loss']:.4f}, "
             f"validation loss {validation.loss:.4f}, accuracy {validation.accuracy:.2%}"
