@@ -33,6 +33,7 @@ from hadaptive.search.config import StudyConfig
 from hadaptive.settings import names
 from hadaptive.train.config import TrainConfig
 
+PIPE_STATUS = 141  # 128 and the number of SIGPIPE
 FAULT_STATUS = 70  # as sysexits.h has it for an internal fault
 FAULT = (
     "this is a fault of hadaptive, not of your input: please report it where you got hadaptive from, with the "
@@ -258,8 +259,21 @@ def _say_usage(*, error: bool = False) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; the exit status is 0, 1 (bad input), 2 (bad flags), 70 (our fault) or 130."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    """Run one command; the exit status is 0, 1 (bad input), 2 (bad flags), 70 (our fault), 130 or 141.
+
+    The last is a shell's for a pipe that was closed: whoever reads our output has seen enough.
+    """
+    try:
+        try:
+            return _run(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still in its buffer
+        return PIPE_STATUS
+
+
+def _run(arguments: list[str]) -> int:
     show_traceback = "--traceback" in arguments[:1]
     if show_traceback:
         arguments = arguments[1:]
@@ -293,9 +307,8 @@ def main(argv: list[str] | None = None) -> int:
         if error.of_one_process or os.environ.get("RANK", "0") == "0":
             say(f"hadaptive {arguments[0]}: {error}", error=True)
         return 1
-    except BrokenPipeError:  # whoever reads our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    except BrokenPipeError:
+        raise
     except Exception:
         traceback.print_exc()
         say(FAULT, error=True)

@@ -5,6 +5,8 @@ CSV file are written as :func:`hadaptive.text.escaped` gives them, and read back
 """
 
 import csv
+import errno
+import io
 import json
 import math
 import os
@@ -23,7 +25,17 @@ def _told(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise UserError(f"{path} cannot be written: {error.strerror or error}{_cure(error, path)}") from error
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _cure(error: OSError, path: Path) -> str:
+    """What to do about it, where the disk has no room."""
+    if error.errno not in FULL:
+        return ""
+    return f"; make room on the disk of {path.absolute().parent}, where nothing written before was lost"
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -34,10 +46,14 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """
     temporary = path.with_name(f".{path.name}.tmp")
     with _told(path):
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        try:
+            write(temporary)
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def json_text(data: Any, *, indent: int | None = None, sort_keys: bool = False) -> str:
@@ -91,11 +107,20 @@ def append_csv(path: Path, rows: list[dict[str, Any]]) -> None:
         with open(path, newline="", encoding="utf-8") as file:
             if next(csv.reader(file)) != list(rows[0]):
                 raise UserError(f"{path} has other columns, from another version: move it away")
-    with _told(path), open(path, "a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        if new:
-            writer.writeheader()
-        writer.writerows(map(_escaped, rows))
+    before = path.stat().st_size if path.is_file() else 0
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]))
+    if new:
+        writer.writeheader()
+    writer.writerows(map(_escaped, rows))
+    with _told(path):
+        try:
+            with open(path, "a", newline="", encoding="utf-8") as file:
+                file.write(text.getvalue())
+        except OSError:  # half a row is none
+            if path.is_file():
+                os.truncate(path, before)
+            raise
 
 
 def _escaped(row: dict[str, Any]) -> dict[str, Any]:

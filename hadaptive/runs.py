@@ -11,6 +11,7 @@ checkpoint.pt        all state needed to go on exactly; removed when training is
 curves.png, summary.json, skipped_images.txt
 """
 
+import io
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from hadaptive.cards import ModelCard, exported_division
@@ -154,7 +155,8 @@ class RunFolder:
     def save_weights(self, model: nn.Module, which: str) -> None:
         """Write all parameters and buffers as safetensors, atomically."""
         state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-        write_atomically(self.weights(which), lambda p: save_file(state, p))
+        content = save(state)
+        write_atomically(self.weights(which), lambda p: p.write_bytes(content))
 
     def load_model(self, which: str | None = None) -> tuple[nn.Module, ModelCard]:
         """The trained network in eval mode on the CPU, and its card.
@@ -267,7 +269,9 @@ class RunFolder:
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Write the resumable state atomically: there is always one whole checkpoint."""
-        write_atomically(self.checkpoint, lambda p: torch.save(state, p))
+        content = io.BytesIO()  # torch.save itself says nothing of a disk that is full
+        torch.save(state, content)
+        write_atomically(self.checkpoint, lambda p: p.write_bytes(content.getbuffer()))
 
     def load_checkpoint(self) -> dict[str, Any]:
         """Read the resumable state; tensors and plain data only, nothing is unpickled.

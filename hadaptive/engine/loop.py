@@ -21,8 +21,8 @@ from hadaptive.engine.optimiser import Schedule
 from hadaptive.engine.processes import on_main
 from hadaptive.engine.progress import Progress
 from hadaptive.engine.stopping import StopRequest
-from hadaptive.errors import TrainingInterruptedError, UserError, first_line
-from hadaptive.files import write_json
+from hadaptive.errors import MainProcessError, TrainingInterruptedError, UserError, first_line
+from hadaptive.files import write_atomically, write_json
 from hadaptive.provenance import provenance
 from hadaptive.runs import Folder, RunFolder
 
@@ -178,6 +178,19 @@ class Engine(ABC):
         Raises:
             TrainingInterruptedError: stopped by a signal, after a checkpoint was written.
         """
+        try:
+            return self._fit(folder)
+        except KeyboardInterrupt:  # the second, or one while the run is concluded: there is a checkpoint
+            raise TrainingInterruptedError(str(folder.path), self.command) from None
+        except MainProcessError:
+            raise
+        except UserError as error:
+            if isinstance(error.__cause__, OSError):  # what cannot be written today may be tomorrow
+                then = f"then go on with: hadaptive {self.command} --resume {folder.path}"
+                raise UserError(f"{error}; {then}") from error
+            raise
+
+    def _fit(self, folder: Any) -> dict[str, Any]:
         on_main(self.accelerator, lambda: folder.truncate_rows(self.epoch))
         self.progress = Progress(self.epochs * self.steps_per_epoch, self.updates, self.show)
         for line in (self.greet(folder), *self.batches.notes):
@@ -283,7 +296,8 @@ class Engine(ABC):
         def write() -> None:
             self.draw(folder)
             if self.unreadable:
-                folder.skipped.write_text("\n".join(sorted(self.unreadable)) + "\n", encoding="utf-8")
+                text = "\n".join(sorted(self.unreadable)) + "\n"
+                write_atomically(folder.skipped, lambda p: p.write_text(text, encoding="utf-8") and None)
             write_json(folder.summary, summary)
             folder.checkpoint.unlink(missing_ok=True)
 

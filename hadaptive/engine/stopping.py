@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM as a request to stop after the current step."""
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -27,6 +28,8 @@ class StopRequest:
             if self.requested:
                 raise KeyboardInterrupt
             self.requested = True
+            if self.accelerator.is_main_process:  # at once, and past what may be half printed
+                os.write(2, b"\nstopping after this step, with a checkpoint; once more stops at once\n")
 
         previous = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
         try:

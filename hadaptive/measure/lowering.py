@@ -38,11 +38,11 @@ def write(
     check_format(name)
     metadata = json_text({"card": card.to_dict(), "about": about})
     if name == "safetensors":
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         metadata = json_text({"card": card.to_dict(), "about": about, "split": split})
         state = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
-        write_atomically(path, lambda p: save_file(state, p, {METADATA_KEY: metadata}))
+        write_atomically(path, lambda p: p.write_bytes(save(state, {METADATA_KEY: metadata})))
     else:
         lower(net, path, name, card.preprocessing.input_size, metadata)
 
