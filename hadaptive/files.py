@@ -38,7 +38,7 @@ def _cure(error: OSError, path: Path) -> str:
     return f"; make room on the disk of {path.absolute().parent}, where nothing written before was lost"
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then put it in place in one step.
 
     Raises:

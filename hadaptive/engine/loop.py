@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.optim import Optimizer
 
+from hadaptive.console import say
 from hadaptive.data import Manifest
 from hadaptive.engine.batches import Batches, Learning
 from hadaptive.engine.optimiser import Schedule
@@ -181,7 +182,12 @@ class Engine(ABC):
         try:
             return self._fit(folder)
         except KeyboardInterrupt:  # the second, or one while the run is concluded: there is a checkpoint
-            raise TrainingInterruptedError(str(folder.path), self.command) from None
+            if self.accelerator.is_main_process:
+                say(
+                    f"go on from its last checkpoint with: hadaptive {self.command} --resume {folder.path}",
+                    error=True,
+                )
+            raise
         except MainProcessError:
             raise
         except UserError as error:
@@ -297,7 +303,7 @@ class Engine(ABC):
             self.draw(folder)
             if self.unreadable:
                 text = "\n".join(sorted(self.unreadable)) + "\n"
-                write_atomically(folder.skipped, lambda p: p.write_text(text, encoding="utf-8") and None)
+                write_atomically(folder.skipped, lambda p: p.write_text(text, encoding="utf-8"))
             write_json(folder.summary, summary)
             folder.checkpoint.unlink(missing_ok=True)
 

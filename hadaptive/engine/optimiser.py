@@ -59,7 +59,7 @@ def create_optimiser(module: nn.Module, how: Optimisation, steps_per_epoch: int)
     Raises:
         UserError: timm has no such optimiser or schedule, or it needs what this machine does not have.
     """
-    known = list_optimizers()
+    known = [str(name) for name in list_optimizers()]
     if how.opt not in known:
         raise UserError(
             f"there is no optimiser {how.opt!r}: choose one of timm's {len(known)}, {', '.join(known)}"
@@ -82,13 +82,20 @@ def _schedule(optimizer: Optimizer, how: Optimisation, steps_per_epoch: int) -> 
         return Schedule(None)
     if how.sched in ("plateau", "constant"):
         steady = StepLRScheduler(
-            optimizer, decay_t=1, decay_rate=1.0, warmup_t=warmup, warmup_lr_init=how.warmup_lr, t_in_epochs=False
+            optimizer,
+            decay_t=1,
+            decay_rate=1.0,
+            warmup_t=warmup,  # pyright: ignore[reportArgumentType]
+            warmup_lr_init=how.warmup_lr,
+            t_in_epochs=False,
         )
         if how.sched == "constant":
             return Schedule(steady)
         lower = ReduceLROnPlateau(optimizer, factor=0.1, patience=max(1, how.epochs // 10), min_lr=how.min_lr)
         return Schedule(steady, lower, warmup)
-    timescale = {"stable_timescale": max(1.0, total / 10)} if how.sched == "rsqrt" and not warmup else {}
+    timescale: dict[str, Any] = (
+        {"stable_timescale": max(1.0, total / 10)} if how.sched == "rsqrt" and not warmup else {}
+    )
     try:
         scheduler, _ = create_scheduler_v2(
             optimizer,

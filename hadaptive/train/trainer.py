@@ -146,7 +146,8 @@ class Trainer(Engine):
                     update_temperatures(self.network)
                 self.skipped = accelerator.optimizer_step_was_skipped
             self.optimizer.zero_grad()
-        if self.skipped and accelerator.scaler.get_scale() < SMALLEST_SCALE:
+        scaler = accelerator.scaler
+        if self.skipped and scaler is not None and scaler.get_scale() < SMALLEST_SCALE:
             raise self._non_finite(
                 "the gradients are not finite", "however little the loss is scaled up, fp16 cannot hold them"
             )
