@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
@@ -67,10 +68,14 @@ class DataConfig:
                 raise UserError(
                     f"{name} must lie between 0 and 1, such as 0.1 for a tenth; got {getattr(self, name)}"
                 )
-        if self.train_size is not None and self.train_size < 1:
-            raise UserError(f"train_size must be positive, got {self.train_size}")
+        for name in ("train_size", "num_classes", "train_samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} must be positive, got {value}")
         if self.data_seed < 0:
             raise UserError(f"data_seed must not be negative, got {self.data_seed}")
+        if self.data_seed >= 2**63:
+            raise UserError(f"data_seed must be below 2**63, got {self.data_seed}")
 
 
 @dataclass(frozen=True)
@@ -120,6 +125,8 @@ class Preprocessing:
             raise UserError(f"white must be a positive value, such as 4095 for 12 bits; got {self.white}")
         if self.max_pixels < 1:
             raise UserError(f"max_pixels must be at least 1, got {self.max_pixels}")
+        if not all(map(math.isfinite, (*self.mean, *self.std))):
+            raise UserError(f"mean and std must be finite numbers, got {self.mean} and {self.std}")
         if self.interpolation not in INTERPOLATIONS:
             raise UserError(
                 f"interpolation must be one of {', '.join(INTERPOLATIONS)}; got {self.interpolation!r}"
@@ -166,7 +173,7 @@ class Augmentation:
         for name in ("hflip", "vflip", "erase"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
-        if self.shift < 0 or self.color_jitter < 0 or not 0 < self.scale <= 1:
+        if self.shift < 0 or not 0 <= self.color_jitter < math.inf or not 0 < self.scale <= 1:
             raise UserError(
                 "shift and color_jitter must not be negative, and scale must lie above 0 and be at most 1; got "
                 f"{self.shift}, {self.color_jitter}, {self.scale}"

@@ -77,6 +77,10 @@ class Execution:
     def __post_init__(self) -> None:
         not_negative("seed", self.seed)
         not_negative("checkpoint_every", self.checkpoint_every)
+        if self.seed >= 2**63:
+            raise UserError(f"seed must be below 2**63, got {self.seed}")
+        if self.workers < -1:
+            raise UserError(f"workers must be a number of processes, or -1, which chooses; got {self.workers}")
 
 
 def at_least_one(name: str, value: float) -> None:

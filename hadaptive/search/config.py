@@ -46,6 +46,7 @@ class LatencyGoal:
 
     def __post_init__(self) -> None:
         not_negative("latency_weight", self.latency_weight)
+        not_negative("threads", self.threads)
 
 
 @dataclass(frozen=True)
