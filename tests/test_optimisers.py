@@ -231,3 +231,27 @@ def test_half_of_torchruns_environment_is_named(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(UserError, match=r"LOCAL_RANK is set .* not RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT"):
         train(tiny_config(tmp_path), quiet=True)
     assert not (tmp_path / "run").exists()
+
+
+# Every pair of values of two settings is in one of the rows.
+PAIRS = [
+    ("no", 1, 0.0, 0.0),
+    ("no", 2, 1.0, 0.9),
+    ("bf16", 1, 1.0, 0.9),
+    ("bf16", 2, 0.0, 0.9),
+    ("bf16", 2, 1.0, 0.0),
+    ("no", 1, 1.0, 0.0),
+    ("no", 1, 0.0, 0.9),
+    ("no", 2, 0.0, 0.0),
+    ("fp16", 1, 1.0, 0.9),
+    ("fp16", 2, 0.0, 0.0),
+]
+
+
+@pytest.mark.parametrize(("precision", "accumulate", "clip", "ema"), PAIRS)
+def test_precision_accumulation_clipping_and_averages_go_together(
+    tmp_path: Path, precision: str, accumulate: int, clip: float, ema: float
+) -> None:
+    how = {"mixed_precision": precision, "accumulate": accumulate, "clip_grad": clip, "ema": ema}
+    summary = train(tiny_config(tmp_path, epochs=1, train_size=64, **how), quiet=True, test=False)
+    assert 0 <= summary["validation_accuracy"] <= 1

@@ -8,7 +8,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs
 
 from hadaptive.engine.config import Execution
-from hadaptive.errors import UserError
+from hadaptive.errors import UserError, first_line
 
 
 def create_accelerator(
@@ -40,7 +40,10 @@ def create_accelerator(
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused_parameters)],
         )
     except ValueError as error:
-        raise UserError(f"mixed_precision {execution.mixed_precision!r} does not work here: {error}") from None
+        raise UserError(
+            f"mixed_precision {execution.mixed_precision!r} does not work here ({first_line(error)}): "
+            "use --mixed-precision bf16 or no"
+        ) from None
 
 
 def _check_launch() -> None:
