@@ -34,6 +34,14 @@ def _search(arguments: list[str]) -> None:
     bench_search(tyro.cli(SearchBenchConfig, prog="python -m benchmarks search", args=arguments))
 
 
+def _startup(arguments: list[str]) -> None:
+    import tyro
+
+    from benchmarks.startup import StartupConfig, bench_startup
+
+    bench_startup(tyro.cli(StartupConfig, prog="python -m benchmarks startup", args=arguments))
+
+
 def _deployment(arguments: list[str]) -> None:
     import tyro
 
@@ -108,6 +116,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "parity": _parity,
     "report": _report,
     "search": _search,
+    "startup": _startup,
 }
 
 

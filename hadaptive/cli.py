@@ -1,6 +1,7 @@
 """The command line: from what a person types to the function that does it. No logic lives here."""
 
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable
@@ -293,7 +294,8 @@ def _run(arguments: list[str]) -> int:
             raise UserError("this runs in one process: start it without torchrun")
         COMMANDS[arguments[0]][0](arguments[1:])
     except TrainingInterruptedError as stopped:
-        say(f"stopped; go on with: hadaptive {stopped.command} --resume {stopped}", error=True)
+        resume = shlex.join(["hadaptive", stopped.command, "--resume", str(stopped)])
+        say(f"stopped; go on with: {resume}", error=True)
         return 130
     except KeyboardInterrupt:
         say("interrupted", error=True)

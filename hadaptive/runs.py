@@ -14,6 +14,7 @@ curves.png, summary.json, skipped_images.txt
 import io
 import json
 import os
+import shlex
 import shutil
 import tempfile
 from dataclasses import replace
@@ -62,7 +63,7 @@ class RunFolder:
         if Path(path).exists():
             raise UserError(
                 f"{path} exists already and is never overwritten: choose another --output, "
-                f"or continue it with --resume {path}"
+                f"or continue it with --resume {shlex.quote(str(path))}"
             )
 
     @classmethod
@@ -119,8 +120,8 @@ class RunFolder:
             raise UserError(f"{path} is not a run folder: it has no config.json")
         if (run.path / "space.json").is_file():
             raise UserError(
-                f"{path} is the folder of a search: go on by hadaptive search --resume {path}, or train what it "
-                f"found by hadaptive train --model {path}/found.json --split {path}"
+                f"{path} is the folder of a search: how to train what it found is said by "
+                f"{shlex.join(['hadaptive', 'search', '--resume', str(path)])}"
             )
         return run
 

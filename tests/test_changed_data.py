@@ -334,6 +334,6 @@ def test_the_command_that_a_search_prints_runs_as_printed(world: Path, capsys) -
     line = capsys.readouterr().out.splitlines()[-1]
     assert line.startswith("train it: hadaptive train")
     words = shlex.split(line.removeprefix("train it: hadaptive "))
-    assert "--split" in words
+    assert {"--split", "--output"} <= set(words)
     assert typed(*words, "--output", "found", "--epochs", "1", "--quiet") == 0
     assert not leaks(world / "found", world / "search")

@@ -1,6 +1,7 @@
 """Every command as a person types it."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -280,9 +281,13 @@ def test_resume_of_a_finished_run(folder: Path, capsys: pytest.CaptureFixture[st
 def test_interrupted_training_says_how_to_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """As printed, whatever the shell does with the characters of its name."""
+    tmp_path = tmp_path / "my [runs]; it's"
+    tmp_path.mkdir()
     with monkeypatch.context() as patched:
         patched.setattr(StopRequest, "agreed", lambda self: True)
         assert cli.main([*train_flags(tmp_path), "--quiet"]) == 130
-    assert f"--resume {tmp_path / 'run'}" in one_sentence(capsys)
-    assert cli.main(["train", "--resume", str(tmp_path / "run")]) == 0
+    words = shlex.split(one_sentence(capsys).removeprefix("stopped; go on with: "))
+    assert words == ["hadaptive", "train", "--resume", str(tmp_path / "run")]
+    assert cli.main(words[1:]) == 0
     assert "test accuracy" in capsys.readouterr().out

@@ -32,7 +32,8 @@ def print_search(folder: SearchFolder, config: SearchConfig, space: SearchSpace,
 
 def training_command(folder: SearchFolder, config: SearchConfig) -> str:
     """The command that trains what was found, with the settings and the division of the images of the search."""
-    training = config.training(model=str(folder.found), output=None, split=folder.path)
+    output = folder.path.with_name(f"{folder.path.name}-trained")
+    training = config.training(model=str(folder.found), output=output, split=folder.path)
     words = ["hadaptive", "train", "--recipe", training.recipe]
     drawn = ("val_fraction", "test_fraction", "data_seed")  # the division has settled what they decide
     for name, value in ((name, value) for name, value in training.given().items() if name not in drawn):
