@@ -5,7 +5,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 import tyro
@@ -50,7 +50,7 @@ BESIDE_RESUME = {"resume", "quiet", "data", "data_dir"}
 
 def _configured(kind: type[Command], name: str, arguments: list[str]) -> tuple[Command, set[str]]:
     """The settings that flags give on top of their recipe's, and which were typed; beside --resume, hardly any."""
-    default = kind.from_recipe(_recipe_named_in(arguments))
+    default = kind.from_recipe(_recipe_named_in(arguments, f"hadaptive {name}"))
     # The parts of a configuration are no part of a flag's name.
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
     command = tyro.cli(kind, prog=f"hadaptive {name}", args=arguments, default=default, config=config)
@@ -87,13 +87,14 @@ def _train(arguments: list[str]) -> None:
     train(config, given=typed, quiet=command.quiet)
 
 
-def _recipe_named_in(arguments: list[str]) -> str:
-    for i, argument in enumerate(arguments):
-        if argument == "--recipe" and i + 1 < len(arguments):
-            return arguments[i + 1]
-        if argument.startswith("--recipe="):
-            return argument.removeprefix("--recipe=")
-    return "quick"
+@dataclass(frozen=True)
+class _Named:
+    recipe: str = "quick"
+
+
+def _recipe_named_in(arguments: list[str], prog: str) -> str:
+    """The recipe alone, as tyro reads it: the other flags' defaults hang on it."""
+    return tyro.cli(_Named, prog=prog, args=arguments, return_unknown_args=True, add_help=False)[0].recipe
 
 
 def _search(arguments: list[str]) -> None:
