@@ -24,6 +24,8 @@ def save_png(figure: Figure, path: Path) -> None:
     Raises:
         UserError: it cannot be written.
     """
+    for line in (line for axes in figure.axes for line in axes.lines if len(line.get_xydata()) == 1):
+        line.set_marker("o")  # a line of one point, as after one epoch, is nothing to see
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # names in all the world's scripts, one font
         write_atomically(path, lambda p: figure.savefig(p, dpi=110, format="png"))

@@ -23,8 +23,9 @@ from hadaptive.data import (
     worker_count,
 )
 from hadaptive.data.streams import StreamDataset
+from hadaptive.data.transforms import Decode
 from hadaptive.engine.config import Execution, Optimisation
-from hadaptive.errors import UserError
+from hadaptive.errors import UserError, first_line
 
 EVALUATION_BATCH = 64
 
@@ -90,6 +91,15 @@ class Batches:
         """What to call an image of a part in a message."""
         source = self.parts.get(part)
         return f"{part} #{index}" if source is None else source.name(index)
+
+
+def why_unreadable(source: Source, index: int, how: Preprocessing) -> str | None:
+    """Why an image cannot be read, in one line; None if it can."""
+    try:
+        Decode(how)(source.read(index)[0])
+    except OSError as error:
+        return " ".join((error.strerror or first_line(error)).split())
+    return None
 
 
 def create_batches(

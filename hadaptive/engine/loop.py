@@ -6,6 +6,7 @@ step, process). So a checkpoint holds no generator states, and one taken in the 
 
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -17,13 +18,14 @@ from torch.optim import Optimizer
 
 from hadaptive.console import say
 from hadaptive.data import Manifest
-from hadaptive.engine.batches import Batches, Learning
+from hadaptive.engine.batches import Batches, Learning, why_unreadable
 from hadaptive.engine.optimiser import Schedule
 from hadaptive.engine.processes import on_main
 from hadaptive.engine.progress import Progress
 from hadaptive.engine.stopping import StopRequest
 from hadaptive.errors import MainProcessError, TrainingInterruptedError, UserError, first_line
 from hadaptive.files import write_atomically, write_json
+from hadaptive.metrics import Evaluation
 from hadaptive.provenance import provenance
 from hadaptive.runs import Folder, RunFolder
 
@@ -74,7 +76,7 @@ class Engine(ABC):
         self.loss_sum = 0.0
         self.seconds = 0.0
         self.drawn = time.monotonic()  # when the pictures were
-        self.unreadable: set[str] = set()
+        self.unreadable: dict[str, str] = {}  # names, and why
         self.stopping = StopRequest(accelerator)
 
     # -- what a subclass adds ---------------------------------------------------------------------------------
@@ -141,7 +143,7 @@ class Engine(ABC):
             "step": self.step,
             "loss_sum": self.loss_sum,
             "seconds": self.seconds,
-            "unreadable": sorted(self.unreadable),
+            "unreadable": self.unreadable,
             **self.own_state(),
         }
 
@@ -161,7 +163,9 @@ class Engine(ABC):
             self.epoch, self.step = state["epoch"], state["step"]
             # A search's checkpoint of version 1 has another name for the first, and not the last.
             self.loss_sum = state["loss_sum"] if "loss_sum" in state else state["weight_loss"]
-            self.seconds, self.unreadable = state["seconds"], set(state.get("unreadable", ()))
+            # Older checkpoints have names without reasons.
+            self.seconds, found = state["seconds"], state.get("unreadable", {})
+            self.unreadable = found if isinstance(found, dict) else dict.fromkeys(found, "")
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             raise UserError(f"{folder.checkpoint} does not fit {folder.config}: {first_line(error)}") from None
         self.scheduler.after_step(self.updates)
@@ -198,6 +202,7 @@ class Engine(ABC):
 
     def _fit(self, folder: Any) -> dict[str, Any]:
         on_main(self.accelerator, lambda: folder.truncate_rows(self.epoch))
+        on_main(self.accelerator, self.refuse_unreadable)
         self.progress = Progress(self.epochs * self.steps_per_epoch, self.updates, self.show)
         for line in (self.greet(folder), *self.batches.notes):
             self.progress.say(line)
@@ -268,8 +273,44 @@ class Engine(ABC):
         return result
 
     def note_unreadable(self, part: str, indices: Iterable[int]) -> None:
-        """Remember images that could not be read."""
-        self.unreadable.update(self.batches.image_name(part, i) for i in indices)
+        """Remember images that could not be read, and why."""
+        for index in indices:
+            name, source = self.batches.image_name(part, index), self.batches.parts.get(part)
+            if source is not None and not self.unreadable.get(name):
+                reason = why_unreadable(source, index, self.learning.preprocessing)
+                self.unreadable[name] = reason or "it could not be read at first, but later"
+
+    def refuse_unreadable(self) -> None:
+        """Raise one clear UserError if a part has no image that can be read; mostly it is the first that can."""
+        for part, source in self.batches.parts.items():
+            if part == "test" and self.batches.test is None:
+                continue
+            reasons = (why_unreadable(source, index, self.learning.preprocessing) for index in range(len(source)))
+            first = next(reasons, None)
+            if first is not None and all(reason is not None for reason in reasons):
+                raise UserError(
+                    f"not one of the {len(source):,} {part} images can be read, {source.name(0)} for this reason: "
+                    f"{first}; mend them, then give the command again"
+                )
+
+    def require_images(self, evaluation: Evaluation, part: str, folder: Any) -> Evaluation:
+        """Give an evaluation back, or save and raise one clear UserError where it has no image."""
+        if not evaluation.total:
+            self.checkpoint(folder)
+            reason = next((f": {name}: {why}" for name, why in self.unreadable.items()), "")
+            raise UserError(
+                f"not one of the {part} images can be read any more{reason}; mend them, then go on by hadaptive "
+                f"{self.command} --resume {folder.path}"
+            )
+        return evaluation
+
+    def skipped_line(self, folder: Any) -> str:
+        """What is said of the images that could not be read."""
+        reasons = Counter(self.unreadable.values()).most_common()
+        counts = "; ".join(f"{number:,}: {reason or 'unknown'}" for reason, number in reasons[:3])
+        more = f"; {len(reasons) - 3} more reasons" if len(reasons) > 3 else ""
+        images = "1 image" if len(self.unreadable) == 1 else f"{len(self.unreadable):,} images"
+        return f"{images} could not be read and were skipped ({counts}{more}); listed in {folder.skipped}"
 
     def _end_epoch(self, folder: Any, stop: bool) -> None:
         rows, line = self.summarise_epoch(folder)
@@ -302,13 +343,15 @@ class Engine(ABC):
         def write() -> None:
             self.draw(folder)
             if self.unreadable:
-                text = "\n".join(sorted(self.unreadable)) + "\n"
-                write_atomically(folder.skipped, lambda p: p.write_text(text, encoding="utf-8"))
+                lines = [f"{name}\t{reason}\n" for name, reason in sorted(self.unreadable.items())]
+                write_atomically(folder.skipped, lambda p: p.write_text("".join(lines), encoding="utf-8"))
             write_json(folder.summary, summary)
             folder.checkpoint.unlink(missing_ok=True)
 
         on_main(self.accelerator, write)
         if self.show:
+            if self.unreadable:
+                say(self.skipped_line(folder))
             self.report(folder, summary)
         return summary
 
@@ -328,6 +371,8 @@ def begin(
     Raises:
         UserError: something is there already.
     """
+    on_main(engine.accelerator, lambda: kind.check_new(output))
+    on_main(engine.accelerator, engine.refuse_unreadable)
     state = engine.state()
     on_main(
         engine.accelerator, lambda: kind.create(output, documents, manifest=manifest, checkpoint=state) and None

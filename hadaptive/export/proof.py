@@ -205,7 +205,10 @@ def write_table(path: Path, about: dict[str, Any]) -> None:
     lines = [
         "| | |",
         "|---|---|",
-        *(f"| {in_markdown(name)} | {in_markdown(str(value))} |" for name, value in rows(about)),
+        *(
+            f"| {in_markdown(name)} | {in_markdown('none' if value is None else str(value))} |"
+            for name, value in rows(about)
+        ),
     ]
 
     def save(temporary: Path) -> None:

@@ -26,7 +26,7 @@ from hadaptive.engine.loop import Engine, Rows
 from hadaptive.engine.optimiser import create_optimiser, is_second_order, take_step
 from hadaptive.engine.processes import on_main
 from hadaptive.errors import UserError
-from hadaptive.metrics import evaluate_model
+from hadaptive.metrics import evaluate_model, share_text
 from hadaptive.models import NetSpec
 from hadaptive.nn import update_temperatures
 from hadaptive.search.config import SearchConfig
@@ -251,6 +251,7 @@ class Searcher(Engine):
         confidence = [p.cpu() for p in self.supernet.confidence()]
         validation = self.timed(lambda: self.evaluate(most_confident(confidence, self.table, self.target)))
         self.note_unreadable("validation", validation.unreadable)
+        self.require_images(validation, "validation", folder)
         expected = "" if self.table is None else round(float(self.table.expected(confidence)), 4)
         row = {
             "epoch": self.epoch,
@@ -279,7 +280,7 @@ class Searcher(Engine):
         line = (
             f"epoch {self.epoch + 1}/{self.epochs}: training loss {row['weight_loss']:.4f}, "
             f"relative entropy {row['entropy']:.2f}, expected latency {expected or 'not asked'}, "
-            f"validation accuracy of the most confident path {validation.accuracy:.2%}"
+            f"validation accuracy of the most confident path {share_text(validation.correct, validation.total)}"
         )
         self.scheduler.after_epoch(self.updates, validation.loss)
         self.alpha_step = self.alpha_count = 0

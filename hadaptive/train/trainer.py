@@ -1,5 +1,6 @@
 """What training adds to the engine: its step, its state, and what an epoch and the end leave in the run folder."""
 
+import math
 from contextlib import nullcontext
 from typing import Any
 
@@ -19,7 +20,7 @@ from hadaptive.engine.finite import NonFiniteLossError, first_non_finite
 from hadaptive.engine.loop import Engine, Rows
 from hadaptive.engine.optimiser import backward_twice, create_optimiser, is_second_order, take_step
 from hadaptive.errors import UserError
-from hadaptive.metrics import Evaluation, evaluate_model
+from hadaptive.metrics import Evaluation, evaluate_model, share_text
 from hadaptive.nn import SelectionRecorder, update_temperatures
 from hadaptive.runs import RunFolder
 from hadaptive.train.config import TrainConfig
@@ -27,6 +28,12 @@ from hadaptive.train.plots import plot_curves
 
 SMALLEST_SCALE = 2.0**-14  # of an fp16 loss: the gradients are not finite for another reason than its size
 RECORD_EVERY = 10  # steps between recorded selections; a step in ten is enough for shares and costs nothing
+
+
+def _rank(accuracy: float, loss: float) -> tuple[bool, float, float]:
+    """What makes weights better than others; those whose loss is no number are worse than any whose is one."""
+    finite = math.isfinite(loss)
+    return finite, accuracy, -loss if finite else 0.0
 
 
 class Trainer(Engine):
@@ -93,6 +100,7 @@ class Trainer(Engine):
                     f"opt {config.optimisation.opt!r} takes second derivatives, which do not go with {name}: "
                     "leave it out, or choose another optimiser"
                 )
+        self.figures: dict[str, dict[str, Any]] = {}  # validation of the best and the last weights
 
     @property
     def averaged(self) -> nn.Module:
@@ -109,6 +117,7 @@ class Trainer(Engine):
             "best_accuracy": self.best_accuracy,
             "best_loss": self.best_loss,
             "best_epoch": self.best_epoch,
+            "figures": self.figures,
         }
 
     def load_own_state(self, state: dict[str, Any]) -> None:
@@ -118,6 +127,7 @@ class Trainer(Engine):
         self.recorder.load_state_dict(state["selection"])
         self.best_accuracy, self.best_loss = state["best_accuracy"], state["best_loss"]
         self.best_epoch = state["best_epoch"]
+        self.figures = state.get("figures", {})  # an older version did not keep them
 
     # -- a step -----------------------------------------------------------------------------------------------
 
@@ -205,10 +215,14 @@ class Trainer(Engine):
 
     def summarise_epoch(self, folder: RunFolder) -> tuple[Rows, str]:
         validation = self.timed(lambda: self._evaluate("validation", self.batches.validation))
+        self.require_images(validation, "validation", folder)
         # A small validation part often ties; its loss tells more.
-        self.improved = (validation.accuracy, -validation.loss) > (self.best_accuracy, -self.best_loss)
+        self.improved = _rank(validation.accuracy, validation.loss) > _rank(self.best_accuracy, self.best_loss)
+        figures = {"epoch": self.epoch + 1, "correct": validation.correct, **validation.summary()}
+        self.figures["last"] = figures
         if self.improved:
             self.best_accuracy, self.best_loss, self.best_epoch = validation.accuracy, validation.loss, self.epoch
+            self.figures["best"] = figures
         row = {
             "epoch": self.epoch,
             "updates": self.updates,
@@ -236,7 +250,7 @@ class Trainer(Engine):
         self.scheduler.after_epoch(self.updates, validation.loss)
         line = (
             f"epoch {self.epoch + 1}/{self.epochs}: train loss {row['train_loss']:.4f}, "
-            f"validation loss {validation.loss:.4f}, accuracy {validation.accuracy:.2%}"
+            f"validation loss {validation.loss:.4f}, accuracy {share_text(validation.correct, validation.total)}"
         )
         return {folder.metrics: [row], folder.selection: layers}, line
 
@@ -253,6 +267,12 @@ class Trainer(Engine):
         chosen, _ = folder.load_model()
         self.averaged.load_state_dict(chosen.state_dict())
         test = None if self.batches.test is None else self._evaluate("test", self.batches.test)
+        if test is not None:
+            self.require_images(test, "test", folder)
+        figures = self.figures.get(self.config.select)
+        if figures is None:
+            again = self._evaluate("validation", self.batches.validation)
+            figures = {"epoch": None, "correct": again.correct, **again.summary()}
         return {
             "model": self.card.model,
             "data": self.config.data.data,
@@ -264,21 +284,24 @@ class Trainer(Engine):
             "epochs": self.epochs,
             "weights": self.config.select,
             "best_epoch": self.best_epoch,
-            "validation_accuracy": self.best_accuracy,
+            "best_validation_accuracy": self.best_accuracy,
+            "validation_accuracy": figures["accuracy"],
+            "validation": figures,
             "test": None if test is None else test.summary(),
             "train_seconds": round(self.seconds, 1),
         }
 
     def report(self, folder: RunFolder, summary: dict[str, Any]) -> None:
         test = summary["test"]
-        say(f"best validation accuracy {self.best_accuracy:.2%} in epoch {self.best_epoch + 1}")
+        for which, found in sorted({**self.figures, self.config.select: summary["validation"]}.items()):
+            if which in ("best", self.config.select):
+                epoch = "" if found["epoch"] is None else f", epoch {found['epoch']}"
+                share = share_text(found["correct"], found["images"], interval=True)
+                say(f"{which} validation accuracy {share}{epoch}")
         if test is None:
             say("no test part was measured")
         else:
-            say(
-                f"test accuracy {test['accuracy']:.2%} (95% interval {test['accuracy_low']:.2%} to "
-                f"{test['accuracy_high']:.2%}) on {test['images']:,} images, {self.config.select} weights"
-            )
-        if self.unreadable:
-            say(f"{len(self.unreadable)} images could not be read and were skipped; listed in {folder.skipped}")
+            correct = round(test["accuracy"] * test["images"])
+            share = share_text(correct, test["images"], interval=True)
+            say(f"test accuracy {share}, {self.config.select} weights")
         say(f"run folder: {folder.path}")
