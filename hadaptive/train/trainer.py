@@ -84,6 +84,7 @@ class Trainer(Engine):
         self.best_epoch = -1
         self.improved = False  # in the last epoch
         self.skipped = False  # the last step: its gradients were not finite, and fp16's scale is lowered
+        self.figures: dict[str, dict[str, Any]] = {}  # validation of the best and the last weights
 
     def _check_second_order(self) -> None:
         """Raise one clear UserError where gradients cannot be differentiated again."""
@@ -100,7 +101,6 @@ class Trainer(Engine):
                     f"opt {config.optimisation.opt!r} takes second derivatives, which do not go with {name}: "
                     "leave it out, or choose another optimiser"
                 )
-        self.figures: dict[str, dict[str, Any]] = {}  # validation of the best and the last weights
 
     @property
     def averaged(self) -> nn.Module:
