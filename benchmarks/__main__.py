@@ -19,43 +19,38 @@ def _gpu(arguments: list[str]) -> None:
 
 
 def _ops(arguments: list[str]) -> None:
-    import tyro
-
     from benchmarks.operators import OpsConfig, bench_ops
+    from hadaptive.parsing import parsed
 
-    bench_ops(tyro.cli(OpsConfig, prog="python -m benchmarks ops", args=arguments))
+    bench_ops(parsed(OpsConfig, "python -m benchmarks ops", arguments))
 
 
 def _search(arguments: list[str]) -> None:
-    import tyro
-
     from benchmarks.search import SearchBenchConfig, bench_search
+    from hadaptive.parsing import parsed
 
-    bench_search(tyro.cli(SearchBenchConfig, prog="python -m benchmarks search", args=arguments))
+    bench_search(parsed(SearchBenchConfig, "python -m benchmarks search", arguments))
 
 
 def _startup(arguments: list[str]) -> None:
-    import tyro
-
     from benchmarks.startup import StartupConfig, bench_startup
+    from hadaptive.parsing import parsed
 
-    bench_startup(tyro.cli(StartupConfig, prog="python -m benchmarks startup", args=arguments))
+    bench_startup(parsed(StartupConfig, "python -m benchmarks startup", arguments))
 
 
 def _deployment(arguments: list[str]) -> None:
-    import tyro
-
     from benchmarks.deployment import DeploymentConfig, bench_deployment
+    from hadaptive.parsing import parsed
 
-    bench_deployment(tyro.cli(DeploymentConfig, prog="python -m benchmarks deployment", args=arguments))
+    bench_deployment(parsed(DeploymentConfig, "python -m benchmarks deployment", arguments))
 
 
 def _parity(arguments: list[str]) -> None:
-    import tyro
-
     from benchmarks.deployment import ParityConfig, bench_parity
+    from hadaptive.parsing import parsed
 
-    bench_parity(tyro.cli(ParityConfig, prog="python -m benchmarks parity", args=arguments))
+    bench_parity(parsed(ParityConfig, "python -m benchmarks parity", arguments))
 
 
 def _report(arguments: list[str]) -> None:
@@ -74,36 +69,31 @@ def _with(models: tuple[str, ...], *, before: str) -> tuple[str, ...]:
 
 
 def _accuracy(arguments: list[str]) -> None:
-    import tyro
-
     from hadaptive.bench.accuracy import bench_accuracy, print_accuracy
     from hadaptive.bench.config import RIVALS, AccuracyConfig
+    from hadaptive.parsing import parsed
 
     default = AccuracyConfig(models=_with(RIVALS, before="mobilenetv4_conv_small"))
-    config = tyro.cli(AccuracyConfig, prog="python -m benchmarks accuracy", args=arguments, default=default)
+    config = parsed(AccuracyConfig, "python -m benchmarks accuracy", arguments, default=default)
     print_accuracy(bench_accuracy(config))
 
 
 def _latency(arguments: list[str]) -> None:
-    import tyro
-
     from hadaptive.bench.config import LatencyBenchConfig
     from hadaptive.bench.latency import bench_latency
+    from hadaptive.parsing import parsed
 
     default = LatencyBenchConfig(models=_with(LatencyBenchConfig.models, before="hadaptive_net_s"))
-    bench_latency(
-        tyro.cli(LatencyBenchConfig, prog="python -m benchmarks latency", args=arguments, default=default)
-    )
+    bench_latency(parsed(LatencyBenchConfig, "python -m benchmarks latency", arguments, default=default))
 
 
 def _networks(arguments: list[str]) -> None:
-    import tyro
-
     from hadaptive.bench.config import NetworksConfig
     from hadaptive.bench.networks import bench_networks
+    from hadaptive.parsing import parsed
 
     default = NetworksConfig(models=_with(NetworksConfig.models, before="mobilenetv4_conv_small"))
-    bench_networks(tyro.cli(NetworksConfig, prog="python -m benchmarks networks", args=arguments, default=default))
+    bench_networks(parsed(NetworksConfig, "python -m benchmarks networks", arguments, default=default))
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {

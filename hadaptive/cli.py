@@ -30,6 +30,7 @@ from hadaptive.engine.recipes import RECIPES
 from hadaptive.errors import MainProcessError, TrainingInterruptedError, UserError
 from hadaptive.export.config import ExportConfig
 from hadaptive.files import json_text
+from hadaptive.parsing import parsed
 from hadaptive.search.config import StudyConfig
 from hadaptive.settings import names
 from hadaptive.train.config import TrainConfig
@@ -53,7 +54,7 @@ def _configured(kind: type[Command], name: str, arguments: list[str]) -> tuple[C
     default = kind.from_recipe(_recipe_named_in(arguments, f"hadaptive {name}"))
     # The parts of a configuration are no part of a flag's name.
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
-    command = tyro.cli(kind, prog=f"hadaptive {name}", args=arguments, default=default, config=config)
+    command = parsed(kind, f"hadaptive {name}", arguments, default=default, config=config)
     flags = [argument.partition("=")[0][2:].replace("-", "_") for argument in arguments if argument[:2] == "--"]
     typed = {flag if flag in names(kind) else flag.removeprefix("no_") for flag in flags}
     if "resume" in typed and typed - BESIDE_RESUME:
@@ -94,7 +95,7 @@ class _Named:
 
 def _recipe_named_in(arguments: list[str], prog: str) -> str:
     """The recipe alone, as tyro reads it: the other flags' defaults hang on it."""
-    return tyro.cli(_Named, prog=prog, args=arguments, return_unknown_args=True, add_help=False)[0].recipe
+    return parsed(_Named, prog, arguments, return_unknown_args=True, add_help=False)[0].recipe  # pyright: ignore
 
 
 def _search(arguments: list[str]) -> None:
@@ -115,7 +116,7 @@ def _search(arguments: list[str]) -> None:
 
 
 def _latency(arguments: list[str]) -> None:
-    command = tyro.cli(LatencyCommand, prog="hadaptive latency", args=arguments)
+    command = parsed(LatencyCommand, "hadaptive latency", arguments)
     from hadaptive.search.latency import latency_command
 
     latency_command(
@@ -124,14 +125,14 @@ def _latency(arguments: list[str]) -> None:
 
 
 def _spaces(arguments: list[str]) -> None:
-    command = tyro.cli(SpacesCommand, prog="hadaptive spaces", args=arguments)
+    command = parsed(SpacesCommand, "hadaptive spaces", arguments)
     from hadaptive.search.spaces import spaces_command
 
     spaces_command(command.space, command.save)
 
 
 def _evaluate(arguments: list[str]) -> None:
-    command = tyro.cli(EvaluateCommand, prog="hadaptive evaluate", args=arguments)
+    command = parsed(EvaluateCommand, "hadaptive evaluate", arguments)
     from hadaptive.evaluate import evaluate_run
 
     evaluate_run(
@@ -146,7 +147,7 @@ def _evaluate(arguments: list[str]) -> None:
 
 
 def _predict(arguments: list[str]) -> None:
-    command = tyro.cli(PredictCommand, prog="hadaptive predict", args=arguments)
+    command = parsed(PredictCommand, "hadaptive predict", arguments)
     from hadaptive.predict import predict_command
 
     predict_command(
@@ -161,7 +162,7 @@ def _predict(arguments: list[str]) -> None:
 
 
 def _info(arguments: list[str]) -> None:
-    command = tyro.cli(InfoCommand, prog="hadaptive info", args=arguments)
+    command = parsed(InfoCommand, "hadaptive info", arguments)
     from hadaptive.info import info_command
 
     info_command(
@@ -176,21 +177,21 @@ def _info(arguments: list[str]) -> None:
 
 
 def _export(arguments: list[str]) -> None:
-    config = tyro.cli(ExportConfig, prog="hadaptive export", args=arguments)
+    config = parsed(ExportConfig, "hadaptive export", arguments)
     from hadaptive.export.command import export_command
 
     export_command(config)
 
 
 def _demo(arguments: list[str]) -> None:
-    command = tyro.cli(DemoCommand, prog="hadaptive demo", args=arguments)
+    command = parsed(DemoCommand, "hadaptive demo", arguments)
     from hadaptive.demo import run_demo
 
     run_demo(command.output, epochs=command.epochs)
 
 
 def _recipes(arguments: list[str]) -> None:
-    command = tyro.cli(RecipesCommand, prog="hadaptive recipes", args=arguments)
+    command = parsed(RecipesCommand, "hadaptive recipes", arguments)
     for name, recipe in RECIPES.items():
         say(f"{name:14} {recipe.about}")
         if command.show is not None:
@@ -198,7 +199,7 @@ def _recipes(arguments: list[str]) -> None:
 
 
 def _doctor(arguments: list[str]) -> None:
-    tyro.cli(DoctorCommand, prog="hadaptive doctor", args=arguments)
+    parsed(DoctorCommand, "hadaptive doctor", arguments)
     from hadaptive.doctor import diagnose, print_diagnosis
 
     checks = diagnose()

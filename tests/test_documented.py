@@ -12,7 +12,7 @@ import pytest
 from documented import DOCUMENTS, ROOT, Shown, sections, targets
 from folders import picture
 from processes import torchrun
-from tiny import TINY
+from tiny import TINY, WIDE_CHOICE, WIDE_SPACE
 
 from benchmarks import deployment, operators
 from benchmarks import search as bench_search
@@ -21,18 +21,13 @@ from benchmarks.__main__ import main as benchmarks
 from hadaptive import cli
 from hadaptive.engine.recipes import RECIPES
 from hadaptive.engine.stopping import StopRequest
-from hadaptive.models.spec import ConvSpec, ach, ghost
-from hadaptive.search import SearchSpace, Skip, latency
+from hadaptive.search import latency
 
 # Libraries' own, while they export.
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
 ]
-
-# Several positions may be empty, so that 0.8 times the network that a target names lies well within its range.
-STAGE = ((ghost(2, 3, 8), ach(4, 3, 8)), *[(ghost(2, 3, 8), ach(5, 3, 8), Skip())] * 4)
-SPACE = SearchSpace("tiny", (ConvSpec(8, 2, 2), ConvSpec(8, 3, 2)), (), (STAGE,), 8, 8)
 
 # All that a test may shorten: flags added to commands that begin so, the longest beginning counts.
 SHORTER = {
@@ -123,9 +118,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for path in ("picture.jpg", "more/1.png"):
         picture(1, 99).resize((40, 36)).save(path)
     TINY.save("tiny.json")
-    SPACE.save(Path("tiny-space.json"))
+    WIDE_SPACE.save(Path("tiny-space.json"))
     # The network that a target names is small, too.
-    monkeypatch.setattr(latency, "REFERENCES", {"S": SPACE.build((0, 0, 0, 0, 0, 2), "slow")})
+    monkeypatch.setattr(latency, "REFERENCES", {"S": WIDE_SPACE.build(WIDE_CHOICE, "slow")})
     recipe = RECIPES["fmnist-small"]
     brief = dataclasses.replace(recipe, settings={**recipe.settings, **BRIEF})
     monkeypatch.setitem(RECIPES, "fmnist-small", brief)

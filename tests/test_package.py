@@ -24,7 +24,7 @@ each_file = pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(ROO
 ORDER = (
     ("text",),
     ("lazy", "errors", "console", "provenance"),
-    ("files", "settings", "packages"),
+    ("files", "settings", "packages", "parsing"),
     ("pictures",),
     ("ops",),
     ("nn",),

@@ -17,7 +17,6 @@ from torch import nn
 
 from hadaptive.engine.finite import first_non_finite
 from hadaptive.files import read_csv
-from hadaptive.models.spec import ach
 from hadaptive.runs import RunFolder
 from hadaptive.train import (
     NonFiniteLossError,
@@ -224,22 +223,6 @@ def test_rival_from_timm_trains_under_the_same_recipe(tmp_path: Path) -> None:
     summary = train(tiny_config(tmp_path, model="mobilenetv3_small_050", image_size=32, epochs=1), quiet=True)
     assert summary["model"] == "mobilenetv3_small_050"
     assert not (tmp_path / "run" / "selection.csv").exists()
-
-
-@pytest.mark.filterwarnings("ignore")  # inductor and dynamo warn about what they import
-@pytest.mark.slow
-def test_compile_trains(tmp_path: Path) -> None:
-    # Whole batches only, and one block: each new shape and each layer takes the compiler seconds.
-    network = dataclasses.replace(TINY, stage1=(), stages=((ach(3, 3, 8),),), last_channels=8, head_channels=8)
-    network.save(tmp_path / "one.json")
-    config = tiny_config(tmp_path, model=str(tmp_path / "one.json"), compile=True, epochs=1)
-    summary = train(config.changed(batch_size=24, train_size=48), quiet=True)
-    assert math.isfinite(summary["test"]["loss"])
-
-
-def test_bf16_trains(tmp_path: Path) -> None:
-    summary = train(tiny_config(tmp_path, mixed_precision="bf16", epochs=1), quiet=True)
-    assert math.isfinite(summary["test"]["loss"])
 
 
 def test_non_finite_loss_names_the_module(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 from hadaptive.engine.accelerator import create_accelerator
 from hadaptive.models import ConvSpec, NetSpec
 from hadaptive.models.spec import ach, ghost
-from hadaptive.search import SearchConfig, SearchSpace
+from hadaptive.search import SearchConfig, SearchSpace, Skip
 from hadaptive.search.launch import configured_data, new_searcher
 from hadaptive.search.searcher import Searcher
 from hadaptive.train import TrainConfig, Trainer
@@ -20,6 +20,17 @@ TINY = NetSpec(
     last_channels=24,
     head_channels=16,
 )
+
+# Some positions may be empty, so that 0.8 times the latency of one choice lies well within that of others.
+WIDE_SPACE = SearchSpace(
+    "wide",
+    (ConvSpec(8, 2, 2), ConvSpec(8, 3, 2)),
+    (),
+    (((ghost(2, 3, 8), ach(4, 3, 8)), *[(ghost(2, 3, 8), ach(5, 3, 8), Skip())] * 4),),
+    8,
+    8,
+)
+WIDE_CHOICE = (0, 0, 0, 0, 0, 2)
 
 
 def tiny_spec(folder: Path) -> str:

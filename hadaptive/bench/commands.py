@@ -2,27 +2,26 @@
 
 from collections.abc import Callable
 
-import tyro
-
 from hadaptive.bench.config import AccuracyConfig, LatencyBenchConfig, NetworksConfig
+from hadaptive.parsing import parsed
 
 
 def _accuracy(arguments: list[str]) -> None:
-    config = tyro.cli(AccuracyConfig, prog="hadaptive bench accuracy", args=arguments)
+    config = parsed(AccuracyConfig, "hadaptive bench accuracy", arguments)
     from hadaptive.bench.accuracy import bench_accuracy, print_accuracy
 
     print_accuracy(bench_accuracy(config))
 
 
 def _latency(arguments: list[str]) -> None:
-    config = tyro.cli(LatencyBenchConfig, prog="hadaptive bench latency", args=arguments)
+    config = parsed(LatencyBenchConfig, "hadaptive bench latency", arguments)
     from hadaptive.bench.latency import bench_latency
 
     bench_latency(config)
 
 
 def _networks(arguments: list[str]) -> None:
-    config = tyro.cli(NetworksConfig, prog="hadaptive bench networks", args=arguments)
+    config = parsed(NetworksConfig, "hadaptive bench networks", arguments)
     from hadaptive.bench.networks import bench_networks
 
     bench_networks(config)

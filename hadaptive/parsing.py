@@ -1,0 +1,34 @@
+"""From what a person types to a configuration, by tyro."""
+
+import contextlib
+import io
+import sys
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+from hadaptive.errors import UserError
+
+Config = TypeVar("Config")
+
+
+def parsed(kind: type[Config], prog: str, arguments: Sequence[str], **how: Any) -> Config:
+    """The configuration that flags give; further arguments are ``tyro.cli``'s.
+
+    Raises:
+        UserError: a value is out of range: the configuration's own sentence, which tyro would put into a box under
+            the name of a part that nobody typed.
+        SystemExit: help was asked for, or flags are wrong, which tyro has said.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(kind, prog=prog, args=arguments, **how)
+    except SystemExit as ended:
+        cause: BaseException | None = ended
+        while (cause := cause.__context__) is not None:
+            if isinstance(cause, UserError):
+                raise cause from None
+        sys.stderr.write(said.getvalue())
+        raise

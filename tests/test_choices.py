@@ -1,0 +1,308 @@
+"""Every choice a configuration offers is made at least once by a command as a person types it.
+
+The choices are read from the configurations themselves, so that a new one without a command fails here.
+"""
+
+import dataclasses
+import itertools
+import json
+import math
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import pytest
+import test_latency_table
+from folders import picture
+from PIL import Image
+from tiny import WIDE_CHOICE, WIDE_SPACE
+
+from hadaptive.bench.config import AccuracyConfig, LatencyBenchConfig, NetworksConfig
+from hadaptive.cli import COMMANDS, main
+from hadaptive.commands import (
+    DemoCommand,
+    DoctorCommand,
+    EvaluateCommand,
+    InfoCommand,
+    LatencyCommand,
+    PredictCommand,
+    SearchCommand,
+    SpacesCommand,
+    TrainCommand,
+)
+from hadaptive.engine.recipes import RECIPES
+from hadaptive.export.config import ExportConfig
+from hadaptive.models import ConvSpec, NetSpec
+from hadaptive.models.spec import KINDS, ach, ghost, inverted
+from hadaptive.nn import NORMS
+from hadaptive.nn.selection import ORDERS, SURROGATES
+from hadaptive.search import LatencyTable, SearchSpace, Setting, latency
+from hadaptive.search.config import SearchConfig, StudyConfig
+from hadaptive.search.spaces import names as spaces
+
+# Libraries' own, while they export.
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
+]
+
+Choice = tuple[str, str, Any]  # command or part, setting, value
+
+CONFIGURATIONS: dict[str, type] = {
+    "train": TrainCommand,
+    "search": SearchCommand,
+    "latency": LatencyCommand,
+    "spaces": SpacesCommand,
+    "evaluate": EvaluateCommand,
+    "predict": PredictCommand,
+    "info": InfoCommand,
+    "export": ExportConfig,
+    "demo": DemoCommand,
+    "doctor": DoctorCommand,
+    "bench accuracy": AccuracyConfig,
+    "bench latency": LatencyBenchConfig,
+    "bench networks": NetworksConfig,
+}
+# Names that are no type: those of registries.
+REGISTERED: dict[tuple[str, str], tuple[str, ...]] = {
+    ("train", "recipe"): tuple(RECIPES),
+    ("search", "space"): tuple(spaces()),
+    ("latency", "space"): tuple(spaces()),
+    ("spaces", "space"): tuple(spaces()),
+    ("network", "norm"): tuple(NORMS),
+    ("network", "kind"): KINDS,
+    ("network", "order"): ORDERS,
+    ("network", "surrogate"): SURROGATES,
+}
+
+
+# ---------------------------------------------------------------- what there is to choose
+
+
+def values(hint: Any) -> set[Any]:
+    """The values of a choice: of a Literal, alone or within another type, and of a switch."""
+    if hint is bool:
+        return {True, False}
+    if get_origin(hint) is Literal:
+        return set(get_args(hint))
+    return {value for part in get_args(hint) for value in values(part)}
+
+
+def settings(kind: type, owner: str) -> Iterator[tuple[str, str, Any, Any]]:
+    """Owner, name, type and default of every setting: those of a part are the part's, whichever command has it."""
+    hints = get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            part = owner if hint in (SearchConfig, StudyConfig) else hint.__name__
+            yield from settings(hint, part)  # pyright: ignore[reportArgumentType]
+        else:
+            yield owner, field.name, hint, field.default
+
+
+def offered() -> set[Choice]:
+    """Every choice of every command."""
+    found: set[Choice] = {
+        (owner, name, value)
+        for command, kind in CONFIGURATIONS.items()
+        for owner, name, hint, _ in settings(kind, command)
+        for value in values(hint)
+    }
+    return found | {(*where, value) for where, known in REGISTERED.items() for value in known}
+
+
+# ---------------------------------------------------------------- what is chosen
+
+
+def network(order: str, surrogate: str) -> NetSpec:
+    """Every kind of block, and every norm in a layer of its own."""
+    blocks = (ghost(2, 3, 12), inverted(2, 3, 12), *(ach(4, 3, 12, norm=norm) for norm in NORMS))
+    return NetSpec("all", ConvSpec(8, 3, 1), (ConvSpec(8, 2, 2),), (blocks,), 16, 16, order, surrogate)
+
+
+SPECS = {f"{order}-{s}.json": network(order, s) for order, s in itertools.product(ORDERS, SURROGATES)}
+ONE = SearchSpace("one", (ConvSpec(8, 2, 2),), (), (((ghost(2, 3, 8), ach(4, 3, 8)),),), 8, 8)
+TABLE = LatencyTable(
+    space=ONE.fingerprint,
+    times=[[0.0], [1.0, 2.0]],
+    rest=1.0,
+    slope=1.0,
+    offset=0.0,
+    references={"S": 2.5},
+    where={"device": "another"},
+    networks={"number": 3, "median_error": 0.0},
+    setting=Setting(image_size=16, num_classes=3),
+)
+
+SMALL = "--data pets --image-size 16 --batch-size 8 --epochs 1"
+TRAININGS = [
+    "--recipe quick --model rank-softmax.json --interpolation nearest --mixed-precision bf16 --strict --cpu",
+    "--recipe fmnist --model rank-softmax_k.json --interpolation box --no-channels-last --select last "
+    "--mixed-precision fp16 --clip-grad 1",
+    "--recipe fmnist-small --train-size 20 --val-fraction 0.2 --model index-softmax.json --interpolation hamming",
+    "--recipe paper --model index-softmax_k.json --interpolation lanczos --fit stretch",
+    "--recipe quick --model one-ach.json --compile --train-size 24 --batch-size 12 --quiet",
+    "--recipe folder --model rank-softmax.json --interpolation bilinear",
+    "--recipe imagenet --model rank-softmax.json --interpolation bicubic",
+]
+SEARCHES = [
+    "--space one.json --estimator gdas --no-channels-last --quiet --mixed-precision bf16",
+    "--space one.json --latency-target 0.8xS --latency-table table.json --foreign-table --strict --cpu",
+    "--space wide.json --frozen --latency-target 0.8xS --baseline random 2 --retrain-seeds 1",
+    "--space one.json --latency-target 1.2xS --runtime compile",
+    *(f"--space {name} --image-size 32 --train-size 16 --stem-strides 1" for name in spaces()),
+]
+TABLES = [f"{name} --image-size 32 --stem-strides 1 --rounds 5 --networks 3" for name in spaces()]
+TABLES[0] += " --no-channels-last --frozen"
+EXPORTS = [
+    f"run --format {form} {freeze} {weights}"
+    for form, freeze, weights in (
+        ("onnx", "", ""),
+        ("onnx", "--freeze --force", "--weights best"),
+        ("openvino", "", "--weights last"),
+        ("openvino", "--freeze --force", ""),
+        ("executorch", "", ""),
+        ("executorch", "--freeze --force", ""),
+        ("torch", "", ""),
+        ("torch", "--freeze --force", ""),
+        ("safetensors", "", ""),
+        ("safetensors", "--freeze --force", ""),
+        ("onnx", "--int8 --force", ""),
+        ("onnx", "--freeze --int8 --force", ""),
+        ("openvino", "--int8 --force", ""),
+        ("openvino", "--freeze --int8 --force", ""),
+    )
+]
+BENCH = "--models one-ach.json --image-size 16 --rounds 1 --calls 2"
+COMMAND_LINES = [
+    *(f"train {SMALL} {flags}" for flags in TRAININGS),
+    *(f"search {SMALL} {flags}" for flags in SEARCHES),
+    *(f"latency {flags}" for flags in TABLES),
+    *(f"export {flags} --images 8 --calibration 8 --sensitivity 8" for flags in EXPORTS),
+    *(f"spaces {name}" for name in spaces()),
+    "evaluate run --split validation --weights best --cpu",
+    "evaluate run --weights last",
+    "predict run pets --weights best --json",
+    "predict run pets --weights last",
+    "predict torch.pt2 pets/cat/0.png --trust",
+    "info rank-softmax.json --image-size 16",
+    "info run --json",
+    f"bench latency {BENCH} --runtimes eager compile --isa avx2",
+    f"bench latency {BENCH} --runtimes onnxruntime openvino",
+]
+# Choices of commands that are typed in other tests, which say more of them: a parametrised test, and its argument.
+ELSEWHERE: dict[tuple[str, str], tuple[Any, str]] = {
+    ("Setting", "runtime"): (test_latency_table.test_a_table_in_each_runtime_and_nothing_else_is_said, "runtime"),
+    ("LatencyGoal", "runtime"): (test_latency_table.test_a_search_for_a_runtime_of_exported_files, "runtime"),
+}
+
+
+def chosen(line: str) -> set[Choice]:
+    """The choices that a command line makes, by its flags and by leaving them out."""
+    words = shlex.split(line)
+    command = " ".join(words[: 2 if words[0] == "bench" else 1])
+    rest, found = words[len(command.split()) :], set()
+    for owner, name, hint, default in settings(CONFIGURATIONS[command], command):
+        flag = f"--{name.replace('_', '-')}"
+        known = values(hint) | set(REGISTERED.get((owner, name), ()))
+        if hint is bool:
+            found.add((owner, name, flag in rest or (default is True and f"--no-{flag[2:]}" not in rest)))
+        elif flag in rest:
+            after = itertools.takewhile(lambda word: not word.startswith("--"), rest[rest.index(flag) + 1 :])
+            found |= {(owner, name, word) for word in after if word in known}
+        elif isinstance(default, str) and default in known and name != "space":
+            found.add((owner, name, default))
+        elif rest and rest[0] in known and name == "space":
+            found.add((owner, name, rest[0]))
+    for name, spec in SPECS.items():
+        if name in words and words[0] == "train":
+            found |= {("network", "order", spec.order), ("network", "surrogate", spec.surrogate)}
+            blocks = [block for stage in spec.stages for block in stage]
+            found |= {("network", "kind", block.kind) for block in blocks}
+            found |= {("network", "norm", block.norm) for block in blocks}
+    return found
+
+
+def chosen_elsewhere() -> set[Choice]:
+    return {
+        (*where, value)
+        for where, (test, argument) in ELSEWHERE.items()
+        for mark in test.pytestmark
+        if mark.name == "parametrize" and mark.args[0] == argument
+        for value in mark.args[1]
+    }
+
+
+def test_every_choice_is_made_by_a_command_that_runs() -> None:
+    made = set().union(chosen_elsewhere(), *map(chosen, COMMAND_LINES))
+    assert sorted(map(str, offered() - made)) == []
+    assert {command.split()[0] for command in CONFIGURATIONS} == set(COMMANDS) - {"recipes"}
+
+
+def test_no_line_could_be_left_out() -> None:
+    """Removing any of them fails the test above, but for exports, which show every two choices together."""
+    lines = [line for line in COMMAND_LINES if not line.startswith("export")]
+    idle = []
+    for i, line in enumerate(lines):
+        others = set().union(chosen_elsewhere(), *map(chosen, lines[:i] + lines[i + 1 :]))
+        if not chosen(line) - others:
+            idle.append(line)
+    assert idle == []
+
+
+def test_exports_show_any_two_choices_together() -> None:
+    """Each network holds every norm, so that these meet all the rest; int8 is of two formats."""
+    met = {
+        (form, frozen, int8)
+        for form, frozen, int8 in itertools.product(
+            get_args(get_type_hints(ExportConfig)["format"]), (False, True), (False, True)
+        )
+        if not int8 or form in ("onnx", "openvino")
+    }
+    words = [shlex.split(line) for line in EXPORTS]
+    assert {(w[w.index("--format") + 1], "--freeze" in w, "--int8" in w) for w in words} == met
+
+
+# ---------------------------------------------------------------- they run
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures, networks, a space and its table of another device, and a trained run."""
+    folder = tmp_path_factory.mktemp("choices")
+    for target, name in enumerate(("cat", "dog", "fox")):
+        (folder / "pets" / name).mkdir(parents=True)
+        for number in range(12):
+            picture(target, number).resize((20, 18), Image.Resampling.NEAREST).save(
+                folder / f"pets/{name}/{number}.png"
+            )
+    for name, spec in SPECS.items():
+        spec.save(folder / name)
+    ONE.build((0, 1), "one").save(folder / "one-ach.json")
+    ONE.save(folder / "one.json")
+    WIDE_SPACE.save(folder / "wide.json")
+    TABLE.save(folder / "table.json")
+    with pytest.MonkeyPatch.context() as there:
+        there.chdir(folder)
+        assert main(shlex.split(f"train {SMALL} --model rank-softmax.json --output run --quiet")) == 0
+        assert main(shlex.split("export run --format torch --output torch.pt2 --images 8")) == 0
+    return folder
+
+
+@pytest.mark.parametrize("line", COMMAND_LINES)
+def test_a_command_runs(line: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(trained)
+    reference = ONE.build((0, 1), "S") if "one.json" in line else WIDE_SPACE.build(WIDE_CHOICE, "S")
+    monkeypatch.setattr(latency, "REFERENCES", {"S": reference})
+    for runtime in ("pytorch", "compile"):
+        monkeypatch.setitem(latency.NETWORKS, runtime, 3)
+    outputs = {"train": "--output", "search": "--output", "bench": "--results"}
+    words = shlex.split(line)
+    if words[0] in outputs:
+        words += [outputs[words[0]], str(tmp_path / "output")]
+    assert main(words) == 0
+    if words[0] == "train":
+        assert math.isfinite(
+            json.loads((tmp_path / "output/summary.json").read_text(encoding="utf-8"))["test"]["loss"]
+        )
