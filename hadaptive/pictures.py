@@ -5,6 +5,7 @@ import warnings
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
@@ -24,7 +25,7 @@ def save_png(figure: Figure, path: Path) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    for line in (line for axes in figure.axes for line in axes.lines if len(line.get_xydata()) == 1):
+    for line in (line for axes in figure.axes for line in axes.lines if np.size(line.get_xdata()) == 1):
         line.set_marker("o")  # a line of one point, as after one epoch, is nothing to see
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # names in all the world's scripts, one font
