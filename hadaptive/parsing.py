@@ -2,12 +2,12 @@
 
 import contextlib
 import io
-import sys
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import tyro
 
+from hadaptive.console import say
 from hadaptive.errors import UserError
 
 Config = TypeVar("Config")
@@ -30,5 +30,6 @@ def parsed(kind: type[Config], prog: str, arguments: Sequence[str], **how: Any) 
         while (cause := cause.__context__) is not None:
             if isinstance(cause, UserError):
                 raise cause from None
-        sys.stderr.write(said.getvalue())
+        for line in said.getvalue().splitlines():
+            say(line, error=True)
         raise

@@ -73,7 +73,8 @@ def folder_with_damage(root: Path, good: int = 6) -> list[str]:
     }
     for name, data in damaged.items():
         (root / "a" / name).write_bytes(data)
-    (root / "a" / "gone.png").symlink_to(root / "nowhere")
+    (root.parent / "elsewhere").write_bytes(b"gone when it is read")
+    (root / "a" / "gone.png").symlink_to(root.parent / "elsewhere")
     return sorted([*damaged, "gone.png"])
 
 
@@ -248,6 +249,7 @@ def damaged_dataset(root: Path, **options: Any) -> tuple[ImageDataset, list[int]
     from hadaptive.data.files import open_folder
 
     source = open_folder(root).parts["train"]
+    (root.parent / "elsewhere").unlink()
     indices = [i for i in range(len(source)) if Path(source.name(i)).name in bad]
     assert len(indices) == len(bad)
     return ImageDataset(source, eval_transform(PREPROCESSING), blank=(3, 8, 8), **options), indices

@@ -56,6 +56,7 @@ SHORTER = {
     "python -m benchmarks latency": (
         "--models tiny.json --image-size 32 --runtimes onnxruntime --rounds 1 --calls 2"
     ),
+    "python -m benchmarks startup": "--rounds 2",
     "python -m benchmarks deployment": "runs/mine",
     "python -m benchmarks parity": "runs/mine --formats torch safetensors --images 20",
 }
