@@ -17,6 +17,7 @@ EXTRAS = {
     "wds": ("webdataset",),
     "hfds": ("datasets",),
     "heic": ("pillow_heif",),
+    "track": ("tensorboard",),
     "onnx": ("onnx", "onnxruntime", "onnxscript", "onnxslim"),
     "executorch": ("executorch.runtime",),
     "openvino": ("openvino", "onnx", "onnxscript", "onnxslim", "nncf"),

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import test_latency_table
+import test_tracking
 from folders import picture
 from PIL import Image
 from tiny import WIDE_CHOICE, WIDE_SPACE
@@ -143,7 +144,7 @@ TRAININGS = [
     "--recipe fmnist-small --train-size 20 --val-fraction 0.2 --model index-softmax.json --interpolation hamming",
     "--recipe paper --model index-softmax_k.json --interpolation lanczos --fit stretch",
     "--recipe quick --model one-ach.json --compile --train-size 24 --batch-size 12 --quiet",
-    "--recipe folder --model rank-softmax.json --interpolation bilinear",
+    "--recipe folder --model rank-softmax.json --interpolation bilinear --track tensorboard",
     "--recipe imagenet --model rank-softmax.json --interpolation bicubic",
 ]
 SEARCHES = [
@@ -194,6 +195,7 @@ COMMAND_LINES = [
 # Choices of commands that are typed in other tests, which say more of them: a parametrised test, and its argument.
 ELSEWHERE: dict[tuple[str, str], tuple[Any, str]] = {
     ("Setting", "runtime"): (test_latency_table.test_a_table_in_each_runtime_and_nothing_else_is_said, "runtime"),
+    ("Execution", "track"): (test_tracking.test_other_trackers_are_told_settings_and_figures, "name"),
     ("LatencyGoal", "runtime"): (test_latency_table.test_a_search_for_a_runtime_of_exported_files, "runtime"),
 }
 

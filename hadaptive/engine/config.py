@@ -9,6 +9,7 @@ from hadaptive.errors import UserError
 from hadaptive.settings import Settings, names
 
 Config = TypeVar("Config", bound="RecipeSettings")
+Tracker = Literal["tensorboard", "wandb", "mlflow"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ class Execution:
         workers: loader processes; -1 chooses.
         checkpoint_every: also save a resumable checkpoint every so many steps; 0 only after each epoch.
         strict: stop at an image that cannot be read, instead of skipping it.
+        track: also hand the figures of every epoch to these experiment trackers, which must be installed;
+            TensorBoard's files lie in the run folder.
     """
 
     seed: int = 0
@@ -73,6 +76,7 @@ class Execution:
     workers: int = -1
     checkpoint_every: int = 0
     strict: bool = False
+    track: tuple[Tracker, ...] = ()
 
     def __post_init__(self) -> None:
         not_negative("seed", self.seed)

@@ -23,6 +23,7 @@ from hadaptive.engine.optimiser import Schedule
 from hadaptive.engine.processes import on_main
 from hadaptive.engine.progress import Progress
 from hadaptive.engine.stopping import StopRequest
+from hadaptive.engine.tracking import Tracking, check_trackers
 from hadaptive.errors import MainProcessError, TrainingInterruptedError, UserError, first_line
 from hadaptive.files import write_atomically, write_json
 from hadaptive.metrics import Evaluation
@@ -63,6 +64,7 @@ class Engine(ABC):
         accumulate: int = 1,
         quiet: bool = False,
     ) -> None:
+        check_trackers(config.execution.track)
         self.accelerator = accelerator
         self.batches = batches
         self.learning = config
@@ -211,17 +213,20 @@ class Engine(ABC):
                 f"{self.learning.data.data} is a stream that is shuffled anew: the rest of this run is not "
                 "the same as without the interruption"
             )
+        names = self.learning.execution.track if self.accelerator.is_main_process else ()
+        self.tracking = Tracking(names, folder.path, self.learning.flat(), self.epoch)
         try:
             with self.stopping.listening():
                 while self.epoch < self.epochs:
                     self._run_epoch(folder)
+            return self._finish(folder)
         except TrainingInterruptedError:
             if self.epoch:
                 on_main(self.accelerator, lambda: self.draw(folder))
             raise
         finally:
             self.progress.close()
-        return self._finish(folder)
+            self.tracking.finish()
 
     def _run_epoch(self, folder: Any) -> None:
         started, stop = time.monotonic(), False
@@ -316,6 +321,8 @@ class Engine(ABC):
         rows, line = self.summarise_epoch(folder)
         self.progress.say(line)
         self.epoch, self.step, self.loss_sum = self.epoch + 1, 0, 0.0
+        (figures,) = rows[folder.metrics]
+        self.tracking.log(figures, self.epoch - 1)
 
         def write() -> None:
             for path, new in rows.items():
@@ -332,6 +339,7 @@ class Engine(ABC):
             raise TrainingInterruptedError(str(folder.path), self.command)
 
     def _finish(self, folder: Any) -> dict[str, Any]:
+        self.progress.close()
         summary = {
             "run": str(folder.path),
             **self.conclude(folder),
@@ -349,6 +357,8 @@ class Engine(ABC):
             folder.checkpoint.unlink(missing_ok=True)
 
         on_main(self.accelerator, write)
+        of_test = {f"test_{name}": value for name, value in summary.get("test", {}).items()}
+        self.tracking.log(of_test, self.epochs - 1)
         if self.show:
             if self.unreadable:
                 say(self.skipped_line(folder))
