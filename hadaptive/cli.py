@@ -1,7 +1,6 @@
 """The command line: from what a person types to the function that does it. No logic lives here."""
 
 import os
-import shlex
 import sys
 import traceback
 from collections.abc import Callable
@@ -27,7 +26,7 @@ from hadaptive.commands import (
 from hadaptive.console import say
 from hadaptive.engine.config import RecipeSettings
 from hadaptive.engine.recipes import RECIPES
-from hadaptive.errors import MainProcessError, TrainingInterruptedError, UserError
+from hadaptive.errors import MainProcessError, TrainingInterruptedError, UserError, resuming
 from hadaptive.export.config import ExportConfig
 from hadaptive.files import json_text
 from hadaptive.parsing import parsed
@@ -296,8 +295,7 @@ def _run(arguments: list[str]) -> int:
             raise UserError("this runs in one process: start it without torchrun")
         COMMANDS[arguments[0]][0](arguments[1:])
     except TrainingInterruptedError as stopped:
-        resume = shlex.join(["hadaptive", stopped.command, "--resume", str(stopped)])
-        say(f"stopped; go on with: {resume}", error=True)
+        say(f"stopped; go on with: {resuming(stopped.command, stopped)}", error=True)
         return 130
     except KeyboardInterrupt:
         say("interrupted", error=True)

@@ -1,5 +1,12 @@
 """What a person did wrong, as opposed to what the program did; and what ends a run that can go on."""
 
+import shlex
+
+
+def resuming(command: str, path: object) -> str:
+    """The command line that resumes a run, to be pasted into a shell as it stands."""
+    return shlex.join(["hadaptive", command, "--resume", str(path)])
+
 
 class UserError(ValueError):
     """A mistake in the input that its author can mend: the message is one sentence that says what and how.

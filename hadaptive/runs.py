@@ -27,7 +27,7 @@ from torch import nn
 
 from hadaptive.cards import ModelCard, exported_division
 from hadaptive.data import DataConfig, ImageData, Manifest, open_data
-from hadaptive.errors import UserError, first_line
+from hadaptive.errors import UserError, first_line, resuming
 from hadaptive.files import append_csv, read_csv, write_atomically, write_csv, write_json
 from hadaptive.settings import part_of
 from hadaptive.text import alike
@@ -121,7 +121,7 @@ class RunFolder:
         if (run.path / "space.json").is_file():
             raise UserError(
                 f"{path} is the folder of a search: how to train what it found is said by "
-                f"{shlex.join(['hadaptive', 'search', '--resume', str(path)])}"
+                f"{resuming('search', path)}"
             )
         return run
 

@@ -24,7 +24,7 @@ from hadaptive.measure.lowering import write
 from hadaptive.measure.passes import prepare
 from hadaptive.measure.sessions import Run, load
 from hadaptive.models import HadaptiveNet
-from hadaptive.nn import NORMS, expansions, top_k_channels
+from hadaptive.nn import expansions, top_k_channels
 from hadaptive.train import train
 
 # Libraries' own, while they export.
@@ -69,13 +69,6 @@ def test_every_format_computes_the_same_for_any_batch(name: str, frozen: bool, e
     assert agreement.images == 10
     assert agreement.top1 == 1
     assert agreement.holds
-
-
-@pytest.mark.parametrize("norm", [name for name in NORMS if name != "dysoft"])
-def test_every_norm_of_the_products_in_onnx(norm: str, tmp_path: Path) -> None:
-    model = fixed(network(norm=norm))
-    write(deployed(model), tmp_path / "net.onnx", "onnx", card_of(model), {})
-    assert compare(model, load(tmp_path / "net.onnx", 1)[0], [torch.randn(3, 3, 16, 16)]).holds
 
 
 def test_a_frozen_graph_gathers_and_concatenates_nothing(exported) -> None:

@@ -369,15 +369,6 @@ def test_odd_maps_and_unknown_spaces_are_refused() -> None:
         open_space("poor")
 
 
-@pytest.mark.slow
-def test_a_rich_space_is_searched_to_its_end(tmp_path) -> None:
-    """With BatchNorm of products among its candidates, whose statistics an architecture step leaves alone."""
-    changes = {"space": "rich-s", "image_size": 32, "train_size": 64, "batch_size": 16}
-    summary = search(config_of(tmp_path, output=tmp_path / "search", **changes), quiet=True)
-    found = NetSpec.load(tmp_path / "search" / "found.json")
-    assert list(open_space("rich-s").find(found)) == summary["choice"]
-
-
 def test_stem_strides_of_a_space_are_those_of_its_networks() -> None:
     space = published_space()
     changed = space.with_stem_strides(1, 1)

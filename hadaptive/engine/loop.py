@@ -24,7 +24,7 @@ from hadaptive.engine.processes import on_main
 from hadaptive.engine.progress import Progress
 from hadaptive.engine.stopping import StopRequest
 from hadaptive.engine.tracking import Tracking, check_trackers
-from hadaptive.errors import MainProcessError, TrainingInterruptedError, UserError, first_line
+from hadaptive.errors import MainProcessError, TrainingInterruptedError, UserError, first_line, resuming
 from hadaptive.files import write_atomically, write_json
 from hadaptive.metrics import Evaluation
 from hadaptive.provenance import provenance
@@ -189,17 +189,13 @@ class Engine(ABC):
             return self._fit(folder)
         except KeyboardInterrupt:  # the second, or one while the run is concluded: there is a checkpoint
             if self.accelerator.is_main_process:
-                say(
-                    f"go on from its last checkpoint with: hadaptive {self.command} --resume {folder.path}",
-                    error=True,
-                )
+                say(f"go on from its last checkpoint with: {resuming(self.command, folder.path)}", error=True)
             raise
         except MainProcessError:
             raise
         except UserError as error:
             if isinstance(error.__cause__, OSError):  # what cannot be written today may be tomorrow
-                then = f"then go on with: hadaptive {self.command} --resume {folder.path}"
-                raise UserError(f"{error}; {then}") from error
+                raise UserError(f"{error}; then go on with: {resuming(self.command, folder.path)}") from error
             raise
 
     def _fit(self, folder: Any) -> dict[str, Any]:
@@ -304,8 +300,8 @@ class Engine(ABC):
             self.checkpoint(folder)
             reason = next((f": {name}: {why}" for name, why in self.unreadable.items()), "")
             raise UserError(
-                f"not one of the {part} images can be read any more{reason}; mend them, then go on by hadaptive "
-                f"{self.command} --resume {folder.path}"
+                f"not one of the {part} images can be read any more{reason}; mend them, then go on with: "
+                f"{resuming(self.command, folder.path)}"
             )
         return evaluation
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from hadaptive.console import say
 from hadaptive.data import ImageData, is_stream, open_data
 from hadaptive.engine.accelerator import create_accelerator
 from hadaptive.engine.batches import create_batches
@@ -17,6 +18,7 @@ from hadaptive.errors import UserError
 from hadaptive.search.config import SearchConfig, StudyConfig
 from hadaptive.search.folder import SearchFolder
 from hadaptive.search.latency import LatencyTable, measure_table, references
+from hadaptive.search.report import print_search
 from hadaptive.search.searcher import Searcher
 from hadaptive.search.space import SearchSpace
 from hadaptive.search.spaces import open_space
@@ -147,18 +149,24 @@ def resume_search(
 ) -> dict[str, Any]:
     """Continue an interrupted search exactly where its last checkpoint left it, with the very same images.
 
+    A search that is finished is only told again.
+
     Args:
         path: of its folder.
         data, data_dir: where the images lie now, if they have moved since.
         quiet: print nothing.
 
     Raises:
-        UserError: `path` is no search, is finished, or is damaged; its images are not what they were.
+        UserError: `path` is no search, or is damaged; its images are not what they were.
     """
     folder = SearchFolder.open(path)
-    if folder.summary.is_file():
-        raise UserError(f"{path} is finished: there is nothing to resume")
     config = SearchConfig.from_dict(folder.read_json(folder.config))
+    if folder.summary.is_file():
+        summary = folder.read_json(folder.summary)
+        if not quiet:
+            say(f"{path} is finished")
+            print_search(folder, config, SearchSpace.load(folder.space), summary)
+        return summary
     config = replace(config, data=folder.data_config(data, data_dir))
     accelerator = create_accelerator(config.execution, unused_parameters=True)
     opened = folder.open_data(data, data_dir, exact=True)
