@@ -25,6 +25,7 @@ FAILURES = {
 COMMANDS = {
     "wds": "train --data wds/shards --val-split validation --num-classes 2 --train-samples 8 --output run",
     "hfds": "train --data hfds/pets --output run",
+    "track": "train --data digits --epochs 1 --track tensorboard --output run",
     "onnx": "export hadaptive_net_s --format onnx --output net.onnx",
     "executorch": "export hadaptive_net_s --format executorch --output net.pte",
     "openvino": "export hadaptive_net_s --format openvino --freeze --int8 --output net.xml",

@@ -119,6 +119,11 @@ def idle_images(config: Any) -> Iterator[Idle]:
     fit = config.preprocessing.fit
     others = ("pad", "shift") if fit == "crop" else ("crop_pct", "scale", "auto_augment", "color_jitter", "erase")
     yield from (Idle(name, "fit", f"{fit} does not use it") for name in others)
+    sched = config.optimisation.sched
+    if sched == "none":
+        yield from (Idle(name, "sched", "none leaves the rate as it is") for name in ("warmup", "warmup_lr"))
+    if sched in ("none", "constant", "step", "multistep"):
+        yield Idle("min_lr", "sched", f"{sched} does not use it")
     if config.optimisation.warmup == 0:
         yield Idle("warmup_lr", "warmup", "0 leaves it out")
 

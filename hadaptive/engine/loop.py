@@ -353,7 +353,7 @@ class Engine(ABC):
             folder.checkpoint.unlink(missing_ok=True)
 
         on_main(self.accelerator, write)
-        of_test = {f"test_{name}": value for name, value in summary.get("test", {}).items()}
+        of_test = {f"test_{name}": value for name, value in (summary.get("test") or {}).items()}
         self.tracking.log(of_test, self.epochs - 1)
         if self.show:
             if self.unreadable:
