@@ -132,6 +132,10 @@ def print_evaluation(evaluation: Evaluation, classes: list[str], files: dict[str
         table.add_row(row["class"], f"{row['images']:,}", recall, precision)
     out.print(table)
     if evaluation.unreadable:
-        out.print(f"{len(evaluation.unreadable)} images could not be read and do not count")
+        number = len(evaluation.unreadable)
+        images = (
+            "1 image could not be read and does" if number == 1 else f"{number:,} images could not be read and do"
+        )
+        out.print(f"{images} not count")
     for what, path in files.items():
         out.print(f"{what}: {path}", soft_wrap=True)
