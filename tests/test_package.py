@@ -252,8 +252,7 @@ def test_nothing_is_unpickled(path):
 
 @each_file
 def test_files_stay_short(path):
-    longest = 450 if path.name == "cpu_kernels.py" else 400  # one family of kernels
-    assert len(path.read_text().splitlines()) <= longest
+    assert len(path.read_text().splitlines()) <= 400
 
 
 def test_typed():

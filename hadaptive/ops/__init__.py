@@ -18,7 +18,11 @@ import torch
 import torch.fx
 from torch import Tensor
 
-from hadaptive.ops import fused, reference
+from hadaptive.ops import (
+    cpu_run,  # noqa: F401  which must be there when the process forks
+    fused,
+    reference,
+)
 
 __all__ = [
     "available_backends",

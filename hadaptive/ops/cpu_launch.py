@@ -1,101 +1,62 @@
-"""Runs the compiled CPU kernels on tensors: layouts, chunks, threads.
-
-Numba's own parallel loops abort the process when two Python threads enter them, and a second set of threads
-beside PyTorch's fights it for the cores: OpenMP's wait for work by spinning. So the kernels run on PyTorch's own
-OpenMP threads where its library can be called (Linux), and otherwise, and in a forked process, where OpenMP may
-hang, on a small thread pool.
-"""
-
-import ctypes
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from pathlib import Path
+"""The expansion on CPU tensors: memory layouts, chunks, and what each kernel is given."""
 
 import torch
 from torch import Tensor
 
-from hadaptive.ops.cpu_kernels import Task, worker
-from hadaptive.ops.layout import channels_contiguous, dense, empty_map
+from hadaptive.ops import cpu_kernels as kernels
+from hadaptive.ops.cpu_compile import worker
+from hadaptive.ops.cpu_run import run, thread_library, threads_for
+from hadaptive.ops.layout import channels_contiguous
+
+__all__ = ["expand_backward", "expand_forward", "thread_library"]
 
 MAX_CHUNKS = 32  # of the batch in a backward pass; fixed, so that sums are the same for any number of threads
-WORK_PER_THREAD = 16_384  # multiplications below which a second thread costs more than it brings
-
-_HOME = os.getpid()
 
 
-@cache
-def _openmp() -> Callable[..., None] | None:
-    """GOMP_parallel(function, argument, threads, flags) of the library that PyTorch itself runs on."""
-    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
-    try:
-        parallel = ctypes.CDLL(str(library)).GOMP_parallel
-    except (OSError, AttributeError):
-        return None
-    parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-    parallel.restype = None
-    return parallel
+def _dense(tensor: Tensor, nhwc: bool = False) -> Tensor:
+    """In float32, as a kernel reads it: contiguous, a map (B, C, S...) as (B, S..., C) if `nhwc`."""
+    tensor = tensor.detach().float().resolve_neg()
+    return (tensor.movedim(1, -1) if nhwc else tensor).contiguous()
 
 
-@cache
-def _executor(process: int, threads: int) -> ThreadPoolExecutor:
-    """One for each process: a forked one inherits no threads."""
-    return ThreadPoolExecutor(threads, thread_name_prefix="hadaptive")
+def _new_map(x: Tensor, channels: int, nhwc: bool) -> Tensor:
+    """The same for a result, uninitialised. float32 beside x, whatever PyTorch's default dtype and device are."""
+    batch, spatial = x.shape[0], x.shape[2:]
+    shape = [batch, *spatial, channels] if nhwc else [batch, channels, *spatial]
+    return x.new_empty(shape, dtype=torch.float32)
 
 
-def _run(name: str, task: Task, work: int) -> None:
-    """Do all chunks of a task on as many threads as PyTorch may use and the work is worth."""
-    threads = max(1, min(torch.get_num_threads(), task.chunks, work // WORK_PER_THREAD))
-    address, argument = worker(name).address, ctypes.addressof(task)
-    parallel = _openmp() if os.getpid() == _HOME else None
-    if parallel is not None and threads > 1:
-        parallel(address, argument, threads, 0)
-        return
-    call = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)
-    pool = _executor(os.getpid(), threads - 1) if threads > 1 else None
-    others = [pool.submit(call, argument) for _ in range(threads - 1)] if pool else []
-    call(argument)
-    for other in others:
-        other.result()
-
-
-def thread_library() -> str:
-    """What the kernels' threads come from."""
-    return "PyTorch's OpenMP" if _openmp() is not None and os.getpid() == _HOME else "a thread pool"
+def _as_map(y: Tensor, dtype: torch.dtype, nhwc: bool) -> Tensor:
+    return (y.movedim(-1, 1) if nhwc else y).to(dtype)
 
 
 def _filled(x: Tensor, value: float, *shape: int) -> Tensor:
-    """What a kernel reads or adds to: float32 beside x, whatever PyTorch's default dtype and device are."""
     return x.new_full(shape, value, dtype=torch.float32)
 
 
-def _vector(x: Tensor) -> Tensor:
-    return x.detach().float().contiguous()
-
-
-def _launch(kernel: str, x: Tensor, index: Tensor, gate: Tensor | None, chunks: int, **arrays: Tensor) -> None:
-    """Fill in the task that all kernels share, run it, and refuse an index out of range."""
-    cols = channels_contiguous(x)
+def _sizes(x: Tensor, index: Tensor) -> dict[str, int]:
     batch, channels = x.shape[:2]
-    k, positions = index.shape[1], x.numel() // (batch * channels)
-    pairs = k * (k - 1) // 2
-    arrays |= {
-        "x": dense(x.float(), cols),
-        "index": index.contiguous(),
-        "gate": _filled(x, 1, *index.shape) if gate is None else _vector(gate),
+    return {
+        "batch": batch,
+        "channels": channels,
+        "positions": x.numel() // (batch * channels),
+        "k": index.shape[1],
     }
-    task = Task(
-        chunks=chunks,
-        batch=batch,
-        channels=channels,
-        positions=positions,
-        k=k,
-        **{name: array.data_ptr() for name, array in arrays.items()},
-    )
-    _run(f"expand_{'cols' if cols else 'rows'}_{kernel}", task, batch * pairs * positions)
-    if task.bad:
-        raise IndexError(f"index holds channels outside 0 to {channels - 1}")
+
+
+def _operands(
+    x: Tensor, index: Tensor, gate: Tensor | None, alpha: Tensor, weight: Tensor, bias: Tensor, nhwc: bool
+) -> dict[str, tuple]:
+    """What all kernels read."""
+    entries, pairs = x.shape[0] * index.shape[1], index.shape[1] * (index.shape[1] - 1) // 2
+    return {
+        "x": (_dense(x, nhwc), x.numel()),
+        "index": (index.contiguous(), entries, torch.int64),
+        "gate": (_filled(x, 1, *index.shape) if gate is None else _dense(gate), entries),
+        "alpha": (_dense(alpha), 1),
+        "weight": (_dense(weight), pairs),
+        "bias": (_dense(bias), pairs),
+    }
 
 
 def expand_forward(
@@ -104,14 +65,26 @@ def expand_forward(
     """Forward of :func:`hadaptive.ops.expand` for CPU tensors in float32, bfloat16 or float16.
 
     Raises:
+        ValueError: a tensor is not on the CPU, or not of the size that x and index imply.
         IndexError: an entry of `index` is no channel of x.
+        MemoryError: there is no memory to work in.
     """
-    wide = empty_map(x, x.shape[1] + len(weight), torch.float32)
-    if wide.numel():
-        chunks = x.shape[0] * max(1, 2 * torch.get_num_threads() // x.shape[0])
-        affine = {"alpha": _vector(alpha), "weight": _vector(weight), "bias": _vector(bias)}
-        _launch("fwd", x, index, gate, chunks, y=wide, **affine)
-    return wide.to(x.dtype)
+    nhwc, pairs = channels_contiguous(x), len(weight)
+    y = _new_map(x, x.shape[1] + pairs, nhwc)
+    if y.numel():
+        sizes = _sizes(x, index)
+        work = sizes["batch"] * pairs * sizes["positions"]
+        threads = threads_for(work)
+        arrays = _operands(x, index, gate, alpha, weight, bias, nhwc)
+        arrays["y"] = (y, sizes["batch"] * sizes["positions"] * (x.shape[1] + pairs))
+        if nhwc:
+            kernel, chunks = kernels.expand_nhwc_fwd_kernel, 1 if threads == 1 else 4 * threads
+        else:  # whole samples, and parts of them where there are too few
+            kernel = kernels.expand_nchw_fwd_kernel
+            chunks = sizes["batch"] * (1 if threads == 1 else max(1, 2 * threads // sizes["batch"]))
+        task = kernels.Task(chunks=chunks, **sizes)
+        _run(kernel, task, arrays, threads)
+    return _as_map(y, x.dtype, nhwc)
 
 
 def expand_backward(
@@ -120,21 +93,38 @@ def expand_backward(
     """Gradients of x (B, C, S...), gate (B, k), alpha (1,), weight (P,) and bias (P,), each in its tensor's dtype.
 
     The gate's gradient is float32 where gate is None.
+
+    Raises: as :func:`expand_forward`.
     """
-    batch, pairs = x.shape[0], len(weight)
+    nhwc, batch, pairs = channels_contiguous(x), x.shape[0], len(weight)
     chunks = max(1, min(batch, MAX_CHUNKS))
-    grad_x, grad_gate = empty_map(x, x.shape[1], torch.float32), _filled(x, 0, *index.shape)
-    sums = {"sums_alpha": _filled(x, 0, chunks, 1)}
-    sums |= {name: _filled(x, 0, chunks, pairs) for name in ("sums_weight", "sums_bias")}
+    grad_x, grad_gate = _new_map(x, x.shape[1], nhwc), _filled(x, 0, *index.shape)
+    sums = [_filled(x, 0, chunks, size) for size in (1, pairs, pairs)]
     if x.numel():
-        arrays = {"grad": dense(grad.float(), channels_contiguous(x)), "grad_x": grad_x, "grad_gate": grad_gate}
-        affine = {"alpha": _vector(alpha), "weight": _vector(weight), "bias": _vector(weight)}
-        _launch("bwd", x, index, gate, chunks, **arrays, **sums, **affine)
-    of_alpha, of_weight, of_bias = (total.sum(0) for total in sums.values())
+        sizes = _sizes(x, index)
+        arrays = _operands(x, index, gate, alpha, weight, weight, nhwc)
+        arrays |= {
+            "grad": (_dense(grad, nhwc), x.numel() + sizes["batch"] * sizes["positions"] * pairs),
+            "grad_x": (grad_x, x.numel()),
+            "grad_gate": (grad_gate, index.numel()),
+        }
+        names = ("sums_alpha", "sums_weight", "sums_bias")
+        arrays |= {name: (total, total.numel()) for name, total in zip(names, sums, strict=True)}
+        kernel = kernels.expand_nhwc_bwd_kernel if nhwc else kernels.expand_nchw_bwd_kernel
+        work = batch * pairs * sizes["positions"]
+        _run(kernel, kernels.Task(chunks=chunks, **sizes), arrays, threads_for(work))
+    of_alpha, of_weight, of_bias = (total.sum(0) for total in sums)
     return (
-        grad_x.to(x.dtype),
+        _as_map(grad_x, x.dtype, nhwc),
         grad_gate if gate is None else grad_gate.to(gate.dtype),
         of_alpha.to(alpha.dtype).view(alpha.shape),
         of_weight.to(weight.dtype),
         of_bias.to(weight.dtype),
     )
+
+
+def _run(kernel, task: kernels.Task, arrays: dict[str, tuple], threads: int) -> None:
+    try:
+        run(worker(kernel, kernels.Task), task, arrays, threads)
+    except IndexError:
+        raise IndexError(f"index holds channels outside 0 to {task.channels - 1}") from None

@@ -3,8 +3,6 @@
 Left to itself the compiler guards every short loop against overlapping arrays and runs the last positions of a row
 one by one, and a 7x7 map is nothing but last positions. Here both are said outright; LLVM maps the lanes to
 whatever registers the processor has. All addresses are int64, of float32, aligned to 4 bytes.
-
-Numba's cache looks at the file of the kernels alone: after a change here, touch `cpu_kernels.py`.
 """
 
 from collections.abc import Callable
