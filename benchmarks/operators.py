@@ -72,9 +72,9 @@ def _module(channels: int, k: int, expansion: type[CrossHadamardExpansion]) -> A
     torch.manual_seed(0)
     module = AdaptiveCrossHadamard(channels, k)
     if expansion is not CrossHadamardExpansion:
-        state = module.expansion.state_dict()
-        module.expansion = expansion(channels, k)
-        module.expansion.load_state_dict(state)
+        state = module.cross_hadamard.state_dict()
+        module.cross_hadamard = expansion(channels, k)
+        module.cross_hadamard.load_state_dict(state)
     return module
 
 

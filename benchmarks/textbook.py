@@ -66,8 +66,8 @@ class PublishedNet(HadaptiveNet):
         for module in self.modules():
             if isinstance(module, AdaptiveCrossHadamard):
                 module.mix = nn.Conv2d(module.channels, module.channels, 1)
-                norm = "dysoft" if module.expansion.fused else "batchnorm"
-                module.expansion = TextbookExpansion(module.channels, module.expansion.k, True, norm)
+                norm = "dysoft" if module.cross_hadamard.fused else "batchnorm"
+                module.cross_hadamard = TextbookExpansion(module.channels, module.cross_hadamard.k, True, norm)
 
 
 @register_model

@@ -92,7 +92,7 @@ def _describe(module: nn.Module) -> str:
     if isinstance(module, AdaptiveBottleneck):
         kernel = module.depthwise[0].kernel_size[0]  # pyright: ignore[reportIndexIssue]
         if isinstance(module.expansion, AdaptiveCrossHadamard):
-            expansion = module.expansion.expansion
+            expansion = module.expansion.cross_hadamard
             return f"ACH k={expansion.k}, {type(expansion.norm).__name__}, depthwise {kernel}x{kernel}"
         if isinstance(module.expansion, GhostExpansion):
             return f"Ghost to {module.expansion.out_channels}, depthwise {kernel}x{kernel}"

@@ -47,7 +47,7 @@ def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
 def numpy_ach(ach: AdaptiveCrossHadamard, x: Tensor, noise: np.ndarray | None = None) -> np.ndarray:
     """The table of method.md, section 1, for (B, C, H, W); training mode where there is noise."""
     w = {name: tensor.detach().double().numpy() for name, tensor in ach.state_dict().items()}
-    k, select = ach.expansion.k, ach.expansion.select
+    k, select = ach.cross_hadamard.k, ach.cross_hadamard.select
     x = np.einsum("oi,bihw->bohw", w["mix.weight"][:, :, 0, 0], x.detach().double().numpy())
     mean, var = (
         (w["bn.running_mean"], w["bn.running_var"]) if noise is None else (x.mean((0, 2, 3)), x.var((0, 2, 3)))
@@ -55,13 +55,13 @@ def numpy_ach(ach: AdaptiveCrossHadamard, x: Tensor, noise: np.ndarray | None = 
     scale = w["bn.weight"] / np.sqrt(var + 1e-5)
     x = (x - mean[:, None, None]) * scale[:, None, None] + w["bn.bias"][:, None, None]
     pooled = np.pad(x.mean((2, 3)), ((0, 0), (2, 2)))
-    score = sum(w["expansion.score.conv.weight"][0, 0, t] * pooled[:, t : t + x.shape[1]] for t in range(5))
+    score = sum(w["cross_hadamard.score.conv.weight"][0, 0, t] * pooled[:, t : t + x.shape[1]] for t in range(5))
     top = np.argsort(-(score if noise is None else score + noise), axis=1, kind="stable")[:, :k]
     top = np.sort(top, axis=1) if select.order == "index" else top
     z = np.take_along_axis(x, top[:, :, None, None], axis=1)
     q = np.stack([z[:, i] * z[:, j] for i in range(k) for j in range(i + 1, k)], axis=1)
-    u = w["expansion.norm.alpha"] * q
-    affine = [w[f"expansion.norm.{name}"][:, None, None] for name in ("weight", "bias")]
+    u = w["cross_hadamard.norm.alpha"] * q
+    affine = [w[f"cross_hadamard.norm.{name}"][:, None, None] for name in ("weight", "bias")]
     return np.concatenate([x, affine[0] * u / (1 + np.abs(u)) + affine[1]], axis=1)
 
 
@@ -92,7 +92,7 @@ def test_ach_selects_for_each_sample_alone() -> None:
     ach = randomise(AdaptiveCrossHadamard(9, 4)).double().eval()
     x = torch.randn(4, 9, 3, 3, dtype=torch.float64)
     assert_close(ach(x), torch.cat([ach(sample) for sample in x.split(1)]))
-    index, _ = ach.expansion.select(ach.expansion.score(ach.bn(ach.mix(x))))
+    index, _ = ach.cross_hadamard.select(ach.cross_hadamard.score(ach.bn(ach.mix(x))))
     assert len({tuple(row) for row in index.tolist()}) > 1  # or the equality above would show nothing
 
 
@@ -100,10 +100,10 @@ def test_ach_selects_for_each_sample_alone() -> None:
 @both_modes
 def test_ach_with_every_norm(norm: str, training: bool) -> None:
     ach = randomise(AdaptiveCrossHadamard(6, 4, norm=norm)).double().train(training)
-    x, mode = torch.randn(3, 6, 2, 3, dtype=torch.float64), copy.deepcopy(ach.expansion.norm)
+    x, mode = torch.randn(3, 6, 2, 3, dtype=torch.float64), copy.deepcopy(ach.cross_hadamard.norm)
     y = ach(x, seeded())
     mixed = y[:, :6]
-    index, _ = ach.expansion.select(ach.expansion.score(mixed), seeded())
+    index, _ = ach.cross_hadamard.select(ach.cross_hadamard.score(mixed), seeded())
     z = torch.stack([sample[row] for sample, row in zip(mixed, index, strict=True)])
     i, j = torch.triu_indices(4, 4, 1)
     assert_close(y[:, 6:], mode(z[:, i] * z[:, j]))
@@ -190,7 +190,7 @@ def differentiable_call(module: nn.Module, x: Tensor) -> tuple:
 def test_ach_in_eval_passes_gradcheck() -> None:
     ach = randomise(AdaptiveCrossHadamard(4, 3)).double().eval()
     x = torch.randn(2, 4, 2, 2, dtype=torch.float64)
-    scores = ach.expansion.score(ach.bn(ach.mix(x))).sort(dim=1)[0]
+    scores = ach.cross_hadamard.score(ach.bn(ach.mix(x))).sort(dim=1)[0]
     assert scores.diff(dim=1).min() > 1e-3  # no tie within gradcheck's step
     function, inputs, _ = differentiable_call(ach, x)
     assert torch.autograd.gradcheck(function, inputs)
@@ -217,9 +217,9 @@ def test_ach_in_training_has_the_surrogates_gradient(surrogate: str) -> None:
     ach = randomise(AdaptiveCrossHadamard(4, 3, surrogate=surrogate)).double()
     ach.bn.track_running_stats = False  # gradcheck calls many times: no state may move
     x = torch.randn(3, 4, 2, 2, dtype=torch.float64)
-    scores = ach.expansion.score(ach.bn(ach.mix(x)))
+    scores = ach.cross_hadamard.score(ach.bn(ach.mix(x)))
     smooth = copy.deepcopy(ach)
-    smooth.expansion.select = SurrogateSelection(
+    smooth.cross_hadamard.select = SurrogateSelection(
         scores, gumbel_noise(scores, seeded(2)), k=3, scale=3.0 if surrogate == "softmax_k" else 1.0
     )
     function, inputs, names = differentiable_call(smooth, x)
@@ -244,26 +244,26 @@ def test_ach_starts_as_in_the_paper() -> None:
         "mix.weight": (6, 6, 1, 1),
         "bn.weight": (6,),
         "bn.bias": (6,),
-        "expansion.score.conv.weight": (1, 1, 5),
-        "expansion.norm.alpha": (1,),
-        "expansion.norm.weight": (6,),
-        "expansion.norm.bias": (6,),
+        "cross_hadamard.score.conv.weight": (1, 1, 5),
+        "cross_hadamard.norm.alpha": (1,),
+        "cross_hadamard.norm.weight": (6,),
+        "cross_hadamard.norm.bias": (6,),
     }
-    assert float(ach.expansion.select.temperature) == 4.0
-    assert (ach.expansion.select.order, ach.expansion.select.surrogate) == ("rank", "softmax")
+    assert float(ach.cross_hadamard.select.temperature) == 4.0
+    assert (ach.cross_hadamard.select.order, ach.cross_hadamard.select.surrogate) == ("rank", "softmax")
 
 
 @both_modes
 def test_a_copy_and_a_reload_give_equal_outputs(training: bool) -> None:
     ach, x = randomise(AdaptiveCrossHadamard(6, 4)), torch.randn(3, 6, 2, 2)
-    ach.expansion.select.temperature.fill_(0.7)
+    ach.cross_hadamard.select.temperature.fill_(0.7)
     reloaded = AdaptiveCrossHadamard(6, 4)
     reloaded.load_state_dict(ach.state_dict())
     modules = [module.train(training) for module in (ach, copy.deepcopy(ach), reloaded)]
     outputs = [module(x, seeded()) for module in modules]
     for module, y in zip(modules[1:], outputs[1:], strict=True):
         assert torch.equal(y, outputs[0])
-        assert float(module.expansion.select.temperature) == pytest.approx(0.7)
+        assert float(module.cross_hadamard.select.temperature) == pytest.approx(0.7)
 
 
 def test_a_copy_is_independent() -> None:
@@ -311,8 +311,8 @@ def test_ach_scripts_and_compiles() -> None:
 def test_expansions_lists_them_by_name_in_order() -> None:
     model = nn.ModuleDict({"a": AdaptiveCrossHadamard(4, 2), "b": nn.Conv2d(1, 1, 1), "c": CrossHadamardMlp(4)})
     found = expansions(model)
-    assert list(found) == ["a.expansion", "c.expansion"]
-    assert found["a.expansion"] is model["a"].expansion
+    assert list(found) == ["a.cross_hadamard", "c.cross_hadamard"]
+    assert found["a.cross_hadamard"] is model["a"].cross_hadamard
     assert expansions(nn.Linear(2, 2)) == {}
 
 
@@ -323,37 +323,37 @@ def test_mlp_is_mix_expand_activate_project() -> None:
     mlp = randomise(CrossHadamardMlp(6, k=4, out_features=3)).double().eval()
     x = torch.randn(2, 7, 6, dtype=torch.float64)
     w = {name: tensor.numpy() for name, tensor in mlp.state_dict().items()}
-    mixed = x.numpy() @ w["mix.weight"].T + w["mix.bias"]
+    mixed = x.numpy() @ w["fc1.weight"].T + w["fc1.bias"]
     pooled = np.pad(mixed.mean(1), ((0, 0), (2, 2)))
-    score = sum(w["expansion.score.conv.weight"][0, 0, t] * pooled[:, t : t + 6] for t in range(5))
+    score = sum(w["cross_hadamard.score.conv.weight"][0, 0, t] * pooled[:, t : t + 6] for t in range(5))
     top = np.argsort(-score, axis=1, kind="stable")[:, :4]
     z = np.take_along_axis(mixed, top[:, None, :], axis=2)
     u = np.stack([z[:, :, i] * z[:, :, j] for i in range(4) for j in range(i + 1, 4)], axis=2)
-    u = w["expansion.norm.alpha"] * u
-    products = w["expansion.norm.weight"] * u / (1 + np.abs(u)) + w["expansion.norm.bias"]
+    u = w["cross_hadamard.norm.alpha"] * u
+    products = w["cross_hadamard.norm.weight"] * u / (1 + np.abs(u)) + w["cross_hadamard.norm.bias"]
     hidden = nn.functional.gelu(torch.from_numpy(np.concatenate([mixed, products], axis=2))).numpy()
     y = mlp(x)
     assert y.shape == (2, 7, 3)
-    assert_close(y, hidden @ w["project.weight"].T + w["project.bias"])
+    assert_close(y, hidden @ w["fc2.weight"].T + w["fc2.bias"])
 
 
 def test_mlp_widths() -> None:
     default = CrossHadamardMlp(24)
-    assert default.expansion.k == k_for_width(24, 96)
-    assert default.expansion.out_channels <= 96
-    assert default.project.out_features == 24
-    assert CrossHadamardMlp(24, 40).expansion.k == k_for_width(24, 40) == 6
-    assert CrossHadamardMlp(4, 4000).expansion.k == 4  # no more channels than there are
-    assert CrossHadamardMlp(24, 96, k=3).expansion.k == 3
+    assert default.cross_hadamard.k == k_for_width(24, 96)
+    assert default.cross_hadamard.out_channels <= 96
+    assert default.fc2.out_features == 24
+    assert CrossHadamardMlp(24, 40).cross_hadamard.k == k_for_width(24, 40) == 6
+    assert CrossHadamardMlp(4, 4000).cross_hadamard.k == 4  # no more channels than there are
+    assert CrossHadamardMlp(24, 96, k=3).cross_hadamard.k == 3
 
 
 def test_mlp_options() -> None:
     mlp = CrossHadamardMlp(6, act_layer=nn.ReLU, bias=False, drop=0.25, norm="dyt")
     assert isinstance(mlp.act, nn.ReLU)
-    assert mlp.mix.bias is None
-    assert mlp.project.bias is None
-    assert mlp.drop.p == 0.25
-    assert type(mlp.expansion.norm).__name__ == "DyT"
+    assert mlp.fc1.bias is None
+    assert mlp.fc2.bias is None
+    assert mlp.drop2.p == 0.25
+    assert type(mlp.cross_hadamard.norm).__name__ == "DyT"
 
 
 def test_every_parameter_of_the_mlp_learns() -> None:
@@ -364,7 +364,7 @@ def test_every_parameter_of_the_mlp_learns() -> None:
         assert parameter.grad.abs().max() > 0, name
 
 
-@pytest.mark.parametrize("shape", [(2, 6), (2, 6, 5), (2, 3, 3, 6)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 6), (2, 6, 5), (2, 3, 3, 5)], ids=str)
 def test_mlp_rejects_what_is_not_tokens(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"expected tokens \(B, N, 6\), got"):
         CrossHadamardMlp(6)(torch.randn(shape))

@@ -146,7 +146,7 @@ def test_huge_inputs_stay_finite(name: str, dtype: torch.dtype) -> None:
 def test_products_that_overflow_stay_finite(name: str) -> None:
     # Maps of 1e20 have products of 1e40: inf in float32.
     ach = AdaptiveCrossHadamard(4, 3, norm=name)
-    expansion, x = ach.expansion, torch.full((2, 4, 3), 1e20, requires_grad=True)
+    expansion, x = ach.cross_hadamard, torch.full((2, 4, 3), 1e20, requires_grad=True)
     with torch.no_grad():
         expansion.score.conv.weight.mul_(1e-20)
     y = expansion(x)

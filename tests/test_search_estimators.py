@@ -103,7 +103,7 @@ def test_paths_of_one_step_meet_the_same_noise_and_no_dropout() -> None:
 def test_candidates_of_a_position_share_its_noise() -> None:
     stage = ((ach(3, 3, 8), ach(4, 3, 8)),)
     supernet = Supernet(SearchSpace("tiny", (ConvSpec(8, 2, 2),), (), (stage,), 8, 8), num_classes=3).train()
-    few, many = (candidate.expansion.expansion for candidate in supernet.positions[1])
+    few, many = (candidate.expansion.cross_hadamard for candidate in supernet.positions[1])
     scores, found = torch.randn(5, 8), []
     for layer in (few, many):
         with common_noise(supernet, 3):

@@ -339,7 +339,7 @@ def test_temperature_resumes_exactly() -> None:
 @pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
 def test_forward_and_backward_leave_the_temperature_alone(training: bool) -> None:
     ach = AdaptiveCrossHadamard(5, 3).train(training)
-    select = ach.expansion.select
+    select = ach.cross_hadamard.select
     select.temperature.fill_(1.5)
     for _ in range(2):
         ach(torch.randn(2, 5, 3, 3)).square().sum().backward()

@@ -61,7 +61,7 @@ def describe_bottleneck(block):
     depthwise, project = block.depthwise[0], block.project[0]
     expansion = block.expansion
     if isinstance(expansion, AdaptiveCrossHadamard):
-        channels, norm = expansion.mix.in_channels, expansion.expansion.norm
+        channels, norm = expansion.mix.in_channels, expansion.cross_hadamard.norm
         pairs = depthwise.in_channels - channels
         k = next(k for k in range(2, channels + 1) if k * (k - 1) // 2 == pairs)
         assert isinstance(norm, DySoft | BatchNorm)

@@ -185,10 +185,10 @@ def test_the_mlp_does_what_timms_does(norm_layer, bias, drop, use_conv: bool, tr
     norm_layer = LayerNorm2d if norm_layer and use_conv else norm_layer
     options = {"act_layer": nn.SiLU, "norm_layer": norm_layer, "bias": bias, "drop": drop, "use_conv": use_conv}
     ours = CrossHadamardMlp(6, 12, 5, **options, dtype=torch.float64).train(training)
-    width = ours.expansion.out_channels
+    width = ours.cross_hadamard.out_channels
     theirs = Mlp(6, width, 5, **options, dtype=torch.float64).train(training)
-    theirs.load_state_dict({n.replace("project", "fc2"): p for n, p in ours.state_dict().items()}, strict=False)
-    mixed = nn.Sequential(ours.mix, nn.Identity() if use_conv else Swapped(), ours.expansion)
+    theirs.load_state_dict({n: p for n, p in ours.state_dict().items() if "fc1" not in n}, strict=False)
+    mixed = nn.Sequential(ours.fc1, nn.Identity() if use_conv else Swapped(), ours.cross_hadamard)
     theirs.fc1 = mixed if use_conv else mixed.append(Swapped())
     x = torch.randn(3, 6, 4, 4, dtype=torch.float64) if use_conv else torch.randn(3, 7, 6, dtype=torch.float64)
     outputs = []

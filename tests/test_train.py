@@ -70,7 +70,7 @@ def test_a_run_folder_holds_everything(finished: Path) -> None:
     assert summary["train_images"] == 200
 
 
-def test_telemetry_rows_per_epoch_and_layer(finished: Path) -> None:
+def test_selection_stats_rows_per_epoch_and_layer(finished: Path) -> None:
     rows = read_csv(finished / "selection.csv")
     assert len(rows) == 2 * 2
     for row in rows:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hadaptive.errors import UserError
 from hadaptive.nn import FixedSelection, expansions
-from hadaptive.nn.telemetry import selection_entropy
+from hadaptive.nn.selection_stats import selection_entropy
 
 
 @dataclass(frozen=True)

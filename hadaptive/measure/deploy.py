@@ -75,7 +75,8 @@ class DeployProducts(nn.Module):
 
     def __init__(self, ach: AdaptiveCrossHadamard, mix: nn.Conv2d) -> None:
         super().__init__()
-        expansion, norm, select = ach.expansion, ach.expansion.norm, ach.expansion.select
+        expansion = ach.cross_hadamard
+        norm, select = expansion.norm, expansion.select
         self.channels, self.k = ach.channels, expansion.k
         self.fixed: nn.Conv2d | None = None
         self.score: nn.Module | None = None

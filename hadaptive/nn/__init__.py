@@ -1,14 +1,13 @@
 from hadaptive.nn.ach import (
     AdaptiveCrossHadamard,
     CrossHadamardExpansion,
-    CrossHadamardMlp,
     expansions,
     k_for_width,
-    update_temperatures,
 )
 from hadaptive.nn.bottleneck import AdaptiveBottleneck
 from hadaptive.nn.ghost import GhostExpansion
 from hadaptive.nn.inverted import InvertedExpansion
+from hadaptive.nn.mlp import CrossHadamardMlp
 from hadaptive.nn.normalisation import (
     NORMS,
     BatchNorm,
@@ -27,7 +26,8 @@ from hadaptive.nn.selection import (
     gumbel_top_k,
     top_k_channels,
 )
-from hadaptive.nn.telemetry import SelectionRecorder, SelectionReport
+from hadaptive.nn.selection_stats import SelectionRecorder, SelectionReport
+from hadaptive.nn.temperature import update_temperatures
 
 __all__ = [
     "NORMS",

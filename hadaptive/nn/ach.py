@@ -1,23 +1,27 @@
-"""The Adaptive Cross-Hadamard module, for feature maps and for tokens.
+"""The Adaptive Cross-Hadamard module for feature maps.
 
 Source: arXiv 2505.22226, section 3.
 """
 
 import math
-from collections.abc import Callable
-from functools import partial
 from typing import Any, Final
 
 import torch
 import torch.fx
-from timm.layers import to_2tuple
 from timm.models import register_notrace_module
 from torch import Tensor, nn
+from torch.types import Device
 
 from hadaptive import ops
 from hadaptive.nn.normalisation import create_norm
 from hadaptive.nn.selection import ChannelScore, ChannelSelection, FixedSelection, check_k
+from hadaptive.nn.state import rename_children
 from hadaptive.ops import num_pairs
+
+LIVE_INTO_FIXED = (
+    "the network's selections are fixed, and this state's are not, so that it does not say which channels to fix: "
+    "load it into a network that is not frozen, and freeze that"
+)
 
 
 def k_for_width(channels: int, width: int) -> int:
@@ -37,6 +41,7 @@ class CrossHadamardExpansion(nn.Module):
         order: of the selected channels, "rank" (the paper's) or "index".
         surrogate: of the selection's gradient, "softmax" (the paper's) or "softmax_k".
         score_kernel: odd width of the score's convolution over channels.
+        device, dtype: of parameters and buffers; the temperature is float32.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -52,6 +57,8 @@ class CrossHadamardExpansion(nn.Module):
         order: str = "rank",
         surrogate: str = "softmax",
         score_kernel: int = 5,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         check_k(k, channels)
@@ -59,9 +66,9 @@ class CrossHadamardExpansion(nn.Module):
         self.k = k
         self.out_channels = channels + num_pairs(k)
         self.fused = norm == "dysoft"
-        self.score = ChannelScore(score_kernel)
-        self.select = ChannelSelection(k, order, surrogate)
-        self.norm = create_norm(norm, num_pairs(k))
+        self.score = ChannelScore(score_kernel, device, dtype)
+        self.select = ChannelSelection(k, order, surrogate, device, dtype)
+        self.norm = create_norm(norm, num_pairs(k), device, dtype)
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         index, gate = self.select(self.score(x), generator)
@@ -79,21 +86,44 @@ class CrossHadamardExpansion(nn.Module):
         """
         numbers = index.tolist()
         if (
-            len(numbers) != self.k
+            index.dim() != 1
+            or index.is_floating_point()
+            or len(numbers) != self.k
             or len(set(numbers)) != self.k
             or not all(0 <= c < self.channels for c in numbers)
         ):
             raise ValueError(f"expected {self.k} different channels of {self.channels}, got {numbers}")
-        device = next(self.parameters()).device
+        device = next(self.select.buffers()).device
         self.register_module("score", nn.Identity())
-        self.register_module("select", FixedSelection(index.to(device)))
+        self.register_module("select", FixedSelection(index.long(), device))
 
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        # A state of fixed selections has no score: become what it was saved from.
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
         index = state_dict.get(f"{prefix}select.index")
-        if index is not None and not isinstance(self.select, FixedSelection):
-            self.freeze(index)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        live = [key for key in state_dict if key.startswith((f"{prefix}score.", f"{prefix}select."))]
+        if isinstance(self.select, FixedSelection):
+            if index is None and live:
+                if LIVE_INTO_FIXED not in error_msgs:
+                    error_msgs.append(LIVE_INTO_FIXED)
+                for key in live:
+                    del state_dict[key]
+                state_dict[f"{prefix}select.index"] = self.select.index
+        elif index is not None:  # a state of fixed selections has no score: become what it was saved from
+            try:
+                self.freeze(index)
+            except ValueError as error:
+                error_msgs.append(f"{prefix}select.index: {error}")
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
     def update_temperature(self) -> None:
         """Adapt the temperature to the score's accumulated gradient; nothing happens where there is none."""
@@ -137,6 +167,7 @@ class AdaptiveCrossHadamard(nn.Module):
         order: "rank" (the paper's) or "index", see :func:`hadaptive.nn.top_k_channels`.
         surrogate: "softmax" (the paper's) or "softmax_k", see :func:`hadaptive.nn.gumbel_top_k`.
         score_kernel: odd width of the score's convolution over channels.
+        device, dtype: of parameters and buffers; the temperature is float32.
 
     Shape:
         (B, C, S...) -> (B, C + k(k-1)/2, S...), any number of spatial dims, any floating dtype.
@@ -147,6 +178,8 @@ class AdaptiveCrossHadamard(nn.Module):
     Call :func:`hadaptive.nn.update_temperatures` after each backward pass to adapt the temperature.
     """
 
+    _version = 2  # 1 called `cross_hadamard` `expansion`
+
     def __init__(
         self,
         channels: int,
@@ -155,120 +188,35 @@ class AdaptiveCrossHadamard(nn.Module):
         order: str = "rank",
         surrogate: str = "softmax",
         score_kernel: int = 5,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         check_k(k, channels)
         self.channels = channels
         self.out_channels = channels + num_pairs(k)
         # No bias: the BatchNorm that follows has one.
-        self.mix = nn.Conv2d(channels, channels, 1, bias=False)
-        self.bn = nn.BatchNorm2d(channels)
-        self.expansion = CrossHadamardExpansion(channels, k, norm, order, surrogate, score_kernel)
+        self.mix = nn.Conv2d(channels, channels, 1, bias=False, device=device, dtype=dtype)
+        self.bn = nn.BatchNorm2d(channels, device=device, dtype=dtype)
+        self.cross_hadamard = CrossHadamardExpansion(
+            channels, k, norm, order, surrogate, score_kernel, device, dtype
+        )
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        y = self.expansion(self.bn(self.mix(_as_map(x, self.channels))), generator)
+        y = self.cross_hadamard(self.bn(self.mix(_as_map(x, self.channels))), generator)
         return _with_positions_of(y, x)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
+    ) -> None:
+        if local_metadata.get("version", 1) < 2:
+            rename_children(self, state_dict, prefix, {"expansion": "cross_hadamard"})
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
 
 # One node each in timm's FX graphs, which follow train() and eval() so.
 register_notrace_module(CrossHadamardExpansion)
 register_notrace_module(AdaptiveCrossHadamard)
-
-
-@torch.fx.wrap
-def _as_input(x: Tensor, features: int, maps: bool) -> Tensor:
-    if torch.jit.is_tracing():
-        return x
-    if maps and (x.dim() != 4 or x.shape[1] != features):
-        raise ValueError(f"expected maps (B, {features}, H, W), got {list(x.shape)}")
-    if not maps and (x.dim() != 3 or x.shape[2] != features):
-        raise ValueError(f"expected tokens (B, N, {features}), got {list(x.shape)}")
-    return x
-
-
-class CrossHadamardMlp(nn.Module):
-    """ACH in place of a transformer's MLP; the signature is that of timm's ``Mlp``.
-
-    Linear C -> C, cross-Hadamard expansion, activation, dropout, norm, Linear C + P -> out, dropout. Scores pool
-    over the tokens.
-
-    Args:
-        in_features: C.
-        hidden_features: wanted width of the expansion, default 4 C; k is the largest that fits in it, at most C.
-        out_features: default C.
-        act_layer: activation between expansion and projection.
-        norm_layer: of the activated channels, None for none; `norm` is that of the products.
-        bias: of both linear layers, or of each.
-        drop: dropout before and after the projection, or of each.
-        use_conv: take maps, with 1x1 convolutions for the linear layers.
-        device, dtype: of parameters and buffers.
-        k: set it to override `hidden_features`.
-        norm, order, surrogate, score_kernel: as in :class:`AdaptiveCrossHadamard`.
-
-    Shape:
-        (B, N, C) -> (B, N, out_features), or (B, C, H, W) -> (B, out_features, H, W).
-
-    Raises:
-        ValueError: an argument or the input's shape does not fit.
-    """
-
-    def __init__(
-        self,
-        in_features: int,
-        hidden_features: int | None = None,
-        out_features: int | None = None,
-        act_layer: Callable[[], nn.Module] = nn.GELU,
-        norm_layer: Callable[[int], nn.Module] | None = None,
-        bias: bool | tuple[bool, bool] = True,
-        drop: float | tuple[float, float] = 0.0,
-        use_conv: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        k: int | None = None,
-        norm: str = "dysoft",
-        order: str = "rank",
-        surrogate: str = "softmax",
-        score_kernel: int = 5,
-    ) -> None:
-        super().__init__()
-        if k is None:
-            k = min(k_for_width(in_features, hidden_features or 4 * in_features), in_features)
-        self.in_features = in_features
-        self.use_conv = use_conv
-        layer: Any = partial(nn.Conv2d, kernel_size=1) if use_conv else nn.Linear
-        biases: Any = to_2tuple(bias)
-        drops: Any = to_2tuple(drop)
-        self.mix = layer(in_features, in_features, bias=biases[0])
-        self.expansion = CrossHadamardExpansion(in_features, k, norm, order, surrogate, score_kernel)
-        width = self.expansion.out_channels
-        self.act = act_layer()
-        self.drop_hidden = nn.Dropout(drops[0])
-        self.norm = nn.Identity() if norm_layer is None else norm_layer(width)
-        self.project = layer(width, out_features or in_features, bias=biases[1])
-        self.drop = nn.Dropout(drops[1])
-        if device is not None or dtype is not None:
-            self.to(device, dtype)
-
-    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        x = self.mix(_as_input(x, self.in_features, self.use_conv))
-        if self.use_conv:
-            x = self.expansion(x, generator)
-        else:
-            x = self.expansion(x.transpose(1, 2), generator).transpose(1, 2)
-        return self.drop(self.project(self.norm(self.drop_hidden(self.act(x)))))
-
-
-def update_temperatures(model: nn.Module) -> None:
-    """Adapt the temperature of every ACH in `model`; call it once after each backward pass.
-
-    It reads the gradients of the scores, so call it before they are zeroed, after they have been unscaled
-    (fp16) and, if you accumulate, once per optimiser step. Under DistributedDataParallel every rank holds the
-    same gradients and so reaches the same temperature.
-    """
-    for module in model.modules():
-        if isinstance(module, CrossHadamardExpansion):
-            module.update_temperature()
 
 
 def expansions(model: nn.Module) -> dict[str, CrossHadamardExpansion]:

@@ -3,10 +3,14 @@
 Source: arXiv 2505.22226, section 4.
 """
 
+from typing import Any
+
 import timm.layers
+import torch
 import torch.fx
 from timm.layers import drop_path
 from torch import Tensor, nn
+from torch.types import Device
 
 torch.fx.wrap("drop_path")  # it changes its mask in place, which feature extractors take for a node without use
 
@@ -29,6 +33,7 @@ class AdaptiveBottleneck(nn.Module):
         kernel_size: of the depthwise convolution; padding is (kernel_size - 1) // 2.
         stride: of the depthwise convolution.
         drop_path: stochastic-depth rate of the residual branch.
+        device, dtype: of the parameters and buffers that it adds to those of `expansion`.
 
     Shape:
         (B, in_channels, H, W) -> (B, out_channels, H', W').
@@ -46,6 +51,8 @@ class AdaptiveBottleneck(nn.Module):
         kernel_size: int,
         stride: int = 1,
         drop_path: float = 0.0,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         if kernel_size < 1 or stride < 1:
@@ -53,6 +60,7 @@ class AdaptiveBottleneck(nn.Module):
         self.residual = stride == 1 and in_channels == out_channels
         if self.residual and kernel_size % 2 == 0:
             raise ValueError(f"a stride-1 bottleneck needs an odd kernel to keep its size, got {kernel_size}")
+        dd: Any = {"device": device, "dtype": dtype}
         self.expansion = expansion
         self.depthwise = nn.Sequential(
             nn.Conv2d(
@@ -63,12 +71,13 @@ class AdaptiveBottleneck(nn.Module):
                 padding=(kernel_size - 1) // 2,
                 groups=expanded,
                 bias=False,
+                **dd,
             ),
-            nn.BatchNorm2d(expanded),
+            nn.BatchNorm2d(expanded, **dd),
             nn.Hardswish(),
         )
         self.project = nn.Sequential(
-            nn.Conv2d(expanded, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels)
+            nn.Conv2d(expanded, out_channels, 1, bias=False, **dd), nn.BatchNorm2d(out_channels, **dd)
         )
         self.drop_path = DropPath(drop_path) if self.residual and drop_path > 0 else nn.Identity()
 

@@ -3,8 +3,11 @@
 Source: arXiv 1911.11907 (GhostNet); the form used here: arXiv 2505.22226, section 4.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.types import Device
 
 
 class GhostExpansion(nn.Module):
@@ -13,6 +16,7 @@ class GhostExpansion(nn.Module):
     Args:
         channels: C, channels in.
         ratio: e = int(C * ratio) channels are wanted; each half has h = ceil(e / 2), so 2h come out.
+        device, dtype: of parameters and buffers.
 
     Shape:
         (B, C, H, W) -> (B, 2h, H, W).
@@ -21,18 +25,25 @@ class GhostExpansion(nn.Module):
         ValueError: the ratio gives no channel at all.
     """
 
-    def __init__(self, channels: int, ratio: float) -> None:
+    def __init__(
+        self,
+        channels: int,
+        ratio: float,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         wanted = int(channels * ratio)
         if wanted < 1:
             raise ValueError(f"ratio {ratio} leaves no channel of {channels}")
         half = -(-wanted // 2)
+        dd: Any = {"device": device, "dtype": dtype}
         self.out_channels = 2 * half
         self.primary = nn.Sequential(
-            nn.Conv2d(channels, half, 1, bias=False), nn.BatchNorm2d(half), nn.Hardswish()
+            nn.Conv2d(channels, half, 1, bias=False, **dd), nn.BatchNorm2d(half, **dd), nn.Hardswish()
         )
         self.cheap = nn.Sequential(
-            nn.Conv2d(half, half, 3, padding=1, groups=half, bias=False), nn.BatchNorm2d(half)
+            nn.Conv2d(half, half, 3, padding=1, groups=half, bias=False, **dd), nn.BatchNorm2d(half, **dd)
         )
 
     def forward(self, x: Tensor) -> Tensor:

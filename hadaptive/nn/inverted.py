@@ -3,7 +3,11 @@
 Source: arXiv 1801.04381 (MobileNetV2), with Hardswish as in arXiv 1905.02244 (MobileNetV3).
 """
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
+from torch.types import Device
 
 
 class InvertedExpansion(nn.Module):
@@ -12,6 +16,7 @@ class InvertedExpansion(nn.Module):
     Args:
         channels: C, channels in.
         ratio: how many times as many come out.
+        device, dtype: of parameters and buffers.
 
     Shape:
         (B, C, H, W) -> (B, int(C * ratio), H, W).
@@ -20,14 +25,21 @@ class InvertedExpansion(nn.Module):
         ValueError: the ratio gives no channel at all.
     """
 
-    def __init__(self, channels: int, ratio: float) -> None:
+    def __init__(
+        self,
+        channels: int,
+        ratio: float,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         self.out_channels = int(channels * ratio)
         if self.out_channels < 1:
             raise ValueError(f"ratio {ratio} leaves no channel of {channels}")
+        dd: Any = {"device": device, "dtype": dtype}
         self.convolution = nn.Sequential(
-            nn.Conv2d(channels, self.out_channels, 1, bias=False),
-            nn.BatchNorm2d(self.out_channels),
+            nn.Conv2d(channels, self.out_channels, 1, bias=False, **dd),
+            nn.BatchNorm2d(self.out_channels, **dd),
             nn.Hardswish(),
         )
 

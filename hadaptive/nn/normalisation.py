@@ -12,6 +12,7 @@ import torch
 import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.types import Device
 
 from hadaptive import ops
 from hadaptive.ops.reference import compute_dtype, largest_finite
@@ -24,11 +25,13 @@ torch.fx.wrap("largest_finite")
 class _DynamicNorm(nn.Module):
     """Shared state of the bounded, statistics-free norms: one alpha, a weight and a bias per channel."""
 
-    def __init__(self, channels: int, alpha: float, weight: float) -> None:
+    def __init__(
+        self, channels: int, alpha: float, weight: float, device: Device = None, dtype: torch.dtype | None = None
+    ) -> None:
         super().__init__()
-        self.alpha = nn.Parameter(torch.full((1,), alpha))
-        self.weight = nn.Parameter(torch.full((channels,), weight))
-        self.bias = nn.Parameter(torch.zeros(channels))
+        self.alpha = nn.Parameter(torch.full((1,), alpha, device=device, dtype=dtype))
+        self.weight = nn.Parameter(torch.full((channels,), weight, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.zeros(channels, device=device, dtype=dtype))
 
     def scaled(self, x: Tensor) -> Tensor:
         u = x.to(compute_dtype(x.dtype))
@@ -44,8 +47,8 @@ class _DynamicNorm(nn.Module):
 class DySoft(_DynamicNorm):
     """``w * (alpha x) / (1 + |alpha x|) + b``; the paper's choice (73.57 on CIFAR-100)."""
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, alpha=0.5, weight=1.0)
+    def __init__(self, channels: int, device: Device = None, dtype: torch.dtype | None = None) -> None:
+        super().__init__(channels, alpha=0.5, weight=1.0, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.dysoft(x, self.alpha, self.weight, self.bias)
@@ -54,8 +57,8 @@ class DySoft(_DynamicNorm):
 class DySig(_DynamicNorm):
     """``w * (sigmoid(alpha x) - 1/2) + b`` (paper: 73.14)."""
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, alpha=0.35, weight=2.0)
+    def __init__(self, channels: int, device: Device = None, dtype: torch.dtype | None = None) -> None:
+        super().__init__(channels, alpha=0.35, weight=2.0, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.affine(torch.sigmoid(self.scaled(x)) - 0.5, x.dtype)
@@ -64,8 +67,8 @@ class DySig(_DynamicNorm):
 class DyAlge(_DynamicNorm):
     """``w * alpha x / sqrt(1 + (alpha x)^2) + b`` (paper: 72.80)."""
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, alpha=0.5, weight=1.0)
+    def __init__(self, channels: int, device: Device = None, dtype: torch.dtype | None = None) -> None:
+        super().__init__(channels, alpha=0.5, weight=1.0, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         # The square overflows from 1.8e19 on; at 1e9 the value is 1 to the last bit of float32 already.
@@ -76,8 +79,8 @@ class DyAlge(_DynamicNorm):
 class DyT(_DynamicNorm):
     """``w * tanh(alpha x) + b`` (Zhu et al., arXiv 2503.10622)."""
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, alpha=0.5, weight=1.0)
+    def __init__(self, channels: int, device: Device = None, dtype: torch.dtype | None = None) -> None:
+        super().__init__(channels, alpha=0.5, weight=1.0, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.affine(torch.tanh(self.scaled(x)), x.dtype)
@@ -86,10 +89,12 @@ class DyT(_DynamicNorm):
 class ChannelRMSNorm(nn.Module):
     """Root-mean-square norm over the channel axis at each position, with a weight per channel."""
 
-    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+    def __init__(
+        self, channels: int, eps: float = 1e-6, device: Device = None, dtype: torch.dtype | None = None
+    ) -> None:
         super().__init__()
         self.eps = eps
-        self.weight = nn.Parameter(torch.ones(channels))
+        self.weight = nn.Parameter(torch.ones(channels, device=device, dtype=dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         # The square overflows from 1.8e19 on, and the sum of squares a little earlier.
@@ -166,23 +171,28 @@ def _write_back(state: Tensor | None, value: Tensor | None) -> None:
         state.copy_(value)
 
 
-NORMS: dict[str, Callable[[int], nn.Module]] = {
+NORMS: dict[str, Callable[..., nn.Module]] = {
     "dysoft": DySoft,
     "dysig": DySig,
     "dyalge": DyAlge,
     "dyt": DyT,
     "rmsnorm": ChannelRMSNorm,
     "batchnorm": BatchNorm,
-    "identity": lambda channels: nn.Identity(),
+    "identity": nn.Identity,  # which takes any arguments
 }
 
 
-def create_norm(name: str, channels: int) -> nn.Module:
+def create_norm(name: str, channels: int, device: Device = None, dtype: torch.dtype | None = None) -> nn.Module:
     """The norm called `name` for `channels` product channels.
+
+    Args:
+        name: one of ``NORMS``.
+        channels: P.
+        device, dtype: of its parameters and buffers.
 
     Raises:
         ValueError: `name` is not one of ``NORMS``.
     """
     if name not in NORMS:
         raise ValueError(f"norm must be one of {', '.join(NORMS)}; got {name!r}")
-    return NORMS[name](channels)
+    return NORMS[name](channels, device=device, dtype=dtype)

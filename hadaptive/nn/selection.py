@@ -3,9 +3,12 @@
 Source: arXiv 2505.22226, section 3; ECA (arXiv 1910.03151) for the score; Gumbel-softmax (arXiv 1611.01144).
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.fx
 from torch import Tensor, nn
+from torch.types import Device
 
 from hadaptive.ops.reference import compute_dtype
 
@@ -48,16 +51,17 @@ class ChannelScore(nn.Module):
 
     Args:
         kernel_size: odd width of the convolution over channels.
+        device, dtype: of the convolution's weight.
 
     Shape:
         (B, C, S...) -> (B, C), in x's dtype.
     """
 
-    def __init__(self, kernel_size: int = 5) -> None:
+    def __init__(self, kernel_size: int = 5, device: Device = None, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"the score's kernel_size must be odd and positive, got {kernel_size}")
-        self.conv = nn.Conv1d(1, 1, kernel_size, padding=kernel_size // 2, bias=False)
+        self.conv = nn.Conv1d(1, 1, kernel_size, padding=kernel_size // 2, bias=False, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(pooled(x, self.training).unsqueeze(1)).squeeze(1)
@@ -136,7 +140,8 @@ def _selected(
     generator: torch.Generator | None,
 ) -> tuple[Tensor, Tensor | None]:
     if training:
-        return gumbel_top_k(scores, k, temperature, order, surrogate, generator)
+        # Its own copy: an optimiser may update the temperature before it differentiates a second time.
+        return gumbel_top_k(scores, k, temperature.clone(), order, surrogate, generator)
     return top_k_channels(scores, k, order), None
 
 
@@ -150,6 +155,8 @@ class FixedSelection(nn.Module):
 
     Args:
         index: (k,) int64.
+        device: of the buffer that keeps it; None for index's own.
+        dtype: taken as other layers take it, and without effect.
 
     Shape:
         anything (B, ...) -> index (B, k) int64, None.
@@ -157,9 +164,9 @@ class FixedSelection(nn.Module):
 
     index: Tensor
 
-    def __init__(self, index: Tensor) -> None:
+    def __init__(self, index: Tensor, device: Device = None, dtype: torch.dtype | None = None) -> None:
         super().__init__()
-        self.register_buffer("index", index.clone())
+        self.register_buffer("index", index.to(device, copy=True))
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor | None]:
         return _for_each_sample(self.index, x), None
@@ -168,12 +175,15 @@ class FixedSelection(nn.Module):
 class ChannelSelection(nn.Module):
     """Select k channels per sample: Gumbel top-k while training, plain top-k in eval mode.
 
-    The temperature is a buffer, so it travels with checkpoints, and only :meth:`update_temperature` changes it.
+    The temperature is a buffer, so it travels with checkpoints, and only :meth:`update_temperature` changes it. It
+    is float32 whatever the network is: a step of half a percent is lost in half precision.
 
     Args:
         k: channels to select.
         order: "rank" (the paper's) or "index".
         surrogate: "softmax" (the paper's) or "softmax_k".
+        device: of the buffers.
+        dtype: taken as other layers take it, and without effect.
 
     Shape:
         scores (B, C) -> index (B, k) int64, gate (B, k) float32 or None (eval mode: all ones).
@@ -182,15 +192,31 @@ class ChannelSelection(nn.Module):
     temperature: Tensor
     gradient_norm: Tensor
 
-    def __init__(self, k: int, order: str = "rank", surrogate: str = "softmax") -> None:
+    def __init__(
+        self,
+        k: int,
+        order: str = "rank",
+        surrogate: str = "softmax",
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         check_choice("order", order, ORDERS)
         check_choice("surrogate", surrogate, SURROGATES)
         self.k = k
         self.order = order
         self.surrogate = surrogate
-        self.register_buffer("temperature", torch.tensor(TEMPERATURE_MAX))
-        self.register_buffer("gradient_norm", torch.tensor(0.0))
+        for name, value in (("temperature", TEMPERATURE_MAX), ("gradient_norm", 0.0)):
+            self.register_buffer(name, torch.tensor(value, device=device, dtype=torch.float32))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ChannelSelection":
+        kept = {"temperature": self.temperature, "gradient_norm": self.gradient_norm}
+        super()._apply(fn, recurse)
+        for name, value in kept.items():
+            moved = getattr(self, name)
+            if moved.dtype != torch.float32:
+                setattr(self, name, value.to(moved.device))
+        return self
 
     def forward(self, scores: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor | None]:
         index, gate = _selected(

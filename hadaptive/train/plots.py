@@ -7,6 +7,11 @@ from hadaptive.pictures import save_png
 from hadaptive.runs import RunFolder
 
 
+def _block(layer: str) -> str:
+    """The block that a layer is in, whichever version wrote its name."""
+    return layer.removesuffix(".expansion.cross_hadamard").removesuffix(".expansion.expansion")
+
+
 def plot_curves(run: RunFolder) -> None:
     """Draw loss, accuracy and, where there are ACH layers, agreement and temperature over the epochs."""
     metrics, selection = read_csv(run.metrics), read_csv(run.selection)
@@ -22,15 +27,14 @@ def plot_curves(run: RunFolder) -> None:
     axes[0, 1].plot(epochs, [100 * float(row["val_accuracy"]) for row in metrics])
     axes[0, 1].set(title="validation accuracy", xlabel="epoch", ylabel="%")
     if selection:
-        layers = list(dict.fromkeys(row["layer"] for row in selection))
+        layers = list(dict.fromkeys(_block(row["layer"]) for row in selection))
         for panel, key, title in (
             (axes[1, 0], "agreement", "noisy selection agrees with the noiseless one"),
             (axes[1, 1], "temperature", "temperature"),
         ):
             for layer in layers:
-                rows = [row for row in selection if row["layer"] == layer]
-                label = layer.removesuffix(".expansion.expansion")
-                panel.plot([int(r["epoch"]) + 1 for r in rows], [float(r[key]) for r in rows], label=label)
+                rows = [row for row in selection if _block(row["layer"]) == layer]
+                panel.plot([int(r["epoch"]) + 1 for r in rows], [float(r[key]) for r in rows], label=layer)
             panel.set(title=title, xlabel="epoch")
         axes[1, 0].legend(fontsize="x-small")
     for panel in axes.flat:

@@ -10,6 +10,11 @@ from hadaptive.nn.normalisation import DySoft
 from hadaptive.nn.selection import FixedSelection, top_k_channels
 
 
+def _name_in_version_1(layer: str) -> str:
+    """What recorded states called a layer before ``expansion`` became ``cross_hadamard``."""
+    return layer.removesuffix("cross_hadamard") + "expansion"
+
+
 def selection_entropy(frequency: Tensor) -> float:
     """Entropy of selection frequencies (C,) relative to the uniform's, in [0, 1]."""
     p = frequency / frequency.sum().clamp(min=1e-12)
@@ -146,9 +151,10 @@ class SelectionRecorder:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on from :meth:`state_dict`."""
         self.reset()
-        for name, counts in self._counts.items():
+        for layer, counts in self._counts.items():
+            name = layer if f"{layer}.counts" in state else _name_in_version_1(layer)
             if f"{name}.calls" in state:
-                self._calls[name] = int(state[f"{name}.calls"])
+                self._calls[layer] = int(state[f"{name}.calls"])
             if f"{name}.counts" in state:
                 for key, tensor in counts.tensors().items():
                     tensor.copy_(state[f"{name}.{key}"])

@@ -63,14 +63,14 @@ def test_training_counts_and_agreement_equal_a_count_by_hand() -> None:
 
 
 def test_reports_name_the_layers_in_order_with_their_state(model: nn.Sequential) -> None:
-    model[1].expansion.select.temperature.fill_(1.25)
+    model[1].cross_hadamard.select.temperature.fill_(1.25)
     with torch.no_grad():
-        model[0].expansion.norm.alpha.fill_(0.75)
+        model[0].cross_hadamard.norm.alpha.fill_(0.75)
     with SelectionRecorder(model) as recorder:
         assert recorder.reports() == []
         model(torch.randn(2, 4, 3, 3))
     first, second = recorder.reports()
-    assert (first.layer, second.layer) == ("0.expansion", "1.expansion")
+    assert (first.layer, second.layer) == ("0.cross_hadamard", "1.cross_hadamard")
     assert (first.temperature, second.temperature) == (4.0, 1.25)
     assert first.alpha == 0.75
     assert math.isnan(second.alpha)  # not DySoft
