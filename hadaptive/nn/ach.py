@@ -76,7 +76,7 @@ class CrossHadamardExpansion(nn.Module):
             norm = self.norm
             return ops.expand(x, index, gate, norm.alpha, norm.weight, norm.bias)  # pyright: ignore[reportArgumentType]
         z = ops.select_channels(x, index, gate)
-        return torch.cat([x, self.norm(ops.cross_hadamard(z)).to(x.dtype)], dim=1)
+        return ops.append(x, self.norm(ops.cross_hadamard(z)).to(x.dtype))
 
     def freeze(self, index: Tensor) -> None:
         """Select these channels, (k,) int64, for every sample from now on; the score is gone.

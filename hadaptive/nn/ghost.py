@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.types import Device
 
+from hadaptive import ops
+
 
 class GhostExpansion(nn.Module):
     """Expand C channels to about C * ratio.
@@ -48,4 +50,4 @@ class GhostExpansion(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.primary(x)
-        return torch.cat([x, self.cheap(x)], dim=1)
+        return ops.append(x, self.cheap(x))

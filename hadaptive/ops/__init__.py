@@ -23,8 +23,10 @@ from hadaptive.ops import (
     fused,
     reference,
 )
+from hadaptive.ops.append import append as _append
 
 __all__ = [
+    "append",
     "available_backends",
     "backend",
     "cross_hadamard",
@@ -249,3 +251,29 @@ def expand(
     _check_selection(x, index, gate, channels=2)
     _check_affine(alpha, weight, bias, num_pairs(index.shape[1]))
     return _choose(x, backend).expand(x, index, gate, alpha, weight, bias)
+
+
+@torch.fx.wrap
+def append(x: Tensor, extra: Tensor) -> Tensor:
+    """The channels of `extra` after those of x: torch.cat whose gradients are dense, each in its input's layout.
+
+    Args:
+        x: (B, C, S...), any dtype, device and memory format.
+        extra: (B, E, S...).
+
+    Returns:
+        (B, C + E, S...), in the dtype that the two promote to.
+
+    Raises:
+        ValueError: shapes do not fit.
+    """
+    if torch.jit.is_scripting():
+        return torch.cat([x, extra], dim=1)
+    if not torch.jit.is_tracing() and (
+        x.dim() < 2 or x.dim() != extra.dim() or x.shape[0] != extra.shape[0] or x.shape[2:] != extra.shape[2:]
+    ):
+        raise ValueError(
+            "x and extra must have shapes (B, C, S...) and (B, E, S...), "
+            f"got {tuple(x.shape)} and {tuple(extra.shape)}"
+        )
+    return _append(x, extra)

@@ -9,10 +9,14 @@ def channels_contiguous(x: Tensor) -> bool:
     return x.movedim(1, -1).is_contiguous() and not x.is_contiguous()
 
 
-def dense(x: Tensor, cols: bool) -> Tensor:
-    """x, detached, with its channels (`cols`) or its positions side by side; copied only if it must be."""
-    x = x.detach()
+def arranged(x: Tensor, cols: bool) -> Tensor:
+    """x with its channels (`cols`) or its positions side by side; copied only if it must be."""
     return x.movedim(1, -1).contiguous().movedim(-1, 1) if cols else x.contiguous()
+
+
+def dense(x: Tensor, cols: bool) -> Tensor:
+    """The same, detached."""
+    return arranged(x.detach(), cols)
 
 
 def empty_map(like: Tensor, channels: int, dtype: torch.dtype | None = None) -> Tensor:
