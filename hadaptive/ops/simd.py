@@ -18,28 +18,35 @@ LANES = 16
 LINE = 4 * LANES  # bytes
 
 _FLOAT, _INT = ir.FloatType(), ir.IntType(32)
-_VECTOR, _INDICES = ir.VectorType(_FLOAT, LANES), ir.VectorType(_INT, LANES)
+VECTOR, INDICES = ir.VectorType(_FLOAT, LANES), ir.VectorType(_INT, LANES)
 _BIG = 3.4028234663852886e38
 
 
-class _Vectors:
+class Vectors:
     """Shorthand for the instructions the steps are made of."""
 
     def __init__(self, builder: Any) -> None:
         self.builder = builder
 
     def constant(self, value: float) -> Any:
-        return ir.Constant(_VECTOR, [value] * LANES)
+        return ir.Constant(VECTOR, [value] * LANES)
 
     def splat(self, scalar: Any) -> Any:
-        single = self.builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), scalar, ir.Constant(_INT, 0))
-        return self.builder.shuffle_vector(single, single, ir.Constant(_INDICES, [0] * LANES))
+        single = self.builder.insert_element(ir.Constant(VECTOR, ir.Undefined), scalar, ir.Constant(_INT, 0))
+        return self.builder.shuffle_vector(single, single, ir.Constant(INDICES, [0] * LANES))
 
     def load(self, address: Any) -> Any:
-        return self.builder.load(self.builder.inttoptr(address, _VECTOR.as_pointer()), align=4)
+        return self.builder.load(self.builder.inttoptr(address, VECTOR.as_pointer()), align=4)
 
     def store(self, value: Any, address: Any) -> None:
-        self.builder.store(value, self.builder.inttoptr(address, _VECTOR.as_pointer()), align=4)
+        self.builder.store(value, self.builder.inttoptr(address, VECTOR.as_pointer()), align=4)
+
+    def at(self, address: Any, *steps: tuple[Any, Any]) -> Any:
+        """The address so many steps of so many bytes further on; numbers may be Python's."""
+        for factors in steps:
+            count, size = (ir.Constant(ir.IntType(64), f) if isinstance(f, int) else f for f in factors)
+            address = self.builder.add(address, self.builder.mul(count, size))
+        return address
 
     def add_to(self, address: Any, value: Any) -> None:
         self.store(self.add(self.load(address), value), address)
@@ -58,22 +65,35 @@ class _Vectors:
         return v
 
     def one_plus_abs(self, v: Any) -> Any:
-        bits = self.builder.bitcast(v, _INDICES)
-        size = self.builder.and_(bits, ir.Constant(_INDICES, [0x7FFFFFFF] * LANES))
-        return self.add(self.constant(1.0), self.builder.bitcast(size, _VECTOR))
+        bits = self.builder.bitcast(v, INDICES)
+        size = self.builder.and_(bits, ir.Constant(INDICES, [0x7FFFFFFF] * LANES))
+        return self.add(self.constant(1.0), self.builder.bitcast(size, VECTOR))
+
+    def transposed(self, rows: list[Any]) -> list[Any]:
+        """Sixteen vectors with rows and columns swapped."""
+        rows = list(rows)
+        for size in (1, 2, 4, 8):
+            low = [lane if not lane & size else LANES + lane - size for lane in range(LANES)]
+            high = [lane + size if not lane & size else LANES + lane for lane in range(LANES)]
+            masks = [ir.Constant(INDICES, mask) for mask in (low, high)]
+            for i in range(LANES):
+                if not i & size:
+                    a, b = rows[i], rows[i + size]
+                    rows[i], rows[i + size] = (self.builder.shuffle_vector(a, b, mask) for mask in masks)
+        return rows
 
 
-def _step(addresses: int, floats: int, emit: Callable[..., None]) -> Any:
+def step(addresses: int, floats: int, emit: Callable[..., None]) -> Any:
     """What an intrinsic returns: its signature, of so many addresses and floats, and how its code is made."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        emit(_Vectors(builder), *arguments)
+        emit(Vectors(builder), *arguments)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * addresses, *[types.float32] * floats), generate
 
 
-def _emit_fwd(v: _Vectors, zi: Any, zj: Any, out: Any, alpha: Any, weight: Any, bias: Any) -> None:
+def _emit_fwd(v: Vectors, zi: Any, zj: Any, out: Any, alpha: Any, weight: Any, bias: Any) -> None:
     product = v.clamp(v.mul(v.load(zi), v.load(zj)))
     u = v.clamp(v.mul(v.splat(alpha), product))
     soft = v.builder.fdiv(u, v.one_plus_abs(u))
@@ -81,7 +101,7 @@ def _emit_fwd(v: _Vectors, zi: Any, zj: Any, out: Any, alpha: Any, weight: Any, 
 
 
 def _emit_bwd(
-    v: _Vectors,
+    v: Vectors,
     zi: Any,
     zj: Any,
     grad: Any,
@@ -109,60 +129,47 @@ def _emit_bwd(
 @intrinsic
 def pair_fwd(typing, zi, zj, out, alpha, weight, bias):
     """out = DySoft(zi * zj), sixteen positions."""
-    return _step(3, 3, _emit_fwd)
+    return step(3, 3, _emit_fwd)
 
 
 @intrinsic
 def pair_bwd(typing, zi, zj, grad, gzi, gzj, of_alpha, of_weight, of_bias, alpha, weight):
     """Adds one pair's gradients of sixteen positions to gzi, gzj and the three rows of sums, lane by lane."""
-    return _step(8, 2, _emit_bwd)
+    return step(8, 2, _emit_bwd)
 
 
 @intrinsic
 def add_product(typing, a, b, total):
     """Adds a * b to total, sixteen positions."""
 
-    def emit(v: _Vectors, a: Any, b: Any, total: Any) -> None:
+    def emit(v: Vectors, a: Any, b: Any, total: Any) -> None:
         v.add_to(total, v.mul(v.load(a), v.load(b)))
 
-    return _step(3, 0, emit)
+    return step(3, 0, emit)
 
 
 @intrinsic
 def fold(typing, lanes, total):
     """The sum of sixteen lanes, halves upon halves, to the one float at `total`."""
 
-    def emit(v: _Vectors, lanes: Any, total: Any) -> None:
+    def emit(v: Vectors, lanes: Any, total: Any) -> None:
         value = v.load(lanes)
         for size in (8, 4, 2, 1):
-            turned = ir.Constant(_INDICES, [(lane + size) % LANES for lane in range(LANES)])
+            turned = ir.Constant(INDICES, [(lane + size) % LANES for lane in range(LANES)])
             value = v.add(value, v.builder.shuffle_vector(value, value, turned))
         first = v.builder.extract_element(value, ir.Constant(_INT, 0))
         v.builder.store(first, v.builder.inttoptr(total, _FLOAT.as_pointer()), align=4)
 
-    return _step(2, 0, emit)
+    return step(2, 0, emit)
 
 
 @intrinsic
 def transpose(typing, source, source_step, target, target_step):
     """Sixteen rows of sixteen, `step` bytes apart, with rows and columns swapped."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        v = _Vectors(builder)
-        start, step, to, to_step = arguments
-        numbers = [ir.Constant(ir.IntType(64), n) for n in range(LANES)]
-        rows = [v.load(builder.add(start, builder.mul(n, step))) for n in numbers]
-        for size in (1, 2, 4, 8):
-            low = [lane if not lane & size else LANES + lane - size for lane in range(LANES)]
-            high = [lane + size if not lane & size else LANES + lane for lane in range(LANES)]
-            for i in range(LANES):
-                if not i & size:
-                    a, b = rows[i], rows[i + size]
-                    rows[i], rows[i + size] = (
-                        builder.shuffle_vector(a, b, ir.Constant(_INDICES, mask)) for mask in (low, high)
-                    )
-        for n, row in zip(numbers, rows, strict=True):
-            v.store(row, builder.add(to, builder.mul(n, to_step)))
-        return context.get_dummy_value()
+    def emit(v: Vectors, start: Any, step: Any, to: Any, to_step: Any) -> None:
+        rows = v.transposed([v.load(v.at(start, (n, step))) for n in range(LANES)])
+        for n, row in enumerate(rows):
+            v.store(row, v.at(to, (n, to_step)))
 
-    return types.void(*[types.int64] * 4), generate
+    return step(4, 0, emit)
