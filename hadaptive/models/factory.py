@@ -1,7 +1,6 @@
 """One way to say which network is meant: a timm model name, or a NetSpec file."""
 
 import difflib
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -10,9 +9,7 @@ from torch import nn
 
 from hadaptive.errors import UserError, first_line
 from hadaptive.models.hadaptive_net import HadaptiveNet
-from hadaptive.models.spec import NetSpec
-
-OF_SPECS = "hadaptive_net_s"  # the name in timm under which networks of any spec are built
+from hadaptive.models.spec import NetSpec, as_spec
 
 
 def create_model(
@@ -47,16 +44,12 @@ def create_model(
     for name, value in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)):
         if value is not None:
             options[name] = value
-    if isinstance(model, str) and model.endswith(".json"):
-        if not Path(model).is_file():
-            raise UserError(f"there is no network spec file {model}")
-        model = NetSpec.load(model)
-    if isinstance(model, NetSpec):
+    if isinstance(model, NetSpec) or model.endswith(".json"):
+        spec = as_spec(model)
         try:
-            # As data, under a name that timm knows: so can timm save it with its weights and build it again.
-            return timm.create_model(OF_SPECS, spec=model.to_dict(), stem_strides=stem_strides, **options)
+            return timm.create_model("hadaptive_net", spec=spec, stem_strides=stem_strides, **options)
         except ValueError as error:  # what a layer says of a number in the spec
-            raise UserError(f"{model.name} cannot be built: {error}") from None
+            raise UserError(f"{spec.name} cannot be built: {error}") from None
     if not timm.is_model(model.split(".")[0]):
         close = difflib.get_close_matches(model, timm.list_models(), n=3)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""

@@ -4,6 +4,7 @@ Source: arXiv 2505.22226, section 4 and its appendix (S, M, L).
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,33 +18,54 @@ from timm.models import (
     register_model,
 )
 from torch import Tensor, nn
+from torch.types import Device
 
 from hadaptive.errors import UserError
-from hadaptive.models.spec import HADAPTIVE_NET_L, HADAPTIVE_NET_M, HADAPTIVE_NET_S, BlockSpec, ConvSpec, NetSpec
+from hadaptive.models.spec import (
+    HADAPTIVE_NET_L,
+    HADAPTIVE_NET_M,
+    HADAPTIVE_NET_S,
+    BlockSpec,
+    ConvSpec,
+    NetSpec,
+    as_spec,
+)
 from hadaptive.nn import AdaptiveBottleneck, AdaptiveCrossHadamard, GhostExpansion, InvertedExpansion
 
 
-def conv_norm_act(in_channels: int, spec: ConvSpec) -> nn.Sequential:
+def conv_norm_act(
+    in_channels: int, spec: ConvSpec, device: Device = None, dtype: torch.dtype | None = None
+) -> nn.Sequential:
     """Convolution without bias, BatchNorm, and Hardswish if the spec says so."""
+    dd: Any = {"device": device, "dtype": dtype}
     padding = (spec.kernel - 1) // 2
     layers: list[nn.Module] = [
-        nn.Conv2d(in_channels, spec.channels, spec.kernel, spec.stride, padding, bias=False),
-        nn.BatchNorm2d(spec.channels),
+        nn.Conv2d(in_channels, spec.channels, spec.kernel, spec.stride, padding, bias=False, **dd),
+        nn.BatchNorm2d(spec.channels, **dd),
     ]
     return nn.Sequential(*layers, nn.Hardswish()) if spec.act else nn.Sequential(*layers)
 
 
-def build_block(in_channels: int, block: BlockSpec, spec: NetSpec, drop_path: float) -> AdaptiveBottleneck:
+def build_block(
+    in_channels: int,
+    block: BlockSpec,
+    spec: NetSpec,
+    drop_path: float,
+    device: Device = None,
+    dtype: torch.dtype | None = None,
+) -> AdaptiveBottleneck:
     """The bottleneck that `block` describes."""
+    dd: Any = {"device": device, "dtype": dtype}
     expansion: AdaptiveCrossHadamard | GhostExpansion | InvertedExpansion
     if block.k is not None:
-        expansion = AdaptiveCrossHadamard(in_channels, block.k, block.norm, spec.order, spec.surrogate)
+        expansion = AdaptiveCrossHadamard(in_channels, block.k, block.norm, spec.order, spec.surrogate, **dd)
     else:
         assert block.ratio is not None
         kind = GhostExpansion if block.kind == "ghost" else InvertedExpansion
-        expansion = kind(in_channels, block.ratio)
+        expansion = kind(in_channels, block.ratio, **dd)
+    width = expansion.out_channels
     return AdaptiveBottleneck(
-        expansion, in_channels, expansion.out_channels, block.channels, block.kernel, block.stride, drop_path
+        expansion, in_channels, width, block.channels, block.kernel, block.stride, drop_path, **dd
     )
 
 
@@ -81,6 +103,7 @@ class HadaptiveNet(nn.Module):
         drop_path_rate: stochastic depth, rising linearly over the blocks.
         stem_strides: override the strides of the first convolutions for small images,
             see :meth:`NetSpec.with_stem_strides`; the spec kept in ``self.spec`` includes it.
+        device, dtype: of parameters and buffers; temperatures are float32.
 
     Shape:
         (B, in_chans, H, W) -> (B, num_classes).
@@ -90,6 +113,8 @@ class HadaptiveNet(nn.Module):
     """
 
     feature_info: list[dict[str, Any]]
+    _kept_args: dict[str, Any]
+    __jit_unused_properties__ = ("_model_args",)
 
     def __init__(
         self,
@@ -100,8 +125,11 @@ class HadaptiveNet(nn.Module):
         drop_rate: float = 0.3,
         drop_path_rate: float = 0.0,
         stem_strides: tuple[int, ...] | None = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        dd: Any = {"device": device, "dtype": dtype}
         if stem_strides is not None:
             spec = spec.with_stem_strides(*stem_strides)
         self.spec = spec
@@ -110,14 +138,15 @@ class HadaptiveNet(nn.Module):
         self.drop_rate = drop_rate
         self.grad_checkpointing = False
         self.feature_info = []
+        self._kept_args = {}
 
-        self.stem = conv_norm_act(in_chans, spec.stem)
+        self.stem = conv_norm_act(in_chans, spec.stem, **dd)
         channels, reduction = spec.stem.channels, spec.stem.stride
         stages: list[nn.Sequential] = []
 
         layers: list[nn.Module] = []
         for conv in spec.stage1:
-            layers.append(conv_norm_act(channels, conv))
+            layers.append(conv_norm_act(channels, conv, **dd))
             channels, reduction = conv.channels, reduction * conv.stride
         if layers:
             stages.append(nn.Sequential(*layers))
@@ -128,7 +157,7 @@ class HadaptiveNet(nn.Module):
         for stage in spec.stages:
             layers = []
             for block in stage:
-                layers.append(build_block(channels, block, spec, next(rates)))
+                layers.append(build_block(channels, block, spec, next(rates), **dd))
                 channels, reduction = block.channels, reduction * block.stride
             self.feature_info.append(
                 {"num_chs": channels, "reduction": reduction, "module": f"stages.{len(stages)}"}
@@ -136,16 +165,34 @@ class HadaptiveNet(nn.Module):
             stages.append(nn.Sequential(*layers))
         self.stages = nn.Sequential(*stages)
 
-        self.last = conv_norm_act(channels, ConvSpec(spec.last_channels))
+        self.last = conv_norm_act(channels, ConvSpec(spec.last_channels), **dd)
         self.num_features = spec.last_channels
         self.head_hidden_size = spec.head_channels
         self.global_pool = SelectAdaptivePool2d(pool_type=global_pool)
         check_pool(self.global_pool, num_classes)
         # 1x1 convolution rather than a linear layer, so that global_pool="" can pass a map through.
-        self.conv_head = nn.Conv2d(self.num_features * self.global_pool.feat_mult(), spec.head_channels, 1)
+        pooled = self.num_features * self.global_pool.feat_mult()
+        self.conv_head = nn.Conv2d(pooled, spec.head_channels, 1, **dd)
         self.act_head = nn.Hardswish()
         self.flatten = nn.Flatten(1) if global_pool else nn.Identity()
-        self.classifier = nn.Linear(self.head_hidden_size, num_classes) if num_classes > 0 else nn.Identity()
+        self.classifier = self._new_classifier(num_classes, **dd)
+
+    def _new_classifier(self, num_classes: int, device: Device, dtype: torch.dtype | None) -> nn.Module:
+        if num_classes < 1:
+            return nn.Identity()
+        return nn.Linear(self.head_hidden_size, num_classes, device=device, dtype=dtype)
+
+    @property
+    def _model_args(self) -> dict[str, Any]:
+        """What timm keeps of its arguments, and saves to build the network again; the spec in it is plain data."""
+        return self._kept_args
+
+    @_model_args.setter
+    def _model_args(self, args: dict[str, Any]) -> None:
+        if "spec" in args:
+            args = {name: value for name, value in args.items() if name != "stem_strides"}
+            args["spec"] = self.spec.to_dict()
+        self._kept_args = args
 
     def no_weight_decay(self) -> set[str]:
         return {name for name, _ in self.named_parameters() if name.endswith("norm.alpha")}
@@ -174,9 +221,7 @@ class HadaptiveNet(nn.Module):
         self.global_pool = pool
         self.flatten = nn.Identity() if pool.is_identity() else nn.Flatten(1)
         weight = next(self.parameters())  # the stem: the one layer that pruning never takes away
-        self.classifier = (
-            nn.Linear(self.head_hidden_size, num_classes).to(weight) if num_classes > 0 else nn.Identity()
-        )
+        self.classifier = self._new_classifier(num_classes, weight.device, weight.dtype)
         self.train(self.training)
 
     def forward_intermediates(
@@ -281,6 +326,7 @@ def _cfg(**overrides: Any) -> dict[str, Any]:
 
 default_cfgs = generate_default_cfgs(
     {
+        "hadaptive_net.untrained": _cfg(pool_size=None),
         "hadaptive_net_s.untrained": _cfg(),
         "hadaptive_net_m.untrained": _cfg(),
         "hadaptive_net_l.untrained": _cfg(pool_size=(3, 3)),
@@ -288,15 +334,14 @@ default_cfgs = generate_default_cfgs(
 )
 
 
+Spec = NetSpec | dict[str, Any] | str | Path
+
+
 def _create_hadaptive_net(
-    variant: str,
-    own: NetSpec,
-    pretrained: bool = False,
-    spec: NetSpec | dict[str, Any] | None = None,
-    **kwargs: Any,
+    variant: str, own: NetSpec, pretrained: bool = False, spec: Spec | None = None, **kwargs: Any
 ) -> HadaptiveNet:
-    """A network of the variant's own spec, or of another, as networks of specs are built and loaded again."""
-    spec = NetSpec.from_dict(spec) if isinstance(spec, dict) else spec or own
+    """A network of the variant's own spec, or of another: so were networks of specs saved by older versions."""
+    spec = own if spec is None else as_spec(spec)
     indices = tuple(range(len(spec.stages) + bool(spec.stage1)))
     return build_model_with_cfg(
         HadaptiveNet,
@@ -306,6 +351,28 @@ def _create_hadaptive_net(
         spec=spec,
         **kwargs,
     )
+
+
+@register_model
+def hadaptive_net(pretrained: bool = False, spec: Spec | None = None, **kwargs: Any) -> HadaptiveNet:
+    """A Hadaptive-Net of any spec: a :class:`NetSpec`, its plain data, or the path of a JSON file that holds it.
+
+    Raises:
+        UserError: there is no spec, or it is not one.
+    """
+    if spec is None:
+        raise UserError(
+            "hadaptive_net is built of a spec: pass spec=, a NetSpec, a dict or the path of a .json file"
+        )
+    if not kwargs.get("pretrained_cfg"):  # else it says what weights were trained on
+        channels = kwargs.get("in_chans", 3)
+        mean, std = (
+            value if channels == 3 else (sum(value) / 3,) * channels  # as timm has it for other channels
+            for value in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+        )
+        known = {"input_size": (channels, 224, 224), "min_input_size": None, "mean": mean, "std": std}
+        kwargs["pretrained_cfg_overlay"] = known | (kwargs.get("pretrained_cfg_overlay") or {})
+    return _create_hadaptive_net("hadaptive_net", HADAPTIVE_NET_S, pretrained, spec, **kwargs)
 
 
 @register_model

@@ -262,6 +262,24 @@ class NetSpec:
             raise UserError(f"{path}: {error}") from None
 
 
+def as_spec(spec: NetSpec | dict[str, Any] | str | Path) -> NetSpec:
+    """The spec that is meant: itself, its plain data, or the path of a JSON file that holds it.
+
+    Raises:
+        UserError: it is none of them.
+    """
+    if isinstance(spec, NetSpec):
+        return spec
+    if isinstance(spec, dict):
+        return NetSpec.from_dict(spec)
+    if not isinstance(spec, str | Path):
+        kind = type(spec).__name__
+        raise UserError(f"a spec is a NetSpec, a dict or the path of a .json file, not of type {kind}")
+    if not Path(spec).is_file():
+        raise UserError(f"there is no network spec file {spec}")
+    return NetSpec.load(spec)
+
+
 def ghost(ratio: float, kernel: int, channels: int, stride: int = 1) -> BlockSpec:
     """method.md's ``G<ratio>/<kernel>/<stride>-><channels>``."""
     return BlockSpec("ghost", channels, kernel, stride, ratio=float(ratio))

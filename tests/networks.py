@@ -1,0 +1,34 @@
+"""Hadaptive-Net S, M and L as the tests of them build and feed them."""
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+NAMES = ["hadaptive_net_s", "hadaptive_net_m", "hadaptive_net_l"]
+each_net = pytest.mark.parametrize("name", NAMES, ids=["s", "m", "l"])
+
+
+def images(batch=2, side=64, channels=3, seed=1):
+    return torch.randn(batch, channels, side, side, generator=torch.Generator().manual_seed(seed))
+
+
+def create(name="hadaptive_net_s", **options):
+    torch.manual_seed(0)
+    return timm.create_model(name, **options)
+
+
+def settled(name="hadaptive_net_s", **options):
+    """An untrained network in eval mode whose BatchNorms know their inputs: without that, activations shrink
+    from layer to layer until every output looks the same."""
+    model = create(name, **options)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = 1.0
+    with torch.no_grad():
+        model.train()(images(8, channels=model.in_chans))
+    return model.eval()
+
+
+def close(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
