@@ -13,8 +13,12 @@ __all__ = ["expand_backward", "expand_forward", "thread_library"]
 MAX_CHUNKS = 32  # of the batch in a backward pass; fixed, so that sums are the same for any number of threads
 
 
-def _dense(tensor: Tensor, nhwc: bool = False) -> Tensor:
+def _dense(name: str, tensor: Tensor, nhwc: bool = False) -> Tensor:
     """In float32, as a kernel reads it: contiguous, a map (B, C, S...) as (B, S..., C) if `nhwc`."""
+    if tensor.is_complex() or tensor.layout is not torch.strided:
+        raise ValueError(f"{name} must be a dense tensor of real numbers, got {tensor.dtype}, {tensor.layout}")
+    if tensor.numel() and not tensor.untyped_storage().nbytes():
+        raise ValueError(f"{name} has no memory: its storage was resized to nothing")  # a copy would die of it
     tensor = tensor.detach().float().resolve_neg()
     return (tensor.movedim(1, -1) if nhwc else tensor).contiguous()
 
@@ -50,12 +54,12 @@ def _operands(
     """What all kernels read."""
     entries, pairs = x.shape[0] * index.shape[1], index.shape[1] * (index.shape[1] - 1) // 2
     return {
-        "x": (_dense(x, nhwc), x.numel()),
+        "x": (_dense("x", x, nhwc), x.numel()),
         "index": (index.contiguous(), entries, torch.int64),
-        "gate": (_filled(x, 1, *index.shape) if gate is None else _dense(gate), entries),
-        "alpha": (_dense(alpha), 1),
-        "weight": (_dense(weight), pairs),
-        "bias": (_dense(bias), pairs),
+        "gate": (_filled(x, 1, *index.shape) if gate is None else _dense("gate", gate), entries),
+        "alpha": (_dense("alpha", alpha), 1),
+        "weight": (_dense("weight", weight), pairs),
+        "bias": (_dense("bias", bias), pairs),
     }
 
 
@@ -104,7 +108,7 @@ def expand_backward(
         sizes = _sizes(x, index)
         arrays = _operands(x, index, gate, alpha, weight, weight, nhwc)
         arrays |= {
-            "grad": (_dense(grad, nhwc), x.numel() + sizes["batch"] * sizes["positions"] * pairs),
+            "grad": (_dense("grad", grad, nhwc), x.numel() + sizes["batch"] * sizes["positions"] * pairs),
             "grad_x": (grad_x, x.numel()),
             "grad_gate": (grad_gate, index.numel()),
         }

@@ -80,9 +80,10 @@ def address(name: str, tensor: Tensor, numel: int, dtype: torch.dtype = torch.fl
         raise ValueError(f"{name} must be a contiguous array of {numel} numbers, got {tuple(tensor.shape)}")
     if tensor.is_neg():
         raise ValueError(f"{name} is a view with its sign pending, which no kernel reads")
-    if numel and tensor.untyped_storage().nbytes() < (tensor.storage_offset() + numel) * tensor.itemsize:
-        raise ValueError(f"{name} has lost its memory: its storage was resized")
-    return tensor.data_ptr()
+    place, behind = tensor.data_ptr(), tensor.storage_offset() + numel
+    if numel and (place == 0 or tensor.untyped_storage().nbytes() < behind * tensor.itemsize):
+        raise ValueError(f"{name} has no memory for all its numbers: its storage was resized, or never made")
+    return place
 
 
 def run(worker: Any, task: ctypes.Structure, arrays: dict[str, tuple], threads: int) -> None:
