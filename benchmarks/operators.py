@@ -218,7 +218,10 @@ def bench_expansion(shape: tuple[int, int, int, int], layout: str, config: OpsCo
     arguments = (x, index, *(p.to(config.device).requires_grad_() for p in parameters))
     grad = torch.randn(batch, channels + pairs, side, side).to(**place)
     leaves = [a for a in arguments if a.requires_grad]
-    y, expected = ops.expand(*arguments, backend="fused"), ops.expand(*arguments, backend="reference")
+    y, expected = (
+        ops.cross_hadamard_expand(*arguments, backend="fused"),
+        ops.cross_hadamard_expand(*arguments, backend="reference"),
+    )
     _check_same("fused", y, expected)
     gradients = torch.autograd.grad(y, leaves, grad, retain_graph=True)
     truth = torch.autograd.grad(expected, leaves, grad)
@@ -231,7 +234,7 @@ def bench_expansion(shape: tuple[int, int, int, int], layout: str, config: OpsCo
     ]
     targets = [torch.empty_like(source) for source in sources]
     variants: dict[str, Callable[[], Any]] = {
-        "forward, fused": lambda: ops.expand(*arguments, backend="fused"),
+        "forward, fused": lambda: ops.cross_hadamard_expand(*arguments, backend="fused"),
         "forward, copy": lambda: targets[0].copy_(sources[0]),
         "backward, fused": lambda: torch.autograd.grad(y, leaves, grad, retain_graph=True),
         "backward, copy": lambda: targets[1].copy_(sources[1]),

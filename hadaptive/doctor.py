@@ -84,7 +84,7 @@ def _problems(device: str) -> dict[str, tuple[Tensor, ...]]:
     alpha = torch.tensor([0.5])
     products = torch.randn(batch, num_pairs(k), side, side, generator=generator)
     inputs = {
-        "expand": (x, index, gate, alpha, weight, bias),
+        "cross_hadamard_expand": (x, index, gate, alpha, weight, bias),
         "cross_hadamard": (x[:, :k],),
         "dysoft": (products, alpha, weight, bias),
     }

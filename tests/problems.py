@@ -35,3 +35,13 @@ def problem(
     index = torch.rand(shape[:2]).topk(k).indices
     gate = torch.rand(shape[0], k) + 0.5 if gated else None
     return x, index, gate, torch.tensor([0.7]), torch.randn(pairs), torch.randn(pairs)
+
+
+def leaves(arguments: tuple, dtype: torch.dtype | None = None) -> list:
+    """The arguments as leaves that want a gradient; floating ones in another dtype if one is given."""
+    return [
+        a
+        if a is None or not a.is_floating_point()
+        else (a if dtype is None else a.to(dtype)).detach().requires_grad_()
+        for a in arguments
+    ]

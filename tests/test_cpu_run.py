@@ -53,7 +53,7 @@ def defaults(dtype: torch.dtype, device: str | None, inside: bool) -> Iterator[N
 
 def both_ways(arguments: list, grad: Tensor) -> list[Tensor]:
     mine = [a.detach().requires_grad_(a.is_floating_point()) for a in arguments]
-    y = ops.expand(*mine)
+    y = ops.cross_hadamard_expand(*mine)
     return [y.detach(), *torch.autograd.grad(y, [a for a in mine if a.requires_grad], grad)]
 
 
@@ -149,13 +149,15 @@ def kinds_of_tensors() -> str:
             print(layout, kind, name, flush=True)
             given = [make(a) if i == n else a for i, a in enumerate(arguments)]
             try:
-                y = ops.expand(*given)
+                y = ops.cross_hadamard_expand(*given)
             except (ValueError, TypeError, RuntimeError, NotImplementedError) as refused:
                 if not str(refused):
                     wrong.append(f"{layout} {kind} {name}: {refused!r}")
                 continue
             plain = [a.to_dense() if a.layout is not torch.strided else a for a in given]
-            expected = reference.expand(*(a.clone().resolve_neg() for a in plain)) if valued else None
+            expected = (
+                reference.cross_hadamard_expand(*(a.clone().resolve_neg() for a in plain)) if valued else None
+            )
             if expected is None or not torch.allclose(y.double(), expected.double(), rtol=1e-3, atol=1e-3):
                 wrong.append(f"{layout} {kind} {name}")
     return "\n".join(wrong)
@@ -173,12 +175,12 @@ def without_memory() -> str:
 
     x, index, gate, alpha, weight, bias = problem((1, 1500, 1, 1), 1500, torch.float32)
     mine = [t.requires_grad_() for t in (x, gate, alpha, weight, bias)]
-    y = ops.expand(mine[0], index, *mine[1:])
+    y = ops.cross_hadamard_expand(mine[0], index, *mine[1:])
     y.sum().backward()  # compiled now
     held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (held + 80_000_000, -1))
     try:
-        ops.expand(mine[0], index, *mine[1:]).sum().backward()
+        ops.cross_hadamard_expand(mine[0], index, *mine[1:]).sum().backward()
     except MemoryError:
         return ""
     return "it went on without its memory"
@@ -201,7 +203,7 @@ def first_in_a_child() -> int:
     arguments = problem((8, 40, 14, 14), 24, torch.float32)
     if os.fork() == 0:
         signal.alarm(60)  # ends it where it hangs
-        os._exit(ops.expand(*arguments, backend="fused").shape[1] != 316)
+        os._exit(ops.cross_hadamard_expand(*arguments, backend="fused").shape[1] != 316)
     return os.wait()[1]
 
 
@@ -222,12 +224,12 @@ def four_threads() -> Iterator[None]:
 @pytest.mark.usefixtures("four_threads")
 def test_while_python_ends_no_thread_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = problem((8, 40, 14, 14), 24, torch.float32)
-    expected = ops.expand(*arguments, backend="fused")
+    expected = ops.cross_hadamard_expand(*arguments, backend="fused")
     ended = ThreadPoolExecutor(3)
     ended.shutdown()
     monkeypatch.setattr(cpu_run, "_openmp", lambda: None)
     monkeypatch.setattr(cpu_run, "_executor", lambda threads: ended)
-    assert ops.expand(*arguments, backend="fused").equal(expected)
+    assert ops.cross_hadamard_expand(*arguments, backend="fused").equal(expected)
 
 
 @pytest.mark.usefixtures("four_threads")
@@ -241,7 +243,7 @@ def test_what_one_thread_does_is_not_cut(layout: str, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(cpu_launch, "run", run)
     for k in (12, 36):  # 12,936 products, and 123,480
-        ops.expand(*problem((1, 40, 14, 14), k, torch.float32, layout), backend="fused")
+        ops.cross_hadamard_expand(*problem((1, 40, 14, 14), k, torch.float32, layout), backend="fused")
     assert chunks[0] == (1, 1)
     assert chunks[1][0] > 4
     assert chunks[1][1] == 4

@@ -5,13 +5,13 @@ import torch
 
 from hadaptive import doctor, ops
 from hadaptive.cli import main
-from hadaptive.ops import fused
+from hadaptive.ops import library
 
 
 def test_every_operator_on_every_device_passes() -> None:
     checks = doctor.diagnose()
     assert [(c.device, c.operator) for c in checks if c.device == "cpu"] == [
-        ("cpu", "expand"),
+        ("cpu", "cross_hadamard_expand"),
         ("cpu", "cross_hadamard"),
         ("cpu", "dysoft"),
     ]
@@ -30,17 +30,17 @@ def test_versions_say_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_broken_kernel_is_named(
     broken: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sound = fused.expand
+    sound = library.cross_hadamard_expand
 
     def expand(*arguments: torch.Tensor) -> torch.Tensor:
         if broken == "raises":
             raise RuntimeError("the driver is too old\nand more lines")
         return sound(*arguments) * 1.001
 
-    monkeypatch.setattr(fused, "expand", expand)
+    monkeypatch.setattr(library, "cross_hadamard_expand", expand)
     assert main(["doctor"]) == 1
     printed = capsys.readouterr()
-    assert "expand on cpu failed the check" in printed.err
+    assert "cross_hadamard_expand on cpu failed the check" in printed.err
     assert ("the driver is too old" if broken == "raises" else "WRONG") in printed.out.replace("\n", " ")
 
 
@@ -53,6 +53,9 @@ def test_a_gradient_that_is_no_number_does_not_pass(monkeypatch: pytest.MonkeyPa
 
 def test_explanations(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(1, 4, 2, 2)
-    assert ops.explain("expand", x.double()) == ("reference", "torch.float64 is left to plain PyTorch")
-    monkeypatch.setattr(fused, "_unusable", lambda device: "Numba is not installed")
-    assert ops.explain("expand", x) == ("reference", "Numba is not installed")
+    assert ops.explain("cross_hadamard_expand", x.double()) == (
+        "reference",
+        "torch.float64 is left to plain PyTorch",
+    )
+    monkeypatch.setattr(library, "_unusable", lambda device: "Numba is not installed")
+    assert ops.explain("cross_hadamard_expand", x) == ("reference", "Numba is not installed")

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import LAYOUTS, arranged, problem
+from problems import LAYOUTS, arranged, leaves, problem
 from processes import forked, run_python
 from tolerances import TOLERANCES, dtype_id
 from torch import Tensor
@@ -22,21 +22,11 @@ from torch.utils.data import DataLoader, Dataset
 import hadaptive
 from hadaptive import ops
 from hadaptive.nn import AdaptiveCrossHadamard
-from hadaptive.ops import fused, reference
+from hadaptive.ops import library, reference
 
-pytestmark = pytest.mark.skipif(fused._unusable("cpu") is not None, reason="Numba is not installed")
-DTYPES = fused.DTYPES
+pytestmark = pytest.mark.skipif(library._unusable("cpu") is not None, reason="Numba is not installed")
+DTYPES = library.DTYPES
 ALPHA = 3  # its place among the arguments
-
-
-def leaves(arguments: tuple, dtype: torch.dtype | None = None) -> list:
-    """The arguments as leaves that want a gradient; floating ones in another dtype if one is given."""
-    return [
-        a
-        if a is None or not a.is_floating_point()
-        else (a if dtype is None else a.to(dtype)).detach().requires_grad_()
-        for a in arguments
-    ]
 
 
 def terms_of_alpha(arguments: list, grad: Tensor) -> Tensor:
@@ -50,7 +40,7 @@ def terms_of_alpha(arguments: list, grad: Tensor) -> Tensor:
 
 def test_terms_of_alpha_add_up_to_its_gradient() -> None:
     true = leaves(problem((2, 7, 3, 3), 4, torch.float64))
-    y = reference.expand(*true)
+    y = reference.cross_hadamard_expand(*true)
     grad = torch.randn_like(y)
     torch.testing.assert_close(
         terms_of_alpha(true, grad).sum().view(1), torch.autograd.grad(y, true[ALPHA], grad)[0]
@@ -61,7 +51,7 @@ def check(arguments: tuple, layout_of_gradient: str = "contiguous") -> None:
     """Values and gradients of the fused backend within the dtype's tolerance of the reference in float64."""
     x = arguments[0]
     mine, true = leaves(arguments), leaves(arguments, torch.float64)
-    y, expected = ops.expand(*mine, backend="fused"), reference.expand(*true)
+    y, expected = ops.cross_hadamard_expand(*mine, backend="fused"), reference.cross_hadamard_expand(*true)
     assert y.dtype == x.dtype
     assert y.shape == expected.shape
     tolerance = TOLERANCES[x.dtype]
@@ -112,10 +102,10 @@ def test_gradients_of_any_layout(layout: str, layout_of_gradient: str) -> None:
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_expanded_gradient(layout: str) -> None:
     x, *others = leaves(problem((2, 7, 3, 3), 4, torch.float32, layout))
-    y = ops.expand(x, *others, backend="fused")
+    y = ops.cross_hadamard_expand(x, *others, backend="fused")
     y.sum().backward()
     expected = leaves((x, *others))
-    reference.expand(*expected).sum().backward()
+    reference.cross_hadamard_expand(*expected).sum().backward()
     torch.testing.assert_close(x.grad, expected[0].grad)
 
 
@@ -151,7 +141,7 @@ def test_a_channel_selected_twice(layout: str) -> None:
 def test_products_that_overflow_stay_finite(layout: str, value: float) -> None:
     x, *rest = problem((2, 6, 4, 4), 4, torch.float32, layout)
     mine = leaves((torch.full_like(x, value), *rest))
-    y = ops.expand(*mine, backend="fused")
+    y = ops.cross_hadamard_expand(*mine, backend="fused")
     y.sum().backward()
     assert y.isfinite().all()
     assert all(a.grad.isfinite().all() for a in mine if a is not None and a.requires_grad)
@@ -161,7 +151,7 @@ def test_products_that_overflow_stay_finite(layout: str, value: float) -> None:
 def test_nan_passes(layout: str) -> None:
     x, index, *rest = problem((1, 6, 4, 4), 4, torch.float32, layout)
     x[0, int(index[0, 0]), 1, 2] = float("nan")
-    y = ops.expand(x, index, *rest, backend="fused")
+    y = ops.cross_hadamard_expand(x, index, *rest, backend="fused")
     assert y[:, :, 1, 2].isnan().sum() == 1 + 3  # the channel itself and its three products
     assert y.isnan().sum() == 4
 
@@ -171,7 +161,7 @@ def test_index_out_of_range_is_refused(bad: int) -> None:
     x, index, *rest = problem((1, 6, 4, 4), 4, torch.float32)
     index[0, 0] = bad
     with pytest.raises(IndexError, match="outside 0 to 5"):
-        ops.expand(x, index, *rest, backend="fused")
+        ops.cross_hadamard_expand(x, index, *rest, backend="fused")
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -179,7 +169,7 @@ def test_second_derivatives(layout: str) -> None:
     arguments = problem((2, 5, 3, 2), 3, torch.float32, layout)
     mine, true = leaves(arguments), leaves(arguments, torch.float64)
     seconds = []
-    for inputs, operator in ((mine, fused.expand), (true, reference.expand)):
+    for inputs, operator in ((mine, library.cross_hadamard_expand), (true, reference.cross_hadamard_expand)):
         floating = [a for a in inputs if a.is_floating_point()]
         first = torch.autograd.grad(operator(*inputs).square().sum(), floating, create_graph=True)
         seconds.append(torch.autograd.grad(sum(g.square().sum() for g in first), floating))
@@ -193,7 +183,7 @@ def test_only_what_needs_a_gradient_gets_one() -> None:
         inputs = [
             a.detach().requires_grad_(i == wanted) if a.is_floating_point() else a for i, a in enumerate(arguments)
         ]
-        ops.expand(*inputs, backend="fused").sum().backward()
+        ops.cross_hadamard_expand(*inputs, backend="fused").sum().backward()
         assert [i for i, a in enumerate(inputs) if a.grad is not None] == [wanted]
 
 
@@ -201,7 +191,7 @@ def test_saves_the_inputs_and_nothing_else() -> None:
     saved: list[int] = []
     inputs = leaves(problem((4, 32, 7, 7), 16, torch.float32))
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.data_ptr()) or t, lambda t: t):
-        ops.expand(*inputs, backend="fused")
+        ops.cross_hadamard_expand(*inputs, backend="fused")
     assert set(saved) <= {a.data_ptr() for a in inputs}
 
 
@@ -214,7 +204,7 @@ def test_results_do_not_depend_on_the_threads(layout: str) -> None:
         for count in (1, 2, 5):
             torch.set_num_threads(count)
             inputs = leaves(arguments)
-            y = ops.expand(*inputs, backend="fused")
+            y = ops.cross_hadamard_expand(*inputs, backend="fused")
             y.backward(grad)
             results.append([y, *(a.grad for a in inputs if a.is_floating_point())])
     finally:
@@ -225,12 +215,12 @@ def test_results_do_not_depend_on_the_threads(layout: str) -> None:
 
 def test_several_python_threads_at_once() -> None:
     arguments = problem((8, 40, 14, 14), 24, torch.float32)
-    expected = ops.expand(*arguments, backend="fused")
+    expected = ops.cross_hadamard_expand(*arguments, backend="fused")
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
         with ThreadPoolExecutor(8) as pool:
-            results = list(pool.map(lambda _: ops.expand(*arguments, backend="fused"), range(64)))
+            results = list(pool.map(lambda _: ops.cross_hadamard_expand(*arguments, backend="fused"), range(64)))
     finally:
         torch.set_num_threads(threads)
     assert all(y.equal(expected) for y in results)
@@ -238,7 +228,7 @@ def test_several_python_threads_at_once() -> None:
 
 def _send_expansion(pipe, arguments: tuple) -> None:
     # By NumPy: PyTorch's own sum may hang in a forked process, whose OpenMP threads are gone.
-    pipe.send(float(ops.expand(*arguments, backend="fused").numpy().sum()))
+    pipe.send(float(ops.cross_hadamard_expand(*arguments, backend="fused").numpy().sum()))
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # Python 3.12 on forking with threads
@@ -248,7 +238,9 @@ def test_forked_process_makes_its_own_threads() -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        expected = float(ops.expand(*arguments, backend="fused").numpy().sum())  # the pool exists now
+        expected = float(
+            ops.cross_hadamard_expand(*arguments, backend="fused").numpy().sum()
+        )  # the pool exists now
         mine, theirs = multiprocessing.Pipe()
         child = multiprocessing.get_context("fork").Process(
             target=_send_expansion, args=(theirs, arguments), daemon=True
@@ -267,7 +259,7 @@ class _Expansions(Dataset):
 
     def __getitem__(self, item: int) -> Tensor:
         torch.manual_seed(item)
-        return ops.expand(*problem((2, 9, 5, 5), 4, torch.float32), backend="fused")
+        return ops.cross_hadamard_expand(*problem((2, 9, 5, 5), 4, torch.float32), backend="fused")
 
 
 def test_in_loader_processes() -> None:
@@ -284,7 +276,8 @@ def test_read_only_install_without_a_home(tmp_path: Path) -> None:
     script = (
         "import torch\nfrom hadaptive import ops\n"
         "x, i = torch.ones(1, 3, 2, 2), torch.tensor([[0, 1, 2]])\n"
-        "y = ops.expand(x, i, None, torch.ones(1), torch.ones(3), torch.zeros(3), backend='fused')\n"
+        "ones = torch.ones(3)\n"
+        "y = ops.cross_hadamard_expand(x, i, None, ones[:1], ones, 0 * ones, backend='fused')\n"
         "assert y[0, 3:].eq(0.5).all(), y\n"
     )
     # A file in the place of the cache folder cannot be made a folder, by root neither.
@@ -298,23 +291,17 @@ def test_read_only_install_without_a_home(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-1500:]
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # opcheck's own
-@pytest.mark.parametrize("gated", [True, False], ids=["gated", "plain"])
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_opcheck(layout: str, gated: bool) -> None:
-    arguments = leaves(problem((2, 6, 3, 5), 4, torch.float32, layout, gated))
-    torch.library.opcheck(torch.ops.hadaptive.expand.default, tuple(arguments))
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # inductor and dynamo warn about what they import
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_compiles_without_a_graph_break_for_any_batch(layout: str) -> None:
-    compiled = torch.compile(lambda *a: ops.expand(*a).square(), fullgraph=True, dynamic=True, backend="aot_eager")
+    compiled = torch.compile(
+        lambda *a: ops.cross_hadamard_expand(*a).square(), fullgraph=True, dynamic=True, backend="aot_eager"
+    )
     for batch in (2, 5):
         arguments = problem((batch, 9, 4, 3), 5, torch.float32, layout)
         mine, true = leaves(arguments), leaves(arguments)
-        y, expected = compiled(*mine), ops.expand(*true, backend="reference").square()
+        y, expected = compiled(*mine), ops.cross_hadamard_expand(*true, backend="reference").square()
         torch.testing.assert_close(y, expected)
         y.sum().backward()
         expected.sum().backward()
@@ -326,17 +313,9 @@ def test_compiles_without_a_graph_break_for_any_batch(layout: str) -> None:
 def test_autocast_keeps_the_inputs_dtype() -> None:
     arguments = problem((2, 9, 4, 3), 5, torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
-        y = ops.expand(*arguments)
+        y = ops.cross_hadamard_expand(*arguments)
     assert y.dtype == torch.bfloat16
-    assert y.equal(ops.expand(*arguments))
-
-
-def test_vmap() -> None:
-    many = [problem((2, 9, 4, 3), 5, torch.float32) for _ in range(3)]
-    stacked = [torch.stack([a[i] for a in many]) for i in range(6)]
-    y = torch.vmap(ops.expand)(*stacked)
-    for i, arguments in enumerate(many):
-        torch.testing.assert_close(y[i], ops.expand(*arguments))
+    assert y.equal(ops.cross_hadamard_expand(*arguments))
 
 
 def test_a_whole_module_agrees_and_exports_take_the_plain_path() -> None:
@@ -363,16 +342,16 @@ def test_a_forced_backend_says_why_it_cannot(x: Tensor, words: str) -> None:
     index = torch.tensor([[0, 1, 2]], device=x.device)
     ones = torch.ones(3, device=x.device)
     with pytest.raises(ValueError, match=words):
-        ops.expand(x, index, None, ones[:1], ones, ones, backend="fused")
+        ops.cross_hadamard_expand(x, index, None, ones[:1], ones, ones, backend="fused")
 
 
 def test_without_numba_the_reference_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused, "_unusable", lambda device: "Numba is not installed")
-    monkeypatch.setattr(fused, "expand", None)  # calling it would fail
+    monkeypatch.setattr(library, "_unusable", lambda device: "Numba is not installed")
+    monkeypatch.setattr(library, "cross_hadamard_expand", None)  # calling it would fail
     arguments = problem((2, 5, 3, 2), 3, torch.float32)
-    assert ops.expand(*arguments).equal(reference.expand(*arguments))
+    assert ops.cross_hadamard_expand(*arguments).equal(reference.cross_hadamard_expand(*arguments))
     with pytest.raises(ValueError, match="Numba is not installed"):
-        ops.expand(*arguments, backend="fused")
+        ops.cross_hadamard_expand(*arguments, backend="fused")
 
 
 GRADIENTS = """
@@ -385,7 +364,7 @@ torch.manual_seed(0)
 for layout in ("contiguous", "channels_last"):
     x, index, gate, alpha, weight, bias = problem((6, 12, 9, 9), 7, torch.float32, layout)
     inputs = [t.requires_grad_() for t in (x, gate, alpha, weight, bias)]
-    y = ops.expand(inputs[0], index, *inputs[1:])
+    y = ops.cross_hadamard_expand(inputs[0], index, *inputs[1:])
     y.backward(arranged(torch.randn(y.shape), layout))
     for t in (y, *(t.grad for t in inputs)):
         print(hashlib.md5(t.detach().contiguous().numpy().tobytes()).hexdigest())
@@ -418,7 +397,7 @@ def defaults_do_not_matter() -> str:
                     torch.set_default_dtype(dtype)
                     torch.set_default_device(device)
                     mine = leaves(arguments)
-                    y = ops.expand(*mine, backend="fused")
+                    y = ops.cross_hadamard_expand(*mine, backend="fused")
                     wanted = [a for a in mine if a is not None and a.requires_grad]
                     results.append([y.detach(), *torch.autograd.grad(y, wanted, grad)])
                     torch.set_default_dtype(torch.float32)

@@ -115,7 +115,7 @@ def differentiable(*tensors: Tensor) -> list[Tensor]:
 def check_expand(x, index, gate, alpha, weight, bias, gy=None) -> Tensor:
     """Forward and all five gradients against the transcription, of every backend that takes x."""
     for name in ops.available_backends():
-        if ops._BACKENDS[name].obstacle(x) is None:
+        if ops._BACKENDS[name].unsupported_reason("cross_hadamard_expand", x) is None:
             with ops.backend(name):
                 y = check_expand_here(x, index, gate, alpha, weight, bias, gy)
     return y
@@ -123,7 +123,7 @@ def check_expand(x, index, gate, alpha, weight, bias, gy=None) -> Tensor:
 
 def check_expand_here(x, index, gate, alpha, weight, bias, gy) -> Tensor:
     x, gate, alpha, weight, bias = differentiable(x, gate, alpha, weight, bias)
-    y = ops.expand(x, index, gate, alpha, weight, bias)
+    y = ops.cross_hadamard_expand(x, index, gate, alpha, weight, bias)
     arrays = array(x), index.numpy(), array(gate), array(alpha)[0], array(weight)
     assert y.dtype == x.dtype
     assert_close(y, numpy_expand(*arrays, array(bias)))
@@ -184,15 +184,15 @@ def test_expand_property(data: st.DataObject) -> None:
 
 def test_expand_starts_with_the_input_itself() -> None:
     x, *rest = expand_inputs(CASES["map"], torch.float16)
-    assert torch.equal(ops.expand(x, *rest)[:, :5], x)
+    assert torch.equal(ops.cross_hadamard_expand(x, *rest)[:, :5], x)
 
 
 @every_dtype
 def test_no_gate_is_a_gate_of_ones(dtype: torch.dtype) -> None:
     x, index, gate, *affine = expand_inputs(CASES["map"], dtype)
     (x,) = differentiable(x)
-    without = ops.expand(x, index, None, *affine)
-    with_ones = ops.expand(x, index, torch.ones_like(gate), *affine)
+    without = ops.cross_hadamard_expand(x, index, None, *affine)
+    with_ones = ops.cross_hadamard_expand(x, index, torch.ones_like(gate), *affine)
     assert torch.equal(without, with_ones)
     gradients = [torch.autograd.grad(y.square().sum(), x)[0] for y in (without, with_ones)]
     assert torch.equal(*gradients)
@@ -201,7 +201,9 @@ def test_no_gate_is_a_gate_of_ones(dtype: torch.dtype) -> None:
 def test_expand_is_its_three_operators() -> None:
     x, index, gate, *affine = expand_inputs(CASES["tokens"], torch.float32)
     products = ops.cross_hadamard(ops.select_channels(x, index, gate))
-    assert_close(ops.expand(x, index, gate, *affine), torch.cat([x, ops.dysoft(products, *affine)], dim=1))
+    assert_close(
+        ops.cross_hadamard_expand(x, index, gate, *affine), torch.cat([x, ops.dysoft(products, *affine)], dim=1)
+    )
 
 
 def test_alpha_zero_leaves_the_bias_and_still_learns_alpha() -> None:
@@ -216,7 +218,7 @@ def test_expand_first_and_second_derivatives(gated: bool) -> None:
     inputs = differentiable(x, alpha, weight, bias, *([gate] if gated else []))
 
     def function(x, alpha, weight, bias, gate=None):
-        return ops.expand(x, index, gate, alpha, weight, bias)
+        return ops.cross_hadamard_expand(x, index, gate, alpha, weight, bias)
 
     assert torch.autograd.gradcheck(function, inputs)
     assert torch.autograd.gradgradcheck(function, inputs)
@@ -331,7 +333,7 @@ def test_a_channel_may_be_selected_twice() -> None:
 
 
 OPERATORS = {
-    "expand": lambda x: ops.expand(
+    "cross_hadamard_expand": lambda x: ops.cross_hadamard_expand(
         x, torch.arange(3).expand(len(x), 3), None, torch.ones(1), torch.ones(3), torch.zeros(3)
     ),
     "cross_hadamard": ops.cross_hadamard,
@@ -376,7 +378,7 @@ def test_expand_is_finite_for_every_finite_input(signs: str, scale: float, dtype
     compute = torch.float64 if dtype == torch.float64 else torch.float32
     parameters = torch.tensor([scale]), torch.ones(6), torch.zeros(6), torch.ones(2, 4)
     x, alpha, weight, bias, gate = differentiable(extreme_map(dtype, signs), *(p.to(compute) for p in parameters))
-    y = ops.expand(x, torch.arange(4).expand(2, 4), gate, alpha, weight, bias)
+    y = ops.cross_hadamard_expand(x, torch.arange(4).expand(2, 4), gate, alpha, weight, bias)
     assert y.isfinite().all()
     if scale and signs != "one-huge":
         assert_close(y[:, 4:], numpy_products(array(x.sign())))
@@ -415,9 +417,9 @@ def test_products_of_half_maps_do_not_pass_through_half() -> None:
     # 300 * 300 and 0.001 * 0.001 are outside float16's range; the fused operator must still see them.
     x = torch.tensor([[300.0, 300.0, 1e-4, 1e-4]], dtype=torch.float16)
     index = torch.arange(4).unsqueeze(0)
-    y = ops.expand(x, index, None, torch.tensor([1e-5]), torch.ones(6), torch.zeros(6))
+    y = ops.cross_hadamard_expand(x, index, None, torch.tensor([1e-5]), torch.ones(6), torch.zeros(6))
     assert_close(y[0, 4], 0.9 / 1.9)
-    y = ops.expand(x, index, None, torch.tensor([1e8]), torch.ones(6), torch.zeros(6))
+    y = ops.cross_hadamard_expand(x, index, None, torch.tensor([1e8]), torch.ones(6), torch.zeros(6))
     assert_close(y[0, 9], 0.5, torch.float16)
 
 
@@ -458,11 +460,11 @@ WRONG_EXPAND = {
 @pytest.mark.parametrize(("arguments", "message"), WRONG_EXPAND.values(), ids=WRONG_EXPAND.keys())
 def test_expand_rejects(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        ops.expand(**arguments)
+        ops.cross_hadamard_expand(**arguments)
 
 
 def test_expand_accepts_what_the_wrong_arguments_change() -> None:
-    assert ops.expand(**wrong()).shape == (2, 8, 4)
+    assert ops.cross_hadamard_expand(**wrong()).shape == (2, 8, 4)
 
 
 WRONG_OTHERS = {
@@ -504,7 +506,7 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     def answer(*args: object) -> str:
         return "spy"
 
-    backend = SimpleNamespace(cross_hadamard=answer, dysoft=answer, expand=answer, obstacle=lambda x: None)
+    backend = SimpleNamespace(**dict.fromkeys(ops.OPERATORS, answer), unsupported_reason=lambda *arguments: None)
     monkeypatch.setitem(ops._BACKENDS, "spy", backend)
     return backend
 
@@ -523,7 +525,7 @@ def test_backend_argument_reaches_every_operator() -> None:
     x, *rest = expand_inputs(CASES["map"], torch.float32)
     assert ops.cross_hadamard(x, backend="spy") == "spy"
     assert ops.dysoft(x, torch.ones(1), torch.ones(5), torch.ones(5), backend="spy") == "spy"
-    assert ops.expand(x, *rest, backend="spy") == "spy"
+    assert ops.cross_hadamard_expand(x, *rest, backend="spy") == "spy"
 
 
 @pytest.mark.usefixtures("spy")
@@ -563,7 +565,7 @@ def test_backend_context_holds_for_its_own_thread_only() -> None:
 def test_preferred_backend_is_used_where_it_supports_the_input(spy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, "_PREFERENCE", ("spy",))
     assert asked() == "spy"
-    spy.obstacle = lambda x: "it would rather not"
+    spy.unsupported_reason = lambda *arguments: "it would rather not"
     assert asked() == "other"
 
 
@@ -575,9 +577,9 @@ def test_expand_compiles_without_a_graph_break(compiler: str, monkeypatch: pytes
     monkeypatch.undo()  # the compiler allocates for itself
     torch.compiler.reset()
     x, index, *floats = expand_inputs(CASES["map"], torch.float32)
-    compiled = torch.compile(ops.expand, fullgraph=True, backend=compiler)
+    compiled = torch.compile(ops.cross_hadamard_expand, fullgraph=True, backend=compiler)
     results = []
-    for function in (compiled, ops.expand):
+    for function in (compiled, ops.cross_hadamard_expand):
         inputs = differentiable(x, *floats)
         y = function(inputs[0], index, *inputs[1:])
         results.append((y, *torch.autograd.grad(y.square().sum(), inputs)))
@@ -595,8 +597,8 @@ class EveryOperator(nn.Module):
         products = ops.cross_hadamard(ops.select_channels(x, index, gate))
         return (
             ops.dysoft(products, alpha, weight, bias),
-            ops.expand(x, index, gate, alpha, weight, bias),
-            ops.expand(x, index, None, alpha, weight, bias),
+            ops.cross_hadamard_expand(x, index, gate, alpha, weight, bias),
+            ops.cross_hadamard_expand(x, index, None, alpha, weight, bias),
         )
 
 

@@ -122,8 +122,8 @@ def test_timm_and_torch_know_what_is_ours_whatever_comes_first(imports):
     code = f"{imports}; import sys; from timm import list_models; print(len(list_models('hadaptive*'))); "
     # The loader is timm's own, which others ask for its files.
     code += "print(type(sys.modules['timm'].__loader__).__name__); "
-    code += "import torch; print(torch.ops.hadaptive.expand.default.name())"
-    assert fresh_python(code).split() == ["4", "SourceFileLoader", "hadaptive::expand"]
+    code += "import torch; print(torch.ops.hadaptive.cross_hadamard_expand.default.name())"
+    assert fresh_python(code).split() == ["4", "SourceFileLoader", "hadaptive::cross_hadamard_expand"]
 
 
 STUBS = sorted(ROOT.rglob("__init__.pyi"))

@@ -74,7 +74,7 @@ class CrossHadamardExpansion(nn.Module):
         index, gate = self.select(self.score(x), generator)
         if self.fused:
             norm = self.norm
-            return ops.expand(x, index, gate, norm.alpha, norm.weight, norm.bias)  # pyright: ignore[reportArgumentType]
+            return ops.cross_hadamard_expand(x, index, gate, norm.alpha, norm.weight, norm.bias)  # pyright: ignore[reportArgumentType]
         z = ops.select_channels(x, index, gate)
         return ops.append(x, self.norm(ops.cross_hadamard(z)).to(x.dtype))
 

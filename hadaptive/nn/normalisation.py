@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.types import Device
 
 from hadaptive import ops
-from hadaptive.ops.reference import compute_dtype, largest_finite
+from hadaptive.ops import compute_dtype, largest_finite
 
 # What they do depends on a dtype, which FX does not know.
 torch.fx.wrap("compute_dtype")

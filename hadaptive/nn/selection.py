@@ -10,7 +10,7 @@ import torch.fx
 from torch import Tensor, nn
 from torch.types import Device
 
-from hadaptive.ops.reference import compute_dtype
+from hadaptive.ops import compute_dtype
 
 ORDERS = ("rank", "index")
 SURROGATES = ("softmax", "softmax_k")

@@ -1,14 +1,15 @@
 """The only door to the operators: validation, device dispatch, and the choice of a backend.
 
-A backend is a module with the three functions ``cross_hadamard``, ``dysoft`` and ``expand`` under the signatures
-below, and ``obstacle(x)``, which says why it cannot take x, or None. Backends are tried in the order of
-``_PREFERENCE``; the plain PyTorch of :mod:`hadaptive.ops.reference` takes whatever is left, and is always used
-inside TorchScript. In an FX graph each operator is one node.
+A backend is a module with the operators as functions, under the signatures below, and with
+``unsupported_reason(operator, *tensors)``, which says why it cannot take these, or None. Backends are tried in the
+order of ``_PREFERENCE``; the plain PyTorch of :mod:`hadaptive.ops.reference` takes whatever is left, and is always
+used inside TorchScript. In an FX graph each operator is one node.
 
     >>> with hadaptive.ops.backend("reference"):
-    ...     y = hadaptive.ops.expand(x, index, gate, alpha, weight, bias)
+    ...     y = hadaptive.ops.cross_hadamard_expand(x, index, gate, alpha, weight, bias)
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -20,26 +21,32 @@ from torch import Tensor
 
 from hadaptive.ops import (
     cpu_run,  # noqa: F401  which must be there when the process forks
-    fused,
+    library,
     reference,
 )
 from hadaptive.ops.append import append as _append
+from hadaptive.ops.reference import compute_dtype, largest_finite
 
 __all__ = [
+    "OPERATORS",
     "append",
     "available_backends",
     "backend",
+    "compute_dtype",
     "cross_hadamard",
+    "cross_hadamard_expand",
     "dysoft",
     "expand",
     "explain",
+    "largest_finite",
     "num_pairs",
     "pair_indices",
     "select_channels",
 ]
 
-_BACKENDS: dict[str, ModuleType] = {"fused": fused, "reference": reference}
+_BACKENDS: dict[str, ModuleType] = {"fused": library, "reference": reference}
 _PREFERENCE = ("fused",)  # best first; "reference" is the last resort
+OPERATORS = ("cross_hadamard_expand", "cross_hadamard", "dysoft")  # that a backend may have kernels for
 _FORCED: ContextVar[str | None] = ContextVar("hadaptive_backend", default=None)
 
 
@@ -68,34 +75,39 @@ def _check_backend(name: str) -> None:
         raise ValueError(f"unknown backend {name!r}; choose one of {', '.join(_BACKENDS)}")
 
 
-def _choose(x: Tensor, requested: str | None) -> ModuleType:
+def _choose(operator: str, requested: str | None, *tensors: Tensor | None) -> ModuleType:
     name = requested if requested is not None else _FORCED.get()
     if name is not None:
         _check_backend(name)
-        obstacle = _BACKENDS[name].obstacle(x)
-        if obstacle is not None:
-            raise ValueError(f"the backend {name!r} cannot take this input: {obstacle}")
+        reason = _BACKENDS[name].unsupported_reason(operator, *tensors)
+        if reason is not None:
+            raise ValueError(f"the backend {name!r} cannot take this input: {reason}")
         return _BACKENDS[name]
     for name in _PREFERENCE:
-        if _BACKENDS[name].obstacle(x) is None:
+        if _BACKENDS[name].unsupported_reason(operator, *tensors) is None:
             return _BACKENDS[name]
     return reference
 
 
-def explain(operator: str, x: Tensor) -> tuple[str, str]:
-    """The backend that `operator` would use for x, outside any :func:`backend` block, and why.
+def explain(operator: str, *tensors: Tensor | None) -> tuple[str, str]:
+    """The backend that `operator` would use for these tensors, outside any :func:`backend` block, and why.
 
     Args:
-        operator: "expand", "cross_hadamard" or "dysoft".
-        x: its first argument.
+        operator: "cross_hadamard_expand", "cross_hadamard" or "dysoft".
+        tensors: its arguments; the first suffices where nothing is said about the others.
+
+    Raises:
+        ValueError: there is no such operator.
     """
+    if operator not in OPERATORS:
+        raise ValueError(f"unknown operator {operator!r}; choose one of {', '.join(OPERATORS)}")
     for name in _PREFERENCE:
         module = _BACKENDS[name]
-        obstacle = module.obstacle(x)
-        if obstacle is not None:
-            return "reference", obstacle
+        reason = module.unsupported_reason(operator, *tensors)
+        if reason is not None:
+            return "reference", reason
         if getattr(module, operator) is not getattr(reference, operator):
-            return name, module.describe(x)
+            return name, module.describe(tensors[0])
     return "reference", "alone it moves the same bytes in plain PyTorch"
 
 
@@ -115,6 +127,8 @@ def pair_indices(k: int, device: torch.device | None = None) -> Tensor:
 def _check_map(x: Tensor, name: str, channels: int = 0) -> None:
     if torch.jit.is_tracing():
         return
+    if x.layout is not torch.strided or x.is_nested:
+        raise ValueError(f"{name} must be a dense tensor, got {'a nested one' if x.is_nested else x.layout}")
     if x.dim() < 2:
         raise ValueError(f"{name} must have shape (B, C, S...), got {tuple(x.shape)}")
     if x.shape[1] < channels:
@@ -123,9 +137,21 @@ def _check_map(x: Tensor, name: str, channels: int = 0) -> None:
         raise ValueError(f"{name} must be a floating-point tensor, got {x.dtype}")
 
 
-def _check_affine(alpha: Tensor, weight: Tensor, bias: Tensor, channels: int) -> None:
+def _check_beside(x: Tensor, name: str, other: Tensor) -> None:
+    """Whether another floating argument can be read where x lies."""
+    if other.device != x.device:
+        raise ValueError(f"{name} is on {other.device} and the map on {x.device}; move one to the other")
+    if other.layout is not torch.strided or other.is_nested:
+        raise ValueError(f"{name} must be a dense tensor")
+    if name != "index" and not other.is_floating_point():
+        raise ValueError(f"{name} must be a floating-point tensor, got {other.dtype}")
+
+
+def _check_affine(x: Tensor, alpha: Tensor, weight: Tensor, bias: Tensor, channels: int) -> None:
     if torch.jit.is_tracing():
         return
+    for name, tensor in (("alpha", alpha), ("weight", weight), ("bias", bias)):
+        _check_beside(x, name, tensor)
     if alpha.numel() != 1:
         raise ValueError(f"alpha must hold one number, got shape {tuple(alpha.shape)}")
     for name, tensor in (("weight", weight), ("bias", bias)):
@@ -163,6 +189,9 @@ def _check_selection(x: Tensor, index: Tensor, gate: Tensor | None, channels: in
         raise ValueError(f"index selects k = {index.shape[1]} of only {x.shape[1]} channels")
     if gate is not None and gate.shape != index.shape:
         raise ValueError(f"gate must have index's shape {tuple(index.shape)}, got {tuple(gate.shape)}")
+    _check_beside(x, "index", index)
+    if gate is not None:
+        _check_beside(x, "gate", gate)
     if index.shape[1] < channels:
         raise ValueError(f"index must select at least {channels} channels, got k = {index.shape[1]}")
 
@@ -186,7 +215,7 @@ def cross_hadamard(z: Tensor, backend: str | None = None) -> Tensor:
     if torch.jit.is_scripting():
         return reference.cross_hadamard(z)
     _check_map(z, "z", channels=2)
-    return _choose(z, backend).cross_hadamard(z)
+    return _choose("cross_hadamard", backend, z).cross_hadamard(z)
 
 
 @torch.fx.wrap
@@ -211,12 +240,12 @@ def dysoft(x: Tensor, alpha: Tensor, weight: Tensor, bias: Tensor, backend: str 
     if torch.jit.is_scripting():
         return reference.dysoft(x, alpha, weight, bias)
     _check_map(x, "x")
-    _check_affine(alpha, weight, bias, x.shape[1])
-    return _choose(x, backend).dysoft(x, alpha, weight, bias)
+    _check_affine(x, alpha, weight, bias, x.shape[1])
+    return _choose("dysoft", backend, x, alpha, weight, bias).dysoft(x, alpha, weight, bias)
 
 
 @torch.fx.wrap
-def expand(
+def cross_hadamard_expand(
     x: Tensor,
     index: Tensor,
     gate: Tensor | None,
@@ -247,10 +276,25 @@ def expand(
     Source: arXiv 2505.22226, section 3.
     """
     if torch.jit.is_scripting():
-        return reference.expand(x, index, gate, alpha, weight, bias)
+        return reference.cross_hadamard_expand(x, index, gate, alpha, weight, bias)
     _check_selection(x, index, gate, channels=2)
-    _check_affine(alpha, weight, bias, num_pairs(index.shape[1]))
-    return _choose(x, backend).expand(x, index, gate, alpha, weight, bias)
+    _check_affine(x, alpha, weight, bias, num_pairs(index.shape[1]))
+    chosen = _choose("cross_hadamard_expand", backend, x, index, gate, alpha, weight, bias)
+    return chosen.cross_hadamard_expand(x, index, gate, alpha, weight, bias)
+
+
+def expand(
+    x: Tensor,
+    index: Tensor,
+    gate: Tensor | None,
+    alpha: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    backend: str | None = None,
+) -> Tensor:
+    """The name of :func:`cross_hadamard_expand` up to version 0.1; it goes with the next one."""
+    warnings.warn("hadaptive.ops.expand is called cross_hadamard_expand now", DeprecationWarning, stacklevel=2)
+    return cross_hadamard_expand(x, index, gate, alpha, weight, bias, backend)
 
 
 @torch.fx.wrap

@@ -68,7 +68,7 @@ def _operands(
 def expand_forward(
     x: Tensor, index: Tensor, gate: Tensor | None, alpha: Tensor, weight: Tensor, bias: Tensor
 ) -> Tensor:
-    """Forward of :func:`hadaptive.ops.expand` for CPU tensors in float32, bfloat16 or float16.
+    """Forward of :func:`hadaptive.ops.cross_hadamard_expand` for CPU tensors in float32, bfloat16 or float16.
 
     Raises:
         ValueError: a tensor is not on the CPU, or not of the size that x and index imply.

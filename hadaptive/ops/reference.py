@@ -10,8 +10,11 @@ Source: arXiv 2505.22226, section 3 (Adaptive Cross-Hadamard) and section 5 (pai
 import torch
 from torch import Tensor
 
+# Whether torch.func transforms this call; nothing public says so, and to suppose it is only slower.
+transformed = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
 
-def obstacle(x: Tensor) -> str | None:
+
+def unsupported_reason(operator: str, x: Tensor, *others: Tensor | None) -> str | None:
     """Plain PyTorch takes everything."""
     return None
 
@@ -59,6 +62,8 @@ def softsign_affine(q: Tensor, alpha: Tensor, weight: Tensor, bias: Tensor) -> T
 
 def restore_layout(y: Tensor, like: Tensor) -> Tensor:
     """y in the memory format of `like` (channels_last stays channels_last)."""
+    if not torch.jit.is_scripting() and not torch.compiler.is_compiling() and transformed():
+        return y  # torch.vmap knows no channels_last
     if like.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous():
         return y.contiguous(memory_format=torch.channels_last)
     return y
@@ -75,8 +80,10 @@ def dysoft(x: Tensor, alpha: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return softsign_affine(x.to(compute_dtype(x.dtype)), alpha, weight, bias).to(x.dtype)
 
 
-def expand(x: Tensor, index: Tensor, gate: Tensor | None, alpha: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Plain path of :func:`hadaptive.ops.expand`."""
+def cross_hadamard_expand(
+    x: Tensor, index: Tensor, gate: Tensor | None, alpha: Tensor, weight: Tensor, bias: Tensor
+) -> Tensor:
+    """Plain path of :func:`hadaptive.ops.cross_hadamard_expand`."""
     return restore_layout(concatenated(x, index, gate, alpha, weight, bias), x)
 
 
@@ -86,3 +93,39 @@ def concatenated(
     """The expansion in whatever memory layout comes out."""
     q = pair_products(select_channels(x, index, gate))
     return torch.cat([x, softsign_affine(q, alpha, weight, bias).to(x.dtype)], dim=1)
+
+
+def cross_hadamard_expand_backward(
+    grad: Tensor, x: Tensor, index: Tensor, gate: Tensor | None, alpha: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x (B, C, S...), gate (B, k), alpha (1,), weight (P,) and bias (P,), each in its tensor's dtype.
+
+    The twin of the kernels' backward pass, itself differentiable. The gate's gradient is float32 (float64 for
+    float64) where gate is None; bias's has weight's dtype.
+    """
+    dtype, channels, k = compute_dtype(x.dtype), x.shape[1], index.shape[1]
+    per_sample, per_pair = list(index.shape) + [1] * (x.dim() - 2), [-1] + [1] * (x.dim() - 2)
+    places = index.view(per_sample).expand(list(index.shape) + list(x.shape[2:]))
+    plain = x.gather(1, places).to(dtype)
+    scale = torch.ones_like(index, dtype=dtype) if gate is None else gate.to(dtype)
+    z, scale = plain * scale.view(per_sample), scale.view(per_sample)
+    first, second = torch.triu_indices(k, k, 1, device=x.device).unbind()
+    zi, zj = z.index_select(1, first), z.index_select(1, second)
+    bound = largest_finite(dtype)
+    q = (zi * zj).clamp(-bound, bound)
+    u = (alpha.to(dtype) * q).clamp(-bound, bound)
+    r = 1 / (1 + u.abs())
+    g = grad[:, channels:].to(dtype)
+    others = [0, *range(2, x.dim())]
+    of_u = weight.to(dtype).view(per_pair) * (g * r * r)
+    of_q = of_u * alpha.to(dtype)
+    of_z = torch.zeros_like(z).index_add(1, first, of_q * zj).index_add(1, second, of_q * zi)
+    of_x = grad[:, :channels].to(dtype).scatter_add(1, places, of_z * scale)
+    of_gate = (of_z * plain).flatten(2).sum(2) if x.dim() > 2 else of_z * plain
+    return (
+        restore_layout(of_x.to(x.dtype), x),
+        of_gate if gate is None else of_gate.to(gate.dtype),
+        (of_u * q).sum().to(alpha.dtype).view(alpha.shape),
+        (g * u * r).sum(others).to(weight.dtype),
+        g.sum(others).to(weight.dtype),
+    )

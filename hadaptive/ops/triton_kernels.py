@@ -294,7 +294,7 @@ def expand_forward(
     bias: Tensor,
     schedule: str | None = None,
 ) -> Tensor:
-    """Forward of :func:`hadaptive.ops.expand` for GPU tensors in float32, bfloat16 or float16.
+    """Forward of :func:`hadaptive.ops.cross_hadamard_expand` for GPU tensors in float32, bfloat16 or float16.
 
     Args:
         schedule: one of ``SCHEDULES``; None takes what measured best.

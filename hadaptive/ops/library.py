@@ -1,0 +1,218 @@
+"""Every operator that has kernels, as PyTorch's dispatcher knows it: one schema each, and all that belongs to it.
+
+An operator is defined once and has an implementation for the CPU (Numba) and for CUDA (Triton), a shape function
+for fake tensors, a gradient and a batching rule. Eager calls, autograd, ``torch.compile``, ``make_fx``, profilers
+and dispatch modes all meet the same schema. Gradients save nothing but the inputs; where they are themselves
+differentiated they are taken in plain PyTorch. What no registration can express (forward-mode derivatives, the
+transforms of ``torch.func``) the door hands to plain PyTorch.
+"""
+
+import warnings
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hadaptive import packages
+from hadaptive.ops import reference
+from hadaptive.ops.layout import empty_map
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+_PACKAGES = {"cpu": ("Numba", "hadaptive.ops.cpu_launch"), "cuda": ("Triton", "hadaptive.ops.triton_kernels")}
+
+
+@torch.compiler.assume_constant_result
+def _unusable(device: str) -> str | None:
+    """Why the kernels for this kind of device cannot be used, or None if they can."""
+    return _imported(device)
+
+
+@cache
+def _imported(device: str) -> str | None:
+    name, module = _PACKAGES[device]
+    why = packages.obstacle(module, name.lower())
+    if why is None:
+        return None
+    if why != "is not installed":
+        warnings.warn(f"{name} {why}: operators run in plain PyTorch, which is slower", stacklevel=2)
+    return f"{name} {why}"
+
+
+def has_tangent(*tensors: Tensor | None) -> bool:
+    """Whether a forward-mode derivative runs through one of these: a kernel would drop its tangent in silence."""
+    forward_mode = torch.autograd.forward_ad
+    return any(t is not None and forward_mode.unpack_dual(t).tangent is not None for t in tensors)
+
+
+def wants_gradient(*tensors: Tensor | None) -> bool:
+    """Whether a gradient can be asked for of what these go into."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def unsupported_reason(operator: str, x: Tensor, *others: Tensor | None) -> str | None:
+    """Why the kernels of `operator` cannot take these tensors, or None if they can."""
+    if x.device.type not in _PACKAGES:
+        return f"there is no fused kernel for {x.device.type}"
+    unusable = _unusable(x.device.type)
+    if unusable is not None:
+        return unusable
+    if x.dtype not in DTYPES:
+        return f"{x.dtype} is left to plain PyTorch"
+    if torch.jit.is_tracing() or torch.compiler.is_exporting():
+        return "exports and traces take plain PyTorch operators"
+    if torch.compiler.is_compiling():
+        if not wants_gradient(x, *others):
+            return "without gradients a compiler makes faster code of plain PyTorch"
+        return None
+    if type(x) not in (Tensor, torch.nn.Parameter):
+        return f"{type(x).__name__} is not a plain tensor"
+    if reference.transformed():
+        return "transforms of torch.func run through plain PyTorch"
+    if has_tangent(x, *others):
+        return "forward-mode derivatives are taken in plain PyTorch"
+    return None
+
+
+def describe(x: Tensor) -> str:
+    """What the kernels for x, which :func:`unsupported_reason` lets pass, are made of."""
+    if x.device.type == "cuda":
+        return "Triton"
+    from hadaptive.ops import cpu_run
+
+    return f"Numba, on {cpu_run.thread_library()}"
+
+
+# The expansion: select, multiply, DySoft, append.
+
+_NAME = "hadaptive::cross_hadamard_expand"
+_LIBRARY = torch.library.Library("hadaptive", "DEF")  # what it holds lives as long as it does
+_EXPAND = "(Tensor x, Tensor index, Tensor? gate, Tensor alpha, Tensor weight, Tensor bias) -> Tensor"
+_EXPAND_BACKWARD = (
+    "(Tensor grad, Tensor x, Tensor index, Tensor? gate, Tensor alpha, Tensor weight)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+_LIBRARY.define(f"cross_hadamard_expand{_EXPAND}", tags=torch.Tag.pt2_compliant_tag)
+_LIBRARY.define(f"cross_hadamard_expand_backward{_EXPAND_BACKWARD}", tags=torch.Tag.pt2_compliant_tag)
+_expand = torch.ops.hadaptive.cross_hadamard_expand.default
+_expand_backward = torch.ops.hadaptive.cross_hadamard_expand_backward.default
+
+
+@torch.library.impl(_LIBRARY, "cross_hadamard_expand", "CPU")
+def _(x: Tensor, index: Tensor, gate: Tensor | None, alpha: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    from hadaptive.ops import cpu_launch  # Numba takes half a second to import
+
+    return cpu_launch.expand_forward(x, index, gate, alpha, weight, bias)
+
+
+@torch.library.impl(_LIBRARY, "cross_hadamard_expand", "CUDA")
+def _(x: Tensor, index: Tensor, gate: Tensor | None, alpha: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    from hadaptive.ops import triton_kernels
+
+    return triton_kernels.expand_forward(x, index, gate, alpha, weight, bias)
+
+
+@torch.library.register_fake(_NAME, lib=_LIBRARY)
+def _(x: Tensor, index: Tensor, gate: Tensor | None, alpha: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return empty_map(x, x.shape[1] + weight.shape[0])
+
+
+@torch.library.impl(_LIBRARY, "cross_hadamard_expand_backward", "CPU")
+def _(
+    grad: Tensor, x: Tensor, index: Tensor, gate: Tensor | None, alpha: Tensor, weight: Tensor
+) -> tuple[Tensor, ...]:
+    from hadaptive.ops import cpu_launch
+
+    return cpu_launch.expand_backward(grad, x, index, gate, alpha, weight)
+
+
+@torch.library.impl(_LIBRARY, "cross_hadamard_expand_backward", "CUDA")
+def _(
+    grad: Tensor, x: Tensor, index: Tensor, gate: Tensor | None, alpha: Tensor, weight: Tensor
+) -> tuple[Tensor, ...]:
+    from hadaptive.ops import triton_kernels
+
+    return triton_kernels.expand_backward(grad, x, index, gate, alpha, weight)
+
+
+@torch.library.register_fake(f"{_NAME}_backward", lib=_LIBRARY)
+def _(
+    grad: Tensor, x: Tensor, index: Tensor, gate: Tensor | None, alpha: Tensor, weight: Tensor
+) -> tuple[Tensor, ...]:
+    contiguous = torch.contiguous_format
+    return (
+        empty_map(x, x.shape[1]),
+        x.new_empty(index.shape, dtype=torch.float32 if gate is None else gate.dtype),
+        torch.empty_like(alpha, memory_format=contiguous),
+        torch.empty_like(weight, memory_format=contiguous),
+        torch.empty_like(weight, memory_format=contiguous),
+    )
+
+
+def _save(ctx: Any, inputs: tuple, output: Any) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _differentiate_expand(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, index, gate, alpha, weight, bias = ctx.saved_tensors
+    # With grad mode on (create_graph, torch.func), these gradients may be differentiated themselves.
+    function = reference.cross_hadamard_expand_backward if torch.is_grad_enabled() else _expand_backward
+    of_x, of_gate, of_alpha, of_weight, of_bias = function(grad, x, index, gate, alpha, weight)
+    return of_x, None, None if gate is None else of_gate, of_alpha, of_weight, of_bias.to(bias.dtype)
+
+
+torch.library.register_autograd(_NAME, _differentiate_expand, setup_context=_save, lib=_LIBRARY)
+
+
+def _differentiate_expand_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    saved = ctx.saved_tensors
+    places = [n for n, t in enumerate(saved) if t is not None and n != 2]  # 2 is index
+
+    def plain(*tensors: Tensor) -> tuple[Tensor, ...]:
+        arguments = list(saved)
+        for n, t in zip(places, tensors, strict=True):
+            arguments[n] = t
+        return reference.cross_hadamard_expand_backward(*arguments)
+
+    found = torch.func.vjp(plain, *(saved[n] for n in places))[1](grads)
+    gradients: list[Tensor | None] = [None] * len(saved)
+    for n, t in zip(places, found, strict=True):
+        gradients[n] = t
+    return tuple(gradients)
+
+
+torch.library.register_autograd(
+    f"{_NAME}_backward", _differentiate_expand_backward, setup_context=_save, lib=_LIBRARY
+)
+
+
+def _each(operator: Any, size: int, in_dims: tuple, inputs: tuple) -> list:
+    """What an operator makes of each of `size` slices: tensors along their mapped dimension."""
+    return [
+        operator(*(t if dim is None else t.select(dim, n) for t, dim in zip(inputs, in_dims, strict=True)))
+        for n in range(size)
+    ]
+
+
+@torch.library.register_vmap(_NAME, lib=_LIBRARY)
+def _(info: Any, in_dims: tuple, *inputs: Any) -> tuple[Tensor, int]:
+    return torch.stack(_each(_expand, info.batch_size, in_dims, inputs)), 0
+
+
+@torch.library.register_vmap(f"{_NAME}_backward", lib=_LIBRARY)
+def _(info: Any, in_dims: tuple, *inputs: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    found = zip(*_each(_expand_backward, info.batch_size, in_dims, inputs), strict=True)
+    return tuple(map(torch.stack, found)), (0,) * 5
+
+
+def cross_hadamard_expand(
+    x: Tensor, index: Tensor, gate: Tensor | None, alpha: Tensor, weight: Tensor, bias: Tensor
+) -> Tensor:
+    """Fused path of :func:`hadaptive.ops.cross_hadamard_expand`."""
+    return _expand(x, index, gate, alpha, weight, bias)
+
+
+# One product or one activation alone moves the same bytes in plain PyTorch.
+cross_hadamard = reference.cross_hadamard
+dysoft = reference.dysoft
