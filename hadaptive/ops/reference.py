@@ -62,8 +62,9 @@ def softsign_affine(q: Tensor, alpha: Tensor, weight: Tensor, bias: Tensor) -> T
 
 def restore_layout(y: Tensor, like: Tensor) -> Tensor:
     """y in the memory format of `like` (channels_last stays channels_last)."""
-    if not torch.jit.is_scripting() and not torch.compiler.is_compiling() and transformed():
-        return y  # torch.vmap knows no channels_last
+    if not torch.jit.is_scripting():  # noqa: SIM102  TorchScript skips what stands under this alone
+        if not torch.compiler.is_compiling() and transformed():
+            return y  # torch.vmap knows no channels_last
     if like.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous():
         return y.contiguous(memory_format=torch.channels_last)
     return y
