@@ -67,7 +67,8 @@ def test_an_interrupted_run_goes_on_to_the_weights_it_would_have_had(old: Path) 
     assert RunFolder.open("folder-interrupted").read_manifest() is not None  # from now on it has a list
     runs = (RunFolder.open(name) for name in ("folder-interrupted", "folder-finished"))
     ours, theirs = (run.load_model("last")[0].state_dict() for run in runs)
-    for name in theirs:
+    # Another BatchNorm takes it away: its gradient is rounding alone, which Adam makes as large as any other.
+    for name in theirs.keys() - {"stem.1.bias"}:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-4)
 
 

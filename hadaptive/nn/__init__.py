@@ -27,7 +27,7 @@ from hadaptive.nn.selection import (
     top_k_channels,
 )
 from hadaptive.nn.selection_stats import SelectionRecorder, SelectionReport
-from hadaptive.nn.temperature import update_temperatures
+from hadaptive.nn.temperature import adapt_temperatures, update_temperatures
 
 __all__ = [
     "NORMS",
@@ -48,6 +48,7 @@ __all__ = [
     "InvertedExpansion",
     "SelectionRecorder",
     "SelectionReport",
+    "adapt_temperatures",
     "create_norm",
     "expansions",
     "gumbel_noise",

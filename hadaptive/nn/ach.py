@@ -125,13 +125,23 @@ class CrossHadamardExpansion(nn.Module):
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
 
-    def update_temperature(self) -> None:
-        """Adapt the temperature to the score's accumulated gradient; nothing happens where there is none."""
+    def update_temperature(self, scale: Tensor | None = None, skipped: Tensor | None = None) -> None:
+        """Adapt the temperature to the score's accumulated gradient; nothing happens where there is none.
+
+        Args:
+            scale: what the gradient is still multiplied with, one number; None for nothing.
+            skipped: not 0 where the step is left out, one number; None where it is not.
+        """
         if not isinstance(self.select, ChannelSelection):
             return
         gradient = self.score.conv.weight.grad
-        if gradient is not None:
-            self.select.update_temperature(gradient)
+        if gradient is None:
+            return
+        if scale is not None:
+            gradient = gradient / scale
+        if skipped is not None:  # a gradient that is not finite changes nothing, and to ask would wait for a GPU
+            gradient = torch.where(skipped.to(gradient.device) > 0, torch.nan, gradient)
+        self.select.update_temperature(gradient)
 
 
 @torch.fx.wrap
@@ -175,7 +185,7 @@ class AdaptiveCrossHadamard(nn.Module):
     Raises:
         ValueError: an argument or the input's shape does not fit.
 
-    Call :func:`hadaptive.nn.update_temperatures` after each backward pass to adapt the temperature.
+    Call :func:`hadaptive.nn.adapt_temperatures` with your optimiser, once, to adapt the temperature.
     """
 
     _version = 2  # 1 called `cross_hadamard` `expansion`

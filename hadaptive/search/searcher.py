@@ -28,7 +28,7 @@ from hadaptive.engine.processes import on_main
 from hadaptive.errors import UserError
 from hadaptive.metrics import evaluate_model, share_text
 from hadaptive.models import NetSpec
-from hadaptive.nn import update_temperatures
+from hadaptive.nn import adapt_temperatures
 from hadaptive.search.config import SearchConfig
 from hadaptive.search.estimators import common_noise, frozen_statistics, gdas, rloo, without_dropout
 from hadaptive.search.folder import SearchFolder
@@ -80,6 +80,7 @@ class Searcher(Engine):
             raise UserError(
                 f"opt {config.optimisation.opt!r} takes second derivatives, a search does not: choose another"
             )
+        adapt_temperatures(optimizer, self.supernet)
         self.model, self.optimizer = accelerator.prepare(self.supernet, optimizer)
         how = config.architecture
         self.first = how.weights_first * self.epochs * self.steps_per_epoch  # step of the architecture
@@ -136,7 +137,6 @@ class Searcher(Engine):
         loss = self.criterion(logits.float(), targets)
         value = self._finite(loss)
         self.accelerator.backward(loss)
-        update_temperatures(self.supernet)
         take_step(self.optimizer, self._noise(4))
         self.optimizer.zero_grad(set_to_none=True)
         return value

@@ -21,7 +21,8 @@ from hadaptive.engine.loop import Engine, Rows
 from hadaptive.engine.optimiser import backward_twice, create_optimiser, is_second_order, take_step
 from hadaptive.errors import UserError
 from hadaptive.metrics import Evaluation, evaluate_model, share_text
-from hadaptive.nn import SelectionRecorder, update_temperatures
+from hadaptive.nn import SelectionRecorder, adapt_temperatures
+from hadaptive.nn.temperature import watched
 from hadaptive.runs import RunFolder
 from hadaptive.train.config import TrainConfig
 from hadaptive.train.plots import plot_curves
@@ -72,6 +73,9 @@ class Trainer(Engine):
         self.second_order = is_second_order(optimizer)
         if self.second_order:
             self._check_second_order()
+        adapt_temperatures(optimizer, self.network)
+        if config.clip_grad:  # after the temperatures, which learn from the gradients as they are
+            watched(optimizer).register_step_pre_hook(self._clip)
         self.model, self.optimizer = accelerator.prepare(self.network, optimizer)
         smoothing, self.mixup = config.optimisation.label_smoothing, None
         if config.mixup or config.cutmix:
@@ -148,12 +152,8 @@ class Trainer(Engine):
                 backward_twice(accelerator, loss)
             else:
                 accelerator.backward(loss)
-            if accelerator.sync_gradients:
-                self._before_step()
             take_step(self.optimizer, seed)
             if accelerator.sync_gradients:
-                if self.second_order:  # whose step still needed the temperatures of the forward pass
-                    update_temperatures(self.network)
                 self.skipped = accelerator.optimizer_step_was_skipped
             self.optimizer.zero_grad()
         scaler = accelerator.scaler
@@ -163,19 +163,9 @@ class Trainer(Engine):
             )
         return value
 
-    def _before_step(self) -> None:
-        """Unscale the gradients, learn temperatures from them, clip them: each once."""
-        accelerator, weights = self.accelerator, list(self.network.parameters())
-        accelerator.unscale_gradients()
-        finite = True
-        if accelerator.scaler is not None:  # which leaves this step out if they are not
-            norm = nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
-            finite = bool(torch.isfinite(norm))
-        if finite and not self.second_order:
-            update_temperatures(self.network)
-        if self.config.clip_grad:
-            # accelerate's own would unscale them again.
-            nn.utils.clip_grad_norm_(weights, self.config.clip_grad)
+    def _clip(self, *_: Any) -> None:
+        """Before the optimiser's step, whose gradients are unscaled by then."""
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_grad)
 
     def _non_finite(self, what: str, where: str) -> NonFiniteLossError:
         """The error that names what helps and was not done yet."""
