@@ -169,6 +169,44 @@ def test_every_kind_of_tensor_gives_its_value_or_one_sentence() -> None:
     assert done.returncode == 0, done.stdout[-200:] + done.stderr[-1500:]
 
 
+def calls_past_the_door() -> str:
+    """The operators as torch.ops has them, with sizes and dtypes that do not fit; what was not refused."""
+    x, index, gate, alpha, weight, bias = problem((3, 6, 2, 2), 4, torch.float32)
+    grad, forward = torch.randn(3, 12, 2, 2), torch.ops.hadaptive.cross_hadamard_expand
+    wrong = {
+        "weight": (x, index, gate, alpha, weight[:3], bias),
+        "long weight": (x, index, gate, alpha, torch.ones(600), torch.ones(600)),
+        "bias": (x, index, gate, alpha, weight, bias[:2]),
+        "alpha": (x, index, gate, alpha[:0], weight, bias),
+        "index": (x, index[0], gate, alpha, weight, bias),
+        "short index": (x, index[:2], gate, alpha, weight, bias),
+        "int32": (x, index.int(), gate, alpha, weight, bias),
+        "negative": (x, index - 100, gate, alpha, weight, bias),
+        "far": (x, index + 2**62, gate, alpha, weight, bias),
+        "gate": (x, index, gate[:1], alpha, weight, bias),
+        "double": (x.double(), index, gate, alpha, weight, bias),
+        "one dimension": (x[0, 0, 0], index, gate, alpha, weight, bias),
+        "no channel": (x[:, :0], index, gate, alpha, weight, bias),
+    }
+    calls = {name: lambda arguments=arguments: forward(*arguments) for name, arguments in wrong.items()}
+    backward = torch.ops.hadaptive.cross_hadamard_expand_backward
+    for name, arguments in wrong.items():
+        if name != "bias":
+            calls[f"{name}, backward"] = lambda arguments=arguments: backward(grad, *arguments[:5])
+    for name, given in {"samples": grad[:2], "channels": grad[:, :7], "one": grad[:0, 0]}.items():
+        calls[f"grad of other {name}"] = lambda given=given: backward(given, x, index, gate, alpha, weight)
+    for name, call in calls.items():
+        with contextlib.suppress(ValueError, IndexError):
+            call()
+            return f"{name} was not refused"
+    return ""
+
+
+def test_the_registered_operators_refuse_what_does_not_fit() -> None:
+    done = forked(calls_past_the_door)
+    assert done.returncode == 0, done.stderr
+
+
 def without_memory() -> str:
     """A million pairs, whose backward pass works in 144 MB of which there are 80."""
     import resource  # Windows has none

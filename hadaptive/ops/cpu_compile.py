@@ -110,7 +110,7 @@ class _Cache(FunctionCache):
 
 class _Worker(CFunc):
     def enable_caching(self) -> None:
-        with contextlib.suppress(RuntimeError):  # no folder that can be written
+        with contextlib.suppress(RuntimeError, OSError):  # no folder that can be written, no source to be read
             self._cache = _Cache(self.__wrapped__)
 
 

@@ -1,14 +1,15 @@
 """The expansion on CPU tensors: memory layouts, chunks, and what each kernel is given."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from hadaptive.ops import cpu_kernels as kernels
 from hadaptive.ops.cpu_compile import worker
-from hadaptive.ops.cpu_run import run, thread_library, threads_for
+from hadaptive.ops.cpu_run import run, threads_for
 from hadaptive.ops.layout import channels_contiguous
-
-__all__ = ["expand_backward", "expand_forward", "thread_library"]
+from hadaptive.ops.library import DTYPES
 
 MAX_CHUNKS = 32  # of the batch in a backward pass; fixed, so that sums are the same for any number of threads
 
@@ -41,11 +42,16 @@ def _filled(x: Tensor, value: float, *shape: int) -> Tensor:
 
 
 def _sizes(x: Tensor, index: Tensor) -> dict[str, int]:
+    if x.dim() < 2 or not x.shape[1] or index.dim() != 2 or x.dtype not in DTYPES:
+        raise ValueError(
+            f"x (B, C, S...) must be float32, bfloat16 or float16, with channels that index (B, k) selects; "
+            f"got {tuple(x.shape)}, {x.dtype} and {tuple(index.shape)}"
+        )
     batch, channels = x.shape[:2]
     return {
         "batch": batch,
         "channels": channels,
-        "positions": x.numel() // (batch * channels),
+        "positions": math.prod(x.shape[2:]),
         "k": index.shape[1],
     }
 
@@ -75,10 +81,9 @@ def expand_forward(
         IndexError: an entry of `index` is no channel of x.
         MemoryError: there is no memory to work in.
     """
-    nhwc, pairs = channels_contiguous(x), len(weight)
+    sizes, nhwc, pairs = _sizes(x, index), channels_contiguous(x), len(weight)
     y = _new_map(x, x.shape[1] + pairs, nhwc)
     if y.numel():
-        sizes = _sizes(x, index)
         work = sizes["batch"] * pairs * sizes["positions"]
         threads = threads_for(work)
         arrays = _operands(x, index, gate, alpha, weight, bias, nhwc)
@@ -102,12 +107,11 @@ def expand_backward(
 
     Raises: as :func:`expand_forward`.
     """
-    nhwc, batch, pairs = channels_contiguous(x), x.shape[0], len(weight)
+    sizes, nhwc, batch, pairs = _sizes(x, index), channels_contiguous(x), x.shape[0], len(weight)
     chunks = max(1, min(batch, MAX_CHUNKS))
     grad_x, grad_gate = _new_map(x, x.shape[1], nhwc), _filled(x, 0, *index.shape)
     sums = [_filled(x, 0, chunks, size) for size in (1, pairs, pairs)]
     if x.numel():
-        sizes = _sizes(x, index)
         arrays = _operands(x, index, gate, alpha, weight, weight, nhwc)
         arrays |= {
             "grad": (_dense("grad", grad, nhwc), x.numel() + sizes["batch"] * sizes["positions"] * pairs),
