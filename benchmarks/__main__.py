@@ -18,6 +18,13 @@ def _gpu(arguments: list[str]) -> None:
     bench_gpu(Path(arguments[0] if arguments else "benchmarks/results"))
 
 
+def _kernels(arguments: list[str]) -> None:
+    from benchmarks.kernels import KernelsConfig, bench_kernels
+    from hadaptive.parsing import parsed
+
+    bench_kernels(parsed(KernelsConfig, "python -m benchmarks kernels", arguments))
+
+
 def _ops(arguments: list[str]) -> None:
     from benchmarks.operators import OpsConfig, bench_ops
     from hadaptive.parsing import parsed
@@ -100,6 +107,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "accuracy": _accuracy,
     "deployment": _deployment,
     "gpu": _gpu,
+    "kernels": _kernels,
     "latency": _latency,
     "networks": _networks,
     "ops": _ops,

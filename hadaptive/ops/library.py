@@ -20,7 +20,7 @@ from hadaptive.ops.layout import empty_map
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-_PACKAGES = {"cpu": ("Numba", "hadaptive.ops.cpu_launch"), "cuda": ("Triton", "hadaptive.ops.triton_kernels")}
+_PACKAGES = {"cpu": ("Numba", "hadaptive.ops.cpu_launch"), "cuda": ("Triton", "hadaptive.ops.triton_launch")}
 
 
 @torch.compiler.assume_constant_result
@@ -108,9 +108,9 @@ def _(x: Tensor, index: Tensor, gate: Tensor | None, alpha: Tensor, weight: Tens
 
 @torch.library.impl(_LIBRARY, "cross_hadamard_expand", "CUDA")
 def _(x: Tensor, index: Tensor, gate: Tensor | None, alpha: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    from hadaptive.ops import triton_kernels
+    from hadaptive.ops import triton_launch
 
-    return triton_kernels.expand_forward(x, index, gate, alpha, weight, bias)
+    return triton_launch.expand_forward(x, index, gate, alpha, weight, bias)
 
 
 @torch.library.register_fake(_NAME, lib=_LIBRARY)
@@ -131,9 +131,9 @@ def _(
 def _(
     grad: Tensor, x: Tensor, index: Tensor, gate: Tensor | None, alpha: Tensor, weight: Tensor
 ) -> tuple[Tensor, ...]:
-    from hadaptive.ops import triton_kernels
+    from hadaptive.ops import triton_launch
 
-    return triton_kernels.expand_backward(grad, x, index, gate, alpha, weight)
+    return triton_launch.expand_backward(grad, x, index, gate, alpha, weight)
 
 
 @torch.library.register_fake(f"{_NAME}_backward", lib=_LIBRARY)

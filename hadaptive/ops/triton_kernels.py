@@ -1,70 +1,115 @@
 """Fused GPU kernels of the expansion, written in Triton (CUDA, and ROCm as far as Triton does).
 
-Four schedules walk the triangle of pairs (i, j), i < j:
+Four schedules walk the triangle of pairs (i, j), i < j, forward:
 
 * ``native``: a program for each i, with a loop over j whose length depends on i;
-* ``direct``: a program for each block of pairs, which finds (i, j) from their number (Direct-Indexing);
 * ``balanced``: a program for each channel c, which owns (i, c) where c - i is even and (c, j) where j - c is odd,
   so that every program has k/2 pairs, give or take one (Parity-Balanced);
-* ``tiled``: a program for each tile of positions, which holds the k planes in registers and writes all products.
+* ``direct``: a program for each block of pairs, which finds (i, j) from their number (Direct-Indexing);
+* ``tiled``: a program for each block of positions, which holds some selected channels and meets them with all.
 
-Backward, ``tiled`` reads each output gradient once. The others have a program for each selected channel, which
-visits all its partners; a schedule decides which program adds up a pair's share of weight, bias and alpha. Sums go
-through partial buffers, without atomics: results are the same in every run.
+Backward, a program for each block of selected channels visits all partners and sums up in registers, and one for
+each block of pairs walks over positions and samples and reduces its share of weight, bias and alpha once, at its
+end. Sums go through partial buffers, without atomics: results are the same in every run.
+
+Maps are dense, with positions side by side or, where `cols`, channels side by side. `unit` divides the length of
+their rows, so that loads and stores of so many elements are aligned.
 
 Source: arXiv 2505.22226, section 5, for native, Direct-Indexing and Parity-Balanced; the rest is ours.
 """
 
 # The type checker takes a kernel for the function it is made of.
-# pyright: reportArgumentType=false, reportCallIssue=false, reportAssignmentType=false
+# pyright: reportArgumentType=false, reportCallIssue=false, reportAssignmentType=false, reportOptionalMemberAccess=false
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
-from hadaptive.ops.layout import channels_contiguous, dense, empty_map
-
-SCHEDULES = ("native", "direct", "balanced", "tiled")
-TILED_UP_TO = 64  # selected channels: more planes than that do not fit into the registers
 
 
 @triton.jit
-def _clamp(v):
-    """Infinity to the largest finite number; NaN passes."""
-    v = tl.where(v > 3.4028234663852886e38, 3.4028234663852886e38, v)
-    return tl.where(v < -3.4028234663852886e38, -3.4028234663852886e38, v)
+def _clamp(v, most: tl.constexpr):
+    """To the finite numbers up to `most`; NaN passes."""
+    return tl.clamp(v, -most, most, tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _softsign_parts(a, c, alpha):
+    """The product of a and c, alpha times it, and 1 / (1 + |that|).
+
+    Beyond 1e30 softsign is 1 and its slope 0 to the last bit; below, a root squared is the reciprocal in two
+    instructions instead of eight.
+    """
+    product = _clamp(a * c, 3.4028234663852886e38)
+    u = _clamp(alpha * product, 1e30)
+    root = tl.rsqrt(1.0 + tl.abs(u))
+    return product, u, root * root
 
 
 @triton.jit
 def _dysoft_of_product(a, c, alpha, weight, bias):
-    u = _clamp(alpha * _clamp(a * c))
-    return weight * (u / (1.0 + tl.abs(u))) + bias
+    _, u, r = _softsign_parts(a, c, alpha)
+    return weight * (u * r) + bias
 
 
 @triton.jit
-def _derivatives(a, c, g, alpha, weight):
-    """Terms of the gradients of weight and alpha, and the gradient of the product."""
-    product = _clamp(a * c)
-    u = _clamp(alpha * product)
-    r = 1.0 / (1.0 + tl.abs(u))
-    t = weight * (g * r * r)
-    return g * (u * r), t * product, t * alpha
+def _aligned(length, unit: tl.constexpr):
+    """`length`, and the compiler is told that `unit` divides it."""
+    return length // unit * unit
 
 
 @triton.jit
-def _plane(x, index, gate, b, s, k, n, live, xb, xc, xn):
-    """Selected channel s of sample b at positions n, float32: as it is, and gated."""
-    c = tl.load(index + b * k + s, mask=s < k, other=0)
-    scale = tl.load(gate + b * k + s, mask=s < k, other=0.0)
-    plain = tl.load(x + b * xb + c * xc + n * xn, mask=live, other=0.0).to(tl.float32)
-    return plain, plain * scale
+def _at(tensor, c, n, width, positions, cols: tl.constexpr, far: tl.constexpr):
+    """Position n of channel c in a sample of `width` channels; distances take 64 bits where `far`."""
+    if far:
+        c, n = tl.cast(c, tl.int64), tl.cast(n, tl.int64)
+    return tensor + n * width + c if cols else tensor + c * positions + n
 
 
 @triton.jit
-def _first_pair(i, k):
+def _across(v, cols: tl.constexpr):
+    """A vector over channels as an axis of a tile, whose last axis lies side by side in memory."""
+    return v[None, :] if cols else v[:, None]
+
+
+@triton.jit
+def _along(v, cols: tl.constexpr):
+    """A vector over positions as the other axis of that tile."""
+    return v[:, None] if cols else v[None, :]
+
+
+@triton.jit
+def _scalar(pointer):
+    return tl.load(pointer).to(tl.float32)
+
+
+@triton.jit
+def _selected(index, gate, s, wanted):
+    """Channel number and gate of slot s."""
+    c = tl.load(index + s, mask=wanted, other=0).to(tl.int32)
+    scale = 1.0
+    if gate is not None:
+        scale = tl.load(gate + s, mask=wanted, other=0.0).to(tl.float32)
+    return c, scale
+
+
+@triton.jit
+def _sample(tensor, b, size):
+    """A tensor from its sample b on; None stays None."""
+    if tensor is None:
+        return None
+    return tensor + tl.cast(b, tl.int64) * size
+
+
+@triton.jit
+def _pairs_before(i, k):
     """Number of the pair (i, i + 1)."""
     return i * (2 * k - i - 1) // 2
+
+
+@triton.jit
+def _number(s, t, k):
+    """Number of the pair of s and t."""
+    i, j = tl.minimum(s, t), tl.maximum(s, t)
+    return _pairs_before(i, k) + j - i - 1
 
 
 @triton.jit
@@ -72,311 +117,233 @@ def _pair_of(p, k):
     """Direct-Indexing: (i, j) of pair p. The root is a float32's, so it is put right by one where it must."""
     m = 2 * k - 1
     i = ((m - tl.sqrt((m * m - 8 * p).to(tl.float32))) * 0.5).to(tl.int32)
-    i = tl.where(_first_pair(i, k) > p, i - 1, i)
-    i = tl.where(_first_pair(i + 1, k) <= p, i + 1, i)
-    return i, i + 1 + p - _first_pair(i, k)
-
-
-@triton.jit
-def _program(parts, block_n: tl.constexpr, positions):
-    """This program's sample, part and positions; 64 bits, as every factor of a stride must be."""
-    blocks = tl.cdiv(positions, block_n)
-    pid = tl.program_id(0)
-    n = (pid % blocks) * block_n + tl.arange(0, block_n)
-    b, part = pid // blocks // parts, pid // blocks % parts
-    return b.to(tl.int64), part.to(tl.int64), n.to(tl.int64), n < positions
+    i = tl.where(_pairs_before(i, k) > p, i - 1, i)
+    i = tl.where(_pairs_before(i + 1, k) <= p, i + 1, i)
+    return i, i + 1 + p - _pairs_before(i, k)
 
 
 @triton.jit
 def expand_channel_fwd_kernel(
-    x, index, gate, alpha, weight, bias, y, channels, k, positions, xb, xc, xn, yb, yc, yn,
-    balanced: tl.constexpr, block_n: tl.constexpr,
+    x, index, gate, alpha, weight, bias, y, channels, k, positions, parts,
+    balanced: tl.constexpr, cols: tl.constexpr, far: tl.constexpr, unit: tl.constexpr, block_n: tl.constexpr,
 ):  # fmt: skip
-    """Native and Parity-Balanced: a program for each selected channel s of a sample, and block of positions."""
-    b, s, n, live = _program(k, block_n, positions)
-    for turn in range(tl.cdiv(channels - s, k)):
-        c = s + turn * k
-        tl.store(y + b * yb + c * yc + n * yn, tl.load(x + b * xb + c * xc + n * xn, mask=live), mask=live)
-    a = tl.load(alpha)
-    zs = _plane(x, index, gate, b, s, k, n, live, xb, xc, xn)[1]
-    if balanced:
-        for turn in range(s // 2):
-            i = s % 2 + 2 * turn
-            p = _first_pair(i, k) + s - i - 1
-            zi = _plane(x, index, gate, b, i, k, n, live, xb, xc, xn)[1]
-            d = _dysoft_of_product(zi, zs, a, tl.load(weight + p), tl.load(bias + p))
-            tl.store(y + b * yb + (channels + p) * yc + n * yn, d.to(y.dtype.element_ty), mask=live)
-    step: tl.constexpr = 2 if balanced else 1
-    for turn in range(tl.cdiv(k - s - 1, step)):
-        j = s + 1 + turn * step
-        p = _first_pair(s, k) + j - s - 1
-        zj = _plane(x, index, gate, b, j, k, n, live, xb, xc, xn)[1]
-        d = _dysoft_of_product(zs, zj, a, tl.load(weight + p), tl.load(bias + p))
-        tl.store(y + b * yb + (channels + p) * yc + n * yn, d.to(y.dtype.element_ty), mask=live)
+    """Native and Parity-Balanced: a program for each selected channel s, part of its pairs, block of positions."""
+    size = positions if cols else _aligned(positions, unit)
+    width = channels + k * (k - 1) // 2
+    blocks = tl.cdiv(size, block_n)
+    rest = tl.program_id(0) // blocks
+    n = tl.program_id(0) % blocks * block_n + tl.arange(0, block_n)
+    part, s, b = rest % parts, rest // parts % k, rest // parts // k
+    x, y = _sample(x, b, tl.cast(channels, tl.int64) * size), _sample(y, b, tl.cast(width, tl.int64) * size)
+    index, gate = _sample(index, b, k), _sample(gate, b, k)
+    live = n < size
+    for c in range(part * k + s, channels, k * parts):
+        copied = tl.load(_at(x, c, n, channels, size, cols, far), mask=live)
+        tl.store(_at(y, c, n, width, size, cols, far), copied, mask=live)
+    a = _scalar(alpha)
+    c, scale = _selected(index, gate, s, True)
+    zs = tl.load(_at(x, c, n, channels, size, cols, far), mask=live, other=0.0).to(tl.float32) * scale
+    below = s // 2 if balanced else 0
+    own = below + (k - s) // 2 if balanced else k - s - 1
+    for turn in range(part, own, parts):
+        t = s + 1 + turn
+        if balanced:
+            t = tl.where(turn < below, s % 2 + 2 * turn, s + 1 + 2 * (turn - below))
+        p = _number(s, t, k)
+        ct, gt = _selected(index, gate, t, True)
+        zt = tl.load(_at(x, ct, n, channels, size, cols, far), mask=live, other=0.0).to(tl.float32) * gt
+        d = _dysoft_of_product(zs, zt, a, _scalar(weight + p), _scalar(bias + p))
+        tl.store(_at(y, channels + p, n, width, size, cols, far), d.to(y.dtype.element_ty), mask=live)
 
 
 @triton.jit
 def expand_direct_fwd_kernel(
-    x, index, gate, alpha, weight, bias, y, channels, k, positions, xb, xc, xn, yb, yc, yn,
-    block_p: tl.constexpr, block_n: tl.constexpr,
+    x, index, gate, alpha, weight, bias, y, channels, k, positions, parts,
+    cols: tl.constexpr, far: tl.constexpr, unit: tl.constexpr, block_p: tl.constexpr, block_n: tl.constexpr,
 ):  # fmt: skip
-    """Direct-Indexing: a program for each block of output channels of a sample, and block of positions."""
+    """Direct-Indexing: a program for each block of channels to copy or of pairs, and part of the positions."""
+    size = positions if cols else _aligned(positions, unit)
     pairs = k * (k - 1) // 2
-    b, part, n, live = _program(tl.cdiv(channels + pairs, block_p), block_n, positions)
-    n, live = n[None, :], live[None, :]
-    row = (part * block_p + tl.arange(0, block_p))[:, None]
-    p = row - channels
-    product = (p >= 0) & (p < pairs)
-    i, j = _pair_of(tl.where(product, p, 0), k)
-    zi = _plane(x, index, gate, b, i, k, n, live & product, xb, xc, xn)[1]
-    zj = _plane(x, index, gate, b, j, k, n, live & product, xb, xc, xn)[1]
-    w = tl.load(weight + p, mask=product, other=0.0)
-    d = _dysoft_of_product(zi, zj, tl.load(alpha), w, tl.load(bias + p, mask=product, other=0.0))
-    copied = tl.load(x + b * xb + row * xc + n * xn, mask=live & (p < 0), other=0.0)
-    value = tl.where(p < 0, copied, d.to(y.dtype.element_ty))
-    tl.store(y + b * yb + row * yc + n * yn, value, mask=live & (p < pairs))
+    if cols:
+        channels, pairs = _aligned(channels, unit), _aligned(pairs, unit)
+    width = channels + pairs
+    copies = tl.cdiv(channels, block_p)
+    both = copies + tl.cdiv(pairs, block_p)
+    part, block, b = tl.program_id(0) % parts, tl.program_id(0) // parts % both, tl.program_id(0) // parts // both
+    x, y = _sample(x, b, tl.cast(channels, tl.int64) * size), _sample(y, b, tl.cast(width, tl.int64) * size)
+    index, gate = _sample(index, b, k), _sample(gate, b, k)
+    lane = tl.arange(0, block_n)
+    if block < copies:
+        own = _across(block * block_p + tl.arange(0, block_p), cols)
+        for start in range(part * block_n, size, parts * block_n):
+            n = _along(start + lane, cols)
+            live = (n < size) & (own < channels)
+            copied = tl.load(_at(x, own, n, channels, size, cols, far), mask=live)
+            tl.store(_at(y, own, n, width, size, cols, far), copied, mask=live)
+    else:
+        p = _across((block - copies) * block_p + tl.arange(0, block_p), cols)
+        wanted = p < pairs
+        i, j = _pair_of(tl.where(wanted, p, 0), k)
+        ci, gi = _selected(index, gate, i, wanted)
+        cj, gj = _selected(index, gate, j, wanted)
+        a = _scalar(alpha)
+        w = tl.load(weight + p, mask=wanted, other=0.0).to(tl.float32)
+        c = tl.load(bias + p, mask=wanted, other=0.0).to(tl.float32)
+        for start in range(part * block_n, size, parts * block_n):
+            n = _along(start + lane, cols)
+            live = (n < size) & wanted
+            zi = tl.load(_at(x, ci, n, channels, size, cols, far), mask=live, other=0.0).to(tl.float32) * gi
+            zj = tl.load(_at(x, cj, n, channels, size, cols, far), mask=live, other=0.0).to(tl.float32) * gj
+            d = _dysoft_of_product(zi, zj, a, w, c).to(y.dtype.element_ty)
+            tl.store(_at(y, channels + p, n, width, size, cols, far), d, mask=live)
 
 
 @triton.jit
 def expand_tiled_fwd_kernel(
-    x, index, gate, alpha, weight, bias, y, channels, k, positions, xb, xc, xn, yb, yc, yn,
-    block_k: tl.constexpr, block_n: tl.constexpr,
+    x, index, gate, alpha, weight, bias, y, channels, k, positions,
+    cols: tl.constexpr, far: tl.constexpr, unit: tl.constexpr, block_s: tl.constexpr, block_n: tl.constexpr,
 ):  # fmt: skip
-    """Tiled: a program for each block of positions of a sample."""
-    b, _, row, live_row = _program(1, block_n, positions)
-    n, live = row[None, :], live_row[None, :]
-    slot = tl.arange(0, block_k).to(tl.int64)[:, None]
-    for start in range(0, channels, block_k):
+    """Tiled: a program for each block of positions of a sample; block after block of selected channels."""
+    size = positions if cols else _aligned(positions, unit)
+    width = channels + k * (k - 1) // 2
+    blocks = tl.cdiv(size, block_n)
+    b = tl.program_id(0) // blocks
+    x, y = _sample(x, b, tl.cast(channels, tl.int64) * size), _sample(y, b, tl.cast(width, tl.int64) * size)
+    index, gate = _sample(index, b, k), _sample(gate, b, k)
+    n = _along(tl.program_id(0) % blocks * block_n + tl.arange(0, block_n), cols)
+    slot = _across(tl.arange(0, block_s), cols)
+    for start in range(0, channels, block_s):
         c = start + slot
-        inside = live & (c < channels)
-        tl.store(y + b * yb + c * yc + n * yn, tl.load(x + b * xb + c * xc + n * xn, mask=inside), mask=inside)
-    a = tl.load(alpha)
-    z = _plane(x, index, gate, b, slot, k, n, live & (slot < k), xb, xc, xn)[1]
-    for turn in range(k - 1):
-        i = tl.cast(turn, tl.int64)
-        zi = _plane(x, index, gate, b, i, k, row, live_row, xb, xc, xn)[1][None, :]
-        p = _first_pair(i, k) + slot - i - 1
-        wanted = (slot > i) & (slot < k)
-        w, c = tl.load(weight + p, mask=wanted, other=0.0), tl.load(bias + p, mask=wanted, other=0.0)
-        d = _dysoft_of_product(zi, z, a, w, c)
-        tl.store(y + b * yb + (channels + p) * yc + n * yn, d.to(y.dtype.element_ty), mask=live & wanted)
+        live = (n < size) & (c < channels)
+        copied = tl.load(_at(x, c, n, channels, size, cols, far), mask=live)
+        tl.store(_at(y, c, n, width, size, cols, far), copied, mask=live)
+    a = _scalar(alpha)
+    for start in range(0, k, block_s):
+        j = start + slot
+        cj, gj = _selected(index, gate, j, j < k)
+        zj = tl.load(_at(x, cj, n, channels, size, cols, far), mask=(n < size) & (j < k), other=0.0)
+        zj = zj.to(tl.float32) * gj
+        for i in range(tl.minimum(start + block_s, k) - 1):
+            ci, gi = _selected(index, gate, i, True)
+            zi = tl.load(_at(x, ci, n, channels, size, cols, far), mask=n < size, other=0.0).to(tl.float32) * gi
+            wanted = (j > i) & (j < k)
+            p = _number(i, j, k)
+            w = tl.load(weight + p, mask=wanted, other=0.0).to(tl.float32)
+            d = _dysoft_of_product(zi, zj, a, w, tl.load(bias + p, mask=wanted, other=0.0).to(tl.float32))
+            place = _at(y, channels + p, n, width, size, cols, far)
+            tl.store(place, d.to(y.dtype.element_ty), mask=(n < size) & wanted)
 
 
 @triton.jit
-def expand_channel_bwd_kernel(
-    grad, x, index, gate, alpha, weight, gz, of_gate, of_alpha, of_weight, of_bias,
-    channels, k, positions, xb, xc, xn, yb, yc, yn, zb, zc, zn,
-    balanced: tl.constexpr, block_t: tl.constexpr, block_n: tl.constexpr,
+def expand_slots_bwd_kernel(
+    grad, x, index, gate, alpha, weight, gz, of_gate, channels, k, positions,
+    cols: tl.constexpr, far: tl.constexpr, unit: tl.constexpr, block_s: tl.constexpr, block_n: tl.constexpr,
 ):  # fmt: skip
-    """A program for each selected channel s of a sample, and block of positions: all partners t of s."""
-    b, s, row, live_row = _program(k, block_n, positions)
-    n, live = row[None, :], live_row[None, :]
-    pairs = k * (k - 1) // 2
-    blocks = tl.cdiv(positions, block_n)
-    place = b * blocks + tl.program_id(0) % blocks  # of this program's row in the partial sums
-    a = tl.load(alpha)
-    plain, zs = _plane(x, index, gate, b, s, k, row, live_row, xb, xc, xn)
-    sum_alpha = tl.zeros((1,), tl.float32)
-    sum_z = tl.zeros((block_n,), tl.float32)
-    for start in range(0, k, block_t):
-        t = start + tl.arange(0, block_t).to(tl.int64)[:, None]
-        wanted = (t < k) & (t != s)
-        i, j = tl.minimum(s, t), tl.maximum(s, t)
-        p = tl.where(wanted, _first_pair(i, k) + j - i - 1, 0)
-        zt = _plane(x, index, gate, b, t, k, n, live & (t < k), xb, xc, xn)[1]
-        g = tl.load(grad + b * yb + (channels + p) * yc + n * yn, mask=live & wanted, other=0.0).to(tl.float32)
-        w = tl.load(weight + p, mask=wanted, other=0.0)
-        for_weight, for_alpha, for_product = _derivatives(zs[None, :], zt, g, a, w)
-        sum_z += tl.sum(tl.where(live & wanted, for_product * zt, 0.0), axis=0)
-        if balanced:
-            own = wanted & (((t < s) & ((s - t) % 2 == 0)) | ((t > s) & ((t - s) % 2 == 1)))
-        else:
-            own = wanted & (t > s)
-        for_weight = tl.sum(tl.where(live & own, for_weight, 0.0), axis=1)[:, None]
-        tl.store(of_weight + place * pairs + p, for_weight, mask=own)
-        tl.store(of_bias + place * pairs + p, tl.sum(g, axis=1)[:, None], mask=own)
-        sum_alpha += tl.sum(tl.sum(tl.where(live & own, for_alpha, 0.0), axis=1), axis=0)
-    tl.store(of_alpha + place * k + s + tl.zeros((1,), tl.int32), sum_alpha)
-    tl.store(of_gate + place * k + s, tl.sum(tl.where(live_row, sum_z * plain, 0.0), axis=0))
-    tl.store(gz + b * zb + s * zc + row * zn, sum_z, mask=live_row)
+    """Gradients of the gated channels, and partial ones of the gates: a program for each block of slots and of
+    positions of a sample, which meets one partner after the other."""
+    size = positions if cols else _aligned(positions, unit)
+    width = channels + k * (k - 1) // 2
+    blocks = tl.cdiv(size, block_n)
+    parts = tl.cdiv(k, block_s)
+    rest = tl.program_id(0) // blocks
+    b = rest // parts
+    x, gz = _sample(x, b, tl.cast(channels, tl.int64) * size), _sample(gz, b, tl.cast(k, tl.int64) * size)
+    grad = _sample(grad, b, tl.cast(width, tl.int64) * size)
+    index, gate = _sample(index, b, k), _sample(gate, b, k)
+    n = _along(tl.program_id(0) % blocks * block_n + tl.arange(0, block_n), cols)
+    s = _across(rest % parts * block_s + tl.arange(0, block_s), cols)
+    live = (n < size) & (s < k)
+    a = _scalar(alpha)
+    c, scale = _selected(index, gate, s, s < k)
+    plain = tl.load(_at(x, c, n, channels, size, cols, far), mask=live, other=0.0).to(tl.float32)
+    zs = plain * scale
+    total = tl.zeros_like(plain)
+    for t in range(k):
+        ct, gt = _selected(index, gate, t, True)
+        zt = tl.load(_at(x, ct, n, channels, size, cols, far), mask=n < size, other=0.0).to(tl.float32) * gt
+        wanted = (s != t) & (s < k)
+        p = _number(s, t, k)
+        w = tl.load(weight + p, mask=wanted, other=0.0).to(tl.float32)
+        g = tl.load(_at(grad, channels + p, n, width, size, cols, far), mask=(n < size) & wanted, other=0.0)
+        _, _, r = _softsign_parts(zs, zt, a)
+        total += g.to(tl.float32) * w * (r * r) * tl.where(wanted, zt, 0.0)
+    total *= a
+    tl.store(_at(gz, s, n, k, size, cols, far), total, mask=live)
+    of_gate = _sample(of_gate, b * blocks + tl.program_id(0) % blocks, k)
+    share = tl.sum(tl.where(live, total * plain, 0.0), axis=0 if cols else 1, keep_dims=True)
+    tl.store(of_gate + s, share, mask=s < k)
 
 
 @triton.jit
-def expand_tiled_bwd_kernel(
-    grad, x, index, gate, alpha, weight, gz, of_gate, of_alpha, of_weight, of_bias,
-    channels, k, positions, xb, xc, xn, yb, yc, yn, zb, zc, zn,
-    block_k: tl.constexpr, block_n: tl.constexpr,
+def expand_pairs_bwd_kernel(
+    grad, x, index, gate, alpha, sums, batch, channels, k, positions, parts,
+    cols: tl.constexpr, far: tl.constexpr, unit: tl.constexpr, block_p: tl.constexpr, block_n: tl.constexpr,
 ):  # fmt: skip
-    """A program for each block of positions of a sample; every output gradient is read once."""
-    b, _, row, live_row = _program(1, block_n, positions)
-    n, live = row[None, :], live_row[None, :]
+    """Partial gradients of weight and bias, and each pair's of alpha, before its weight: a program for each block
+    of pairs and part of all positions of all samples."""
+    size = positions if cols else _aligned(positions, unit)
     pairs = k * (k - 1) // 2
-    place = tl.program_id(0).to(tl.int64)
-    slot = tl.arange(0, block_k).to(tl.int64)[:, None]
-    a = tl.load(alpha)
-    plain, z = _plane(x, index, gate, b, slot, k, n, live & (slot < k), xb, xc, xn)
-    sum_alpha = tl.zeros((1,), tl.float32)
-    sum_z = tl.zeros((block_k, block_n), tl.float32)
-    for turn in range(k - 1):
-        i = tl.cast(turn, tl.int64)
-        zi = _plane(x, index, gate, b, i, k, row, live_row, xb, xc, xn)[1][None, :]
-        p = _first_pair(i, k) + slot - i - 1
-        wanted = (slot > i) & (slot < k)
-        here = live & wanted
-        g = tl.load(grad + b * yb + (channels + p) * yc + n * yn, mask=here, other=0.0).to(tl.float32)
-        w = tl.load(weight + p, mask=wanted, other=0.0)
-        for_weight, for_alpha, for_product = _derivatives(zi, z, g, a, w)
-        for_weight = tl.sum(tl.where(here, for_weight, 0.0), axis=1)[:, None]
-        tl.store(of_weight + place * pairs + p, for_weight, mask=wanted)
-        tl.store(of_bias + place * pairs + p, tl.sum(g, axis=1)[:, None], mask=wanted)
-        sum_alpha += tl.sum(tl.sum(tl.where(here, for_alpha, 0.0), axis=1), axis=0)
-        sum_z += tl.where(here, for_product * zi, 0.0)
-        of_i = tl.sum(tl.where(here, for_product * z, 0.0), axis=0)[None, :]
-        sum_z += tl.where(slot == i, of_i, 0.0)
-    tl.store(of_alpha + place + tl.zeros((1,), tl.int32), sum_alpha)
-    here = live & (slot < k)
-    tl.store(
-        of_gate + place * k + slot, tl.sum(tl.where(here, sum_z * plain, 0.0), axis=1)[:, None], mask=slot < k
-    )
-    tl.store(gz + b * zb + slot * zc + n * zn, sum_z, mask=here)
+    if cols:
+        channels, pairs = _aligned(channels, unit), _aligned(pairs, unit)
+    width = channels + pairs
+    blocks = tl.cdiv(size, block_n)
+    part = tl.program_id(0) % parts
+    p = _across(tl.program_id(0) // parts * block_p + tl.arange(0, block_p), cols)
+    wanted = p < pairs
+    i, j = _pair_of(tl.where(wanted, p, 0), k)
+    a = _scalar(alpha)
+    lane = _along(tl.arange(0, block_n), cols)
+    of_weight = tl.zeros_like((p + lane).to(tl.float32))
+    of_bias, of_alpha = of_weight, of_weight
+    for task in range(part, batch * blocks, parts):
+        b = task // blocks
+        mine, gates = _sample(index, b, k), _sample(gate, b, k)
+        here = _sample(x, b, tl.cast(channels, tl.int64) * size)
+        ci, gi = _selected(mine, gates, i, wanted)
+        cj, gj = _selected(mine, gates, j, wanted)
+        n = task % blocks * block_n + lane
+        live = (n < size) & wanted
+        zi = tl.load(_at(here, ci, n, channels, size, cols, far), mask=live, other=0.0).to(tl.float32) * gi
+        zj = tl.load(_at(here, cj, n, channels, size, cols, far), mask=live, other=0.0).to(tl.float32) * gj
+        place = _at(_sample(grad, b, tl.cast(width, tl.int64) * size), channels + p, n, width, size, cols, far)
+        g = tl.load(place, mask=live, other=0.0).to(tl.float32)
+        product, u, r = _softsign_parts(zi, zj, a)
+        of_weight += g * r * u
+        of_alpha += g * r * r * product
+        of_bias += g
+    sums = _sample(sums, part, 3 * pairs) + p
+    axis: tl.constexpr = 0 if cols else 1
+    tl.store(sums, tl.sum(of_weight, axis=axis, keep_dims=True), mask=wanted)
+    tl.store(sums + pairs, tl.sum(of_bias, axis=axis, keep_dims=True), mask=wanted)
+    tl.store(sums + 2 * pairs, tl.sum(of_alpha, axis=axis, keep_dims=True), mask=wanted)
 
 
 @triton.jit
 def expand_input_bwd_kernel(
-    grad, gz, index, gate, grad_x, channels, k, positions, yb, yc, yn, zb, zc, zn, xb, xc, xn,
-    block_c: tl.constexpr, block_n: tl.constexpr,
+    grad, gz, index, gate, grad_x, channels, k, positions,
+    cols: tl.constexpr, far: tl.constexpr, unit: tl.constexpr, block_c: tl.constexpr, block_n: tl.constexpr,
 ):  # fmt: skip
     """grad_x: what came through the concatenation, and what came through the selection."""
-    b, part, row, live_row = _program(tl.cdiv(channels, block_c), block_n, positions)
-    n = row[None, :]
-    c = (part * block_c + tl.arange(0, block_c))[:, None]
-    inside = live_row[None, :] & (c < channels)
-    total = tl.load(grad + b * yb + c * yc + n * yn, mask=inside, other=0.0).to(tl.float32)
+    size = positions if cols else _aligned(positions, unit)
+    width = channels + k * (k - 1) // 2
+    if cols:
+        channels, width = _aligned(channels, unit), _aligned(width, unit)
+    blocks = tl.cdiv(size, block_n)
+    parts = tl.cdiv(channels, block_c)
+    rest = tl.program_id(0) // blocks
+    part, b = rest % parts, rest // parts
+    grad, grad_x = (
+        _sample(grad, b, tl.cast(width, tl.int64) * size),
+        _sample(grad_x, b, tl.cast(channels, tl.int64) * size),
+    )
+    gz, index, gate = _sample(gz, b, tl.cast(k, tl.int64) * size), _sample(index, b, k), _sample(gate, b, k)
+    n = _along(tl.program_id(0) % blocks * block_n + tl.arange(0, block_n), cols)
+    c = _across(part * block_c + tl.arange(0, block_c), cols)
+    live = (n < size) & (c < channels)
+    total = tl.load(_at(grad, c, n, width, size, cols, far), mask=live, other=0.0).to(tl.float32)
     for s in range(k):
-        chosen = tl.load(index + b * k + s)
+        chosen, scale = _selected(index, gate, s, True)
         if chosen // block_c == part:
-            scale = tl.load(gate + b * k + s)
-            through = tl.load(gz + b * zb + tl.cast(s, tl.int64) * zc + row * zn, mask=live_row, other=0.0) * scale
-            total += tl.where(c == chosen, through[None, :], 0.0)
-    tl.store(grad_x + b * xb + c * xc + n * xn, total.to(grad_x.dtype.element_ty), mask=inside)
-
-
-def _strides(x: Tensor) -> tuple[int, int, int]:
-    """Of samples, channels and positions of a map in one of the two layouts."""
-    channels, positions = x.shape[1], x[0, 0].numel()
-    cols = channels_contiguous(x)
-    return channels * positions, 1 if cols else positions, channels if cols else 1
-
-
-def _schedule(name: str | None, k: int, cols: bool) -> str:
-    if name is None:
-        return "tiled" if k <= TILED_UP_TO and not cols else "direct"
-    if name not in SCHEDULES:
-        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}; got {name!r}")
-    return name
-
-
-def _block_n(positions: int, cols: bool, most: int) -> int:
-    return min(triton.next_power_of_2(positions), 16 if cols else most)
-
-
-def _operands(x: Tensor, index: Tensor, gate: Tensor | None, *vectors: Tensor) -> tuple[Tensor, ...]:
-    gates = x.new_ones(index.shape, dtype=torch.float32) if gate is None else gate.detach().float().contiguous()
-    return (index.contiguous(), gates, *(v.detach().float().contiguous() for v in vectors))
-
-
-def expand_forward(
-    x: Tensor,
-    index: Tensor,
-    gate: Tensor | None,
-    alpha: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    schedule: str | None = None,
-) -> Tensor:
-    """Forward of :func:`hadaptive.ops.cross_hadamard_expand` for GPU tensors in float32, bfloat16 or float16.
-
-    Args:
-        schedule: one of ``SCHEDULES``; None takes what measured best.
-
-    Raises:
-        ValueError: there is no such schedule.
-    """
-    cols, channels, k, pairs = channels_contiguous(x), x.shape[1], index.shape[1], len(weight)
-    schedule = _schedule(schedule, k, cols)
-    x = dense(x, cols)
-    y = empty_map(x, channels + pairs)
-    if not y.numel():
-        return y
-    batch, positions = x.shape[0], x[0, 0].numel()
-    arguments = (x, *_operands(x, index, gate, alpha, weight, bias), y, channels, k, positions)
-    arguments += (*_strides(x), *_strides(y))
-    if schedule == "tiled":
-        block_k = triton.next_power_of_2(k)
-        block_n = _block_n(positions, cols, max(16, 4096 // block_k))
-        grid = (batch * triton.cdiv(positions, block_n),)
-        expand_tiled_fwd_kernel[grid](*arguments, block_k, block_n)
-    elif schedule == "direct":
-        block_p, block_n = (128 if cols else 16), _block_n(positions, cols, 128)
-        grid = (batch * triton.cdiv(channels + pairs, block_p) * triton.cdiv(positions, block_n),)
-        expand_direct_fwd_kernel[grid](*arguments, block_p, block_n)
-    else:
-        block_n = _block_n(positions, False, 256)
-        grid = (batch * k * triton.cdiv(positions, block_n),)
-        expand_channel_fwd_kernel[grid](*arguments, schedule == "balanced", block_n)
-    return y
-
-
-def expand_backward(
-    grad: Tensor,
-    x: Tensor,
-    index: Tensor,
-    gate: Tensor | None,
-    alpha: Tensor,
-    weight: Tensor,
-    schedule: str | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x (B, C, S...), gate (B, k), alpha (1,), weight (P,) and bias (P,), each in its tensor's dtype.
-
-    The gate's gradient is float32 where gate is None.
-    """
-    cols, channels, k, pairs = channels_contiguous(x), x.shape[1], index.shape[1], len(weight)
-    schedule = _schedule("tiled" if schedule is None and k <= TILED_UP_TO else schedule, k, cols)
-    x, grad = dense(x, cols), dense(grad, cols)
-    grad_x, gz = empty_map(x, channels), empty_map(x, k, torch.float32)
-    batch, positions = x.shape[0], x.numel() // max(1, x.shape[0] * channels)
-    gate_dtype = torch.float32 if gate is None else gate.dtype
-    if not x.numel():
-        of_gate = torch.zeros_like(index, dtype=gate_dtype)
-        return grad_x, of_gate, torch.zeros_like(alpha), torch.zeros_like(weight), torch.zeros_like(weight)
-    block_k = triton.next_power_of_2(k)
-    if schedule == "tiled":
-        block_n = _block_n(positions, cols, max(16, 2048 // block_k))
-    else:
-        block_n = _block_n(positions, cols and schedule == "direct", 128)
-    blocks = batch * triton.cdiv(positions, block_n)
-    of_weight, of_bias = gz.new_empty(blocks, pairs), gz.new_empty(blocks, pairs)
-    of_gate = gz.new_empty(blocks, k)
-    of_alpha = gz.new_empty(blocks) if schedule == "tiled" else gz.new_empty(blocks, k)
-    index, gates, scale, factors = _operands(x, index, gate, alpha, weight)
-    sums = (gz, of_gate, of_alpha, of_weight, of_bias)
-    strides = (*_strides(x), *_strides(grad), *_strides(gz))
-    arguments = (grad, x, index, gates, scale, factors, *sums, channels, k, positions, *strides)
-    if schedule == "tiled":
-        expand_tiled_bwd_kernel[(blocks,)](*arguments, block_k, block_n)
-    else:
-        block_t = 16 if schedule == "direct" else 1
-        expand_channel_bwd_kernel[(blocks * k,)](*arguments, schedule == "balanced", block_t, block_n)
-    block_c, block_n = (64 if cols else 8), _block_n(positions, cols, 128)
-    grid = (batch * triton.cdiv(channels, block_c) * triton.cdiv(positions, block_n),)
-    strides = (*_strides(grad), *_strides(gz), *_strides(grad_x))
-    expand_input_bwd_kernel[grid](
-        grad, gz, index, gates, grad_x, channels, k, positions, *strides, block_c, block_n
-    )
-    return (
-        grad_x,
-        of_gate.view(batch, -1, k).sum(1).to(gate_dtype),
-        of_alpha.sum().to(alpha.dtype).view(alpha.shape),
-        of_weight.sum(0).to(weight.dtype),
-        of_bias.sum(0).to(weight.dtype),
-    )
+            through = tl.load(_at(gz, s, n, k, size, cols, far), mask=n < size, other=0.0) * scale
+            total += tl.where(c == chosen, through, 0.0)
+    tl.store(_at(grad_x, c, n, channels, size, cols, far), total.to(grad_x.dtype.element_ty), mask=live)
