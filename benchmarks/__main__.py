@@ -32,6 +32,13 @@ def _ops(arguments: list[str]) -> None:
     bench_ops(parsed(OpsConfig, "python -m benchmarks ops", arguments))
 
 
+def _depthwise(arguments: list[str]) -> None:
+    from benchmarks.depthwise import DepthwiseConfig, bench_depthwise
+    from hadaptive.parsing import parsed
+
+    bench_depthwise(parsed(DepthwiseConfig, "python -m benchmarks depthwise", arguments))
+
+
 def _search(arguments: list[str]) -> None:
     from benchmarks.search import SearchBenchConfig, bench_search
     from hadaptive.parsing import parsed
@@ -106,6 +113,7 @@ def _networks(arguments: list[str]) -> None:
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "accuracy": _accuracy,
     "deployment": _deployment,
+    "depthwise": _depthwise,
     "gpu": _gpu,
     "kernels": _kernels,
     "latency": _latency,

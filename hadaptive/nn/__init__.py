@@ -7,6 +7,7 @@ from hadaptive.nn.ach import (
 from hadaptive.nn.bottleneck import AdaptiveBottleneck
 from hadaptive.nn.ghost import GhostExpansion
 from hadaptive.nn.inverted import InvertedExpansion
+from hadaptive.nn.layers import DepthwiseLayers
 from hadaptive.nn.mlp import CrossHadamardMlp
 from hadaptive.nn.normalisation import (
     NORMS,
@@ -39,6 +40,7 @@ __all__ = [
     "ChannelSelection",
     "CrossHadamardExpansion",
     "CrossHadamardMlp",
+    "DepthwiseLayers",
     "DyAlge",
     "DySig",
     "DySoft",

@@ -12,6 +12,8 @@ from timm.layers import drop_path
 from torch import Tensor, nn
 from torch.types import Device
 
+from hadaptive.nn.layers import DepthwiseLayers
+
 torch.fx.wrap("drop_path")  # it changes its mask in place, which feature extractors take for a node without use
 
 
@@ -62,7 +64,7 @@ class AdaptiveBottleneck(nn.Module):
             raise ValueError(f"a stride-1 bottleneck needs an odd kernel to keep its size, got {kernel_size}")
         dd: Any = {"device": device, "dtype": dtype}
         self.expansion = expansion
-        self.depthwise = nn.Sequential(
+        self.depthwise = DepthwiseLayers(
             nn.Conv2d(
                 expanded,
                 expanded,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.types import Device
 
 from hadaptive import ops
+from hadaptive.nn.layers import DepthwiseLayers
 
 
 class GhostExpansion(nn.Module):
@@ -44,7 +45,7 @@ class GhostExpansion(nn.Module):
         self.primary = nn.Sequential(
             nn.Conv2d(channels, half, 1, bias=False, **dd), nn.BatchNorm2d(half, **dd), nn.Hardswish()
         )
-        self.cheap = nn.Sequential(
+        self.cheap = DepthwiseLayers(
             nn.Conv2d(half, half, 3, padding=1, groups=half, bias=False, **dd), nn.BatchNorm2d(half, **dd)
         )
 

@@ -14,12 +14,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import ModuleType
+from typing import Any
 
 import torch
 import torch.fx
 from torch import Tensor
 
 from hadaptive.ops import (
+    convolution,
     cpu_run,  # noqa: F401  which must be there when the process forks
     library,
     reference,
@@ -35,6 +37,7 @@ __all__ = [
     "compute_dtype",
     "cross_hadamard",
     "cross_hadamard_expand",
+    "depthwise",
     "dysoft",
     "expand",
     "explain",
@@ -46,7 +49,12 @@ __all__ = [
 
 _BACKENDS: dict[str, ModuleType] = {"fused": library, "reference": reference}
 _PREFERENCE = ("fused",)  # best first; "reference" is the last resort
-OPERATORS = ("cross_hadamard_expand", "cross_hadamard", "dysoft")  # that a backend may have kernels for
+OPERATORS = (
+    "cross_hadamard_expand",
+    "cross_hadamard",
+    "dysoft",
+    "depthwise",
+)  # that a backend may have kernels for
 _FORCED: ContextVar[str | None] = ContextVar("hadaptive_backend", default=None)
 
 
@@ -89,18 +97,23 @@ def _choose(operator: str, requested: str | None, *tensors: Tensor | None) -> Mo
     return reference
 
 
-def explain(operator: str, *tensors: Tensor | None) -> tuple[str, str]:
-    """The backend that `operator` would use for these tensors, outside any :func:`backend` block, and why.
+def explain(operator: str, *arguments: Any) -> tuple[str, str]:
+    """The backend that `operator` would use for these arguments, outside any :func:`backend` block, and why.
 
     Args:
-        operator: "cross_hadamard_expand", "cross_hadamard" or "dysoft".
-        tensors: its arguments; the first suffices where nothing is said about the others.
+        operator: "cross_hadamard_expand", "cross_hadamard", "dysoft" or "depthwise".
+        arguments: its own; the first suffices where nothing is said about the others.
 
     Raises:
         ValueError: there is no such operator.
     """
     if operator not in OPERATORS:
         raise ValueError(f"unknown operator {operator!r}; choose one of {', '.join(OPERATORS)}")
+    if operator == "depthwise":
+        reason = convolution.pytorch_reason(*arguments)
+        if reason is not None:
+            return "reference", reason
+    tensors = [a for a in arguments if a is None or isinstance(a, Tensor)]
     for name in _PREFERENCE:
         module = _BACKENDS[name]
         reason = module.unsupported_reason(operator, *tensors)
@@ -295,6 +308,48 @@ def expand(
     """The name of :func:`cross_hadamard_expand` up to version 0.1; it goes with the next one."""
     warnings.warn("hadaptive.ops.expand is called cross_hadamard_expand now", DeprecationWarning, stacklevel=2)
     return cross_hadamard_expand(x, index, gate, alpha, weight, bias, backend)
+
+
+@torch.fx.wrap
+def depthwise(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    backend: str | None = None,
+) -> Tensor:
+    """Depthwise 2-D convolution: torch.nn.functional.conv2d with a group for each channel.
+
+    In training on a CPU, in float32, both gradients come from one kernel of ours where that is faster.
+
+    Args:
+        x: (B, C, H, W), any floating dtype, contiguous, channels_last or strided.
+        weight: (C, 1, h, w), x's dtype.
+        bias: (C,), x's dtype, or None.
+        stride, padding, dilation: one number, or those of height and width.
+        backend: force one of :func:`available_backends`; None lets the dispatcher choose.
+
+    Returns:
+        (B, C, H', W'), as of torch.nn.functional.conv2d.
+
+    Raises:
+        ValueError: shapes, sizes, dtypes or devices do not fit.
+    """
+    if torch.jit.is_scripting():
+        return reference.depthwise(x, weight, bias, stride, padding, dilation)
+    _check_map(x, "x")
+    if not torch.jit.is_tracing():
+        for name, tensor in (("weight", weight), ("bias", bias)):
+            if tensor is not None:
+                _check_beside(x, name, tensor)
+        convolution.check(x, weight, bias, stride=stride, padding=padding, dilation=dilation)
+    arguments = (x, weight, bias, stride, padding, dilation)
+    forced = backend is not None or _FORCED.get() is not None
+    if not forced and convolution.pytorch_reason(*arguments) is not None:
+        return reference.depthwise(*arguments)
+    return _choose("depthwise", backend, x, weight, bias).depthwise(*arguments)
 
 
 @torch.fx.wrap

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hadaptive import packages
-from hadaptive.ops import reference
+from hadaptive.ops import convolution, reference
 from hadaptive.ops.layout import empty_map
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -53,6 +53,10 @@ def wants_gradient(*tensors: Tensor | None) -> bool:
 
 def unsupported_reason(operator: str, x: Tensor, *others: Tensor | None) -> str | None:
     """Why the kernels of `operator` cannot take these tensors, or None if they can."""
+    if operator == "depthwise":
+        reason = convolution.unsupported_reason(x, *others)
+        if reason is not None:
+            return reason
     if x.device.type not in _PACKAGES:
         return f"there is no fused kernel for {x.device.type}"
     unusable = _unusable(x.device.type)
@@ -211,6 +215,81 @@ def cross_hadamard_expand(
 ) -> Tensor:
     """Fused path of :func:`hadaptive.ops.cross_hadamard_expand`."""
     return _expand(x, index, gate, alpha, weight, bias)
+
+
+# Depthwise convolutions: PyTorch's, with gradients of ours.
+
+_SIZES = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation"
+_LIBRARY.define(
+    f"depthwise(Tensor x, Tensor weight, Tensor? bias, {_SIZES}) -> Tensor", tags=torch.Tag.pt2_compliant_tag
+)
+_LIBRARY.define(
+    f"depthwise_backward(Tensor grad, Tensor x, Tensor weight, {_SIZES}, bool[2] wanted) -> (Tensor, Tensor)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+_depthwise = torch.ops.hadaptive.depthwise.default
+_depthwise_backward = torch.ops.hadaptive.depthwise_backward.default
+
+torch.library.impl(_LIBRARY, "depthwise", "CPU")(reference.depthwise)
+torch.library.register_fake("hadaptive::depthwise", reference.depthwise, lib=_LIBRARY)
+
+
+@torch.library.impl(_LIBRARY, "depthwise_backward", "CPU")
+def _(grad: Tensor, x: Tensor, weight: Tensor, *sizes: Any) -> tuple[Tensor, Tensor]:
+    from hadaptive.ops import cpu_depthwise_launch
+
+    return cpu_depthwise_launch.depthwise_backward(grad, x, weight, *sizes)
+
+
+@torch.library.register_fake("hadaptive::depthwise_backward", lib=_LIBRARY)
+def _(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, wanted: Any
+) -> tuple[Tensor, Tensor]:
+    of_x = empty_map(x, x.shape[1]) if wanted[0] else x.new_empty(0)
+    return of_x, weight.new_empty(weight.shape if wanted[1] else 0)
+
+
+def _save_depthwise(ctx: Any, inputs: tuple, output: Any) -> None:
+    ctx.save_for_backward(*inputs[:2])
+    ctx.sizes = inputs[3:]
+
+
+def _differentiate_depthwise(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    *wanted, wants_bias = ctx.needs_input_grad[:3]
+    function: Any = reference.depthwise_backward if torch.is_grad_enabled() else _depthwise_backward
+    found = function(grad, *ctx.saved_tensors, *ctx.sizes, wanted) if any(wanted) else (grad, grad)
+    of_bias = grad.sum((0, 2, 3)) if wants_bias else None
+    return (*(t if yes else None for t, yes in zip(found, wanted, strict=True)), of_bias, None, None, None)
+
+
+torch.library.register_autograd(
+    "hadaptive::depthwise", _differentiate_depthwise, setup_context=_save_depthwise, lib=_LIBRARY
+)
+
+
+def _save_depthwise_backward(ctx: Any, inputs: tuple, output: Any) -> None:
+    ctx.save_for_backward(*inputs[:3])
+    ctx.rest = inputs[3:]
+
+
+def _differentiate_depthwise_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def plain(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        return reference.depthwise_backward(grad, x, weight, *ctx.rest)
+
+    return (*torch.func.vjp(plain, *ctx.saved_tensors)[1](grads), None, None, None, None)
+
+
+torch.library.register_autograd(
+    "hadaptive::depthwise_backward",
+    _differentiate_depthwise_backward,
+    setup_context=_save_depthwise_backward,
+    lib=_LIBRARY,
+)
+
+
+def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, *sizes: convolution.Size) -> Tensor:
+    """:func:`hadaptive.ops.depthwise` with gradients of ours."""
+    return _depthwise(x, weight, bias, *map(convolution.both, sizes))
 
 
 # One product or one activation alone moves the same bytes in plain PyTorch.

@@ -7,8 +7,13 @@ runs on every device and dtype PyTorch does. Shapes are validated by the door,
 Source: arXiv 2505.22226, section 3 (Adaptive Cross-Hadamard) and section 5 (pair order).
 """
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from hadaptive.ops.convolution import both
 
 # Whether torch.func transforms this call; nothing public says so, and to suppose it is only slower.
 transformed = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
@@ -130,3 +135,31 @@ def cross_hadamard_expand_backward(
         (g * u * r).sum(others).to(weight.dtype),
         g.sum(others).to(weight.dtype),
     )
+
+
+def depthwise(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int | tuple[int, int],
+    padding: int | tuple[int, int],
+    dilation: int | tuple[int, int],
+) -> Tensor:
+    """Plain path of :func:`hadaptive.ops.depthwise`."""
+    return F.conv2d(x, weight, bias, both(stride), both(padding), both(dilation), x.shape[1])
+
+
+def depthwise_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    wanted: Sequence[bool],
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x and of weight, each (0,) if not wanted: the twin of the kernel, itself differentiable."""
+    sizes = (stride, padding, dilation, False, [0, 0], x.shape[1])
+    found = torch.ops.aten.convolution_backward(grad, x, weight, None, *sizes, [*wanted, False])
+    of_x, of_weight = (t if yes else x.new_empty(0) for t, yes in zip(found, wanted, strict=False))
+    return of_x, of_weight
