@@ -1,4 +1,4 @@
-"""Hadaptive-Net S, M and L as the tests of them build and feed them."""
+"""Networks and layers as the tests of them build, fill and feed them."""
 
 import pytest
 import timm
@@ -32,3 +32,19 @@ def settled(name="hadaptive_net_s", **options):
 
 def close(actual, expected):
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Parameters and running statistics that are not the initial ones (temperatures stay)."""
+    generator = seeded(seed)
+    with torch.no_grad():
+        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            if name.endswith("running_var"):
+                tensor.uniform_(0.5, 2.0, generator=generator)
+            elif tensor.is_floating_point() and "select." not in name:
+                tensor.normal_(0.1, 0.6, generator=generator)
+    return module
