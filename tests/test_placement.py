@@ -1,6 +1,9 @@
 """Where and in what precision layers and networks are made: device=, dtype=, and PyTorch's defaults."""
 
+import copy
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import timm
@@ -10,6 +13,7 @@ from tiny import TINY
 from torch import nn
 
 import hadaptive.nn
+from hadaptive.export.freeze import calibrate, freeze
 from hadaptive.nn import (
     NORMS,
     AdaptiveBottleneck,
@@ -27,6 +31,7 @@ from hadaptive.nn import (
     FixedSelection,
     GhostExpansion,
     InvertedExpansion,
+    SelectionRecorder,
     create_norm,
     expansions,
 )
@@ -49,6 +54,12 @@ LAYERS = {
     FixedSelection: lambda **dd: FixedSelection(torch.tensor([2, 0], device="cpu"), **dd),
     GhostExpansion: lambda **dd: GhostExpansion(4, 2, **dd),
     InvertedExpansion: lambda **dd: InvertedExpansion(4, 2, **dd),
+}
+SHAPES = {  # of inputs, where (2, 4, 5, 5) does not fit
+    AdaptiveCrossHadamard: (2, 6, 5, 5),
+    ChannelSelection: (2, 6),
+    CrossHadamardExpansion: (2, 6, 5, 5),
+    CrossHadamardMlp: (2, 5, 6),
 }
 each_layer = pytest.mark.parametrize("layer", LAYERS, ids=[layer.__name__ for layer in LAYERS])
 FLOAT32 = {"temperature", "gradient_norm"}  # whatever the rest is
@@ -90,13 +101,82 @@ def test_layers_are_made_where_and_as_they_are_told(layer, dtype: torch.dtype) -
 
 @each_layer
 def test_layers_follow_the_default_dtype(layer) -> None:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
+    with defaults(torch.float64, None):
         assert_placed(LAYERS[layer](), "cpu", torch.float64)
         assert_placed(LAYERS[layer](dtype=torch.float32), "cpu", torch.float32)
+
+
+@contextmanager
+def defaults(dtype: torch.dtype | None, device: str | None) -> Iterator[None]:
+    """PyTorch's own defaults, inside the block."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype or before)
+    try:
+        with nullcontext() if device is None else torch.device(device):
+            yield
     finally:
         torch.set_default_dtype(before)
+
+
+each_default = pytest.mark.parametrize(
+    ("dtype", "device"),
+    [(torch.float64, None), (torch.bfloat16, None), (None, "meta")],
+    ids=["float64", "bfloat16", "meta"],
+)
+
+
+def computed(module: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    """What comes out, what is learned from it, and what is kept."""
+    module, x = copy.deepcopy(module), x.clone().requires_grad_()
+    torch.manual_seed(3)
+    found = module(x)
+    outputs = [y for y in (found if isinstance(found, tuple) else (found,)) if y is not None]
+    learned = [y.square().sum() for y in outputs if y.requires_grad]
+    for each in learned:
+        each.backward(retain_graph=True)
+    gradients = [t.grad for t in (x, *module.parameters()) if t.grad is not None]
+    return [*(y.detach() for y in outputs), *gradients, *module.buffers()]
+
+
+@each_layer
+@each_default
+def test_layers_compute_the_same_whatever_pytorchs_defaults(layer, dtype, device) -> None:
+    module = LAYERS[layer]()
+    x = torch.randn(SHAPES.get(layer, (2, 4, 5, 5)))
+    for training in (False, True):
+        expected = computed(module.train(training), x)
+        with defaults(dtype, device):
+            found = computed(module, x)
+        assert len(found) == len(expected) > 0
+        for one, other in zip(found, expected, strict=True):
+            assert (one.dtype, one.device) == (other.dtype, other.device)
+            torch.testing.assert_close(one, other)
+
+
+@each_default
+def test_what_watches_and_fixes_selections_minds_no_defaults(dtype, device) -> None:
+    network = timm.create_model("hadaptive_net", spec=TINY, num_classes=3).eval()
+    x = torch.randn(4, 3, 16, 16)
+
+    def watched() -> tuple[list[float], list[dict], torch.Tensor, torch.Size]:
+        with SelectionRecorder(network) as recorder:
+            network(x)
+        calibration = calibrate(network, [x])
+        other = copy.deepcopy(network)
+        other.reset_classifier(5)
+        return (
+            [report.entropy for report in recorder.reports()],
+            [each.summary() for each in calibration.values()],
+            freeze(network, calibration)(x),
+            other(x).shape,
+        )
+
+    expected = watched()
+    with defaults(dtype, device):
+        found = watched()
+    assert found[:2] == expected[:2]
+    torch.testing.assert_close(found[2], expected[2])
+    assert found[3] == expected[3]
 
 
 @each_layer

@@ -56,14 +56,16 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor]) -> dict[str, Calibr
         UserError: there are no images.
     """
     layers = {n: m for n, m in expansions(network).items() if not isinstance(m.select, FixedSelection)}
-    counts = {n: torch.zeros(m.channels, dtype=torch.float64) for n, m in layers.items()}
-    places = {n: torch.zeros(m.channels, dtype=torch.float64) for n, m in layers.items()}
+    counts, places = (
+        {n: torch.zeros(m.channels, dtype=torch.float64, device="cpu") for n, m in layers.items()}
+        for _ in range(2)
+    )
     images = 0
 
     def watch(name: str) -> Any:
         def hook(module: nn.Module, args: Any, output: tuple[Tensor, Any]) -> None:
             index = output[0].cpu()
-            place = torch.arange(index.shape[1], dtype=torch.float64).expand(index.shape[0], -1)
+            place = torch.arange(index.shape[1], dtype=torch.float64, device="cpu").expand(index.shape[0], -1)
             counts[name] += torch.bincount(index.flatten(), minlength=len(counts[name]))
             places[name].index_add_(0, index.flatten(), place.flatten())
 

@@ -1,5 +1,6 @@
 """What the selections do, on request: nothing is recorded, and nothing is paid, until a recorder is attached."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,7 @@ def _name_in_version_1(layer: str) -> str:
 def selection_entropy(frequency: Tensor) -> float:
     """Entropy of selection frequencies (C,) relative to the uniform's, in [0, 1]."""
     p = frequency / frequency.sum().clamp(min=1e-12)
-    return float(torch.special.entr(p).sum() / torch.log(torch.tensor(float(max(2, len(p))))))
+    return float(torch.special.entr(p).sum()) / math.log(max(2, len(p)))
 
 
 @dataclass
