@@ -15,7 +15,7 @@ help:
 	@echo "make bench-accuracy  five networks, three seeds, one recipe (over an hour on two cores)"
 	@echo "make bench-ops       the operators and whole networks against their rivals on this CPU"
 	@echo "make bench-search    what a search costs, what it finds, and random networks beside it (about an hour)"
-	@echo "make bench-gpu       check, then time, the GPU kernels: RESULTS=folder, PYTHON=one that has torch and triton"
+	@echo "make bench-gpu       check, then time, the GPU kernels: RESULTS=folder, PYTHON=one with torch and triton, STEPS=some alone"
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -64,7 +64,7 @@ bench-search: $(STAMP)
 # From the source tree, without an installation: GPU machines often have no network.
 RESULTS ?= benchmarks/results
 bench-gpu:
-	$(PYTHON) -m benchmarks gpu $(RESULTS)
+	$(PYTHON) -m benchmarks gpu $(RESULTS) $(STEPS)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

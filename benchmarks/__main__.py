@@ -15,7 +15,7 @@ def _gpu(arguments: list[str]) -> None:
     from benchmarks.gpu import bench_gpu
 
     # No flags: a GPU machine may have no command-line library.
-    bench_gpu(Path(arguments[0] if arguments else "benchmarks/results"))
+    bench_gpu(Path(arguments[0] if arguments else "benchmarks/results"), tuple(arguments[1:]))
 
 
 def _kernels(arguments: list[str]) -> None:

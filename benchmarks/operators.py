@@ -309,8 +309,13 @@ def plot_sweep(rows: list[dict[str, Any]], path: Path) -> None:
     save_png(figure, path)
 
 
-def bench_ops(config: OpsConfig) -> list[dict[str, Any]]:
+def bench_ops(
+    config: OpsConfig, shapes: tuple[tuple[int, int, int, int], ...] | None = None
+) -> list[dict[str, Any]]:
     """Check, time, print and append the rows; returns them.
+
+    Args:
+        shapes: C, k, H = W and B of each problem; default those of the device.
 
     Raises:
         UserError: a variant computes something else than the reference, or the fused kernel cannot run here.
@@ -327,7 +332,9 @@ def bench_ops(config: OpsConfig) -> list[dict[str, Any]]:
         print_ops(new)
         rows.extend(new)
 
-    shapes = (*GPU_SHAPES, *((c, k, n, 1) for c, k, n, _ in GPU_SHAPES)) if "cuda" in config.device else SHAPES
+    if shapes is None:
+        single = tuple((c, k, n, 1) for c, k, n, _ in GPU_SHAPES)
+        shapes = (*GPU_SHAPES, *single) if "cuda" in config.device else SHAPES
     with threads(config.threads):
         for shape in shapes:
             for layout in LAYOUTS:

@@ -1,5 +1,6 @@
 """The operator benchmark: rivals that compute the same, memory counted right, rows with their provenance."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +10,11 @@ import torch
 from torch import nn
 
 import benchmarks.textbook  # noqa: F401 (registers the published networks)
-from benchmarks import operators
+from benchmarks import gpu, operators
 from benchmarks.operators import OpsConfig, SlicedExpansion, bench_ops, saved_bytes
 from hadaptive.bench.config import NetworksConfig
 from hadaptive.bench.networks import bench_networks
+from hadaptive.errors import UserError
 from hadaptive.files import read_csv
 from hadaptive.measure.timing import interleaved
 from hadaptive.nn import CrossHadamardExpansion
@@ -114,3 +116,37 @@ def test_the_gpu_run_needs_no_more_than_a_gpu_machine_has() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stderr == "benchmarks gpu: there is no GPU that PyTorch can use here\n"
     assert (done.returncode, done.stdout) == (1, "")
+
+
+def test_the_gpu_run_checks_first_goes_on_after_a_failure_and_names_what_it_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done: list[str] = []
+
+    def fail(results: Path) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(gpu, "_check", lambda: done.append("doctor"))
+    monkeypatch.setattr(gpu, "_test", lambda: done.append("tests"))
+    monkeypatch.setattr(gpu, "provenance", lambda device: {"device": device})
+    steps = {"one": gpu.Step(1, fail), "two": gpu.Step(1, lambda results: done.append("two"))}
+    monkeypatch.setattr(gpu, "STEPS", {**steps, "three": gpu.Step(10_000, fail)})
+    with pytest.raises(UserError, match=r"^steps failed: one$"):
+        gpu.bench_gpu(tmp_path / "rows")
+    assert done == ["doctor", "tests", "two"]
+    rows = read_csv(tmp_path / "rows" / "gpu-steps.csv")
+    assert [(row["step"], row["outcome"]) for row in rows] == [
+        ("one", "RuntimeError: out of memory"),
+        ("two", "done"),
+    ]
+    assert 'STEPS="three"' in capsys.readouterr().out
+    gpu.bench_gpu(tmp_path / "rows", ("two",))
+    assert done[3:] == ["doctor", "two"]
+    with pytest.raises(UserError, match="unknown step 'four'; choose from one, two, three"):
+        gpu.bench_gpu(tmp_path / "rows", ("four",))
+
+
+def test_the_gpu_run_times_what_its_page_lists() -> None:
+    page = (ROOT / "benchmarks" / "GPU.md").read_text(encoding="utf-8")
+    first = " ".join(re.findall(r"^\| (.*?) \|", page, re.MULTILINE))
+    assert re.findall(r"`([a-z0-9]+)`", first) == list(gpu.STEPS)
