@@ -1,6 +1,7 @@
 """Where and in what precision layers and networks are made: device=, dtype=, and PyTorch's defaults."""
 
 import copy
+import dataclasses
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -14,6 +15,7 @@ from torch import nn
 
 import hadaptive.nn
 from hadaptive.export.freeze import calibrate, freeze
+from hadaptive.models.spec import ach
 from hadaptive.nn import (
     NORMS,
     AdaptiveBottleneck,
@@ -79,6 +81,7 @@ def assert_placed(module: nn.Module, device: str, dtype: torch.dtype) -> None:
 def test_every_layer_is_listed_and_takes_both() -> None:
     public = (getattr(hadaptive.nn, name) for name in hadaptive.nn.__all__)
     layers = {kind for kind in public if isinstance(kind, type) and issubclass(kind, nn.Module)}
+    layers = {kind for kind in layers if not issubclass(kind, nn.Sequential)}  # which make nothing
     assert layers == set(LAYERS)
     for layer in layers:
         assert {"device", "dtype"} <= inspect.signature(layer).parameters.keys(), layer.__name__
@@ -194,6 +197,27 @@ def test_a_layer_made_on_meta_becomes_the_one_it_loads(layer) -> None:
         assert tensors(empty).keys() == tensors(made).keys()
         for name, tensor in tensors(made).items():
             assert tensor.equal(tensors(empty)[name]), name
+
+
+def test_a_network_made_on_meta_can_be_reset() -> None:
+    """As FSDP does: all but the random weights are those of a network that was made as ever."""
+    spec = dataclasses.replace(
+        TINY,
+        stages=tuple(  # with every norm
+            tuple(ach(4, 3, 12, norm=norm) for norm in norms)
+            for norms in (("dysoft", "dysig", "dyalge", "dyt"), NORMS)
+        ),
+    )
+    network = timm.create_model("hadaptive_net", spec=spec, num_classes=3, device="meta").to_empty(device="cpu")
+    for tensor in network.state_dict().values():
+        tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor.fill_(-7)
+    network.apply(lambda module: module.reset_parameters() if hasattr(module, "reset_parameters") else None)
+    made = timm.create_model("hadaptive_net", spec=spec, num_classes=3).state_dict()
+    for name, value in network.state_dict().items():
+        assert torch.isfinite(value).all(), name
+        if len(made[name].unique()) < 2:
+            assert value.equal(made[name]), name
+    assert torch.isfinite(network(torch.randn(4, 3, 16, 16))).all()
 
 
 @pytest.mark.parametrize("convert", ["half", "bfloat16", "double", "float"])

@@ -29,9 +29,17 @@ class _DynamicNorm(nn.Module):
         self, channels: int, alpha: float, weight: float, device: Device = None, dtype: torch.dtype | None = None
     ) -> None:
         super().__init__()
-        self.alpha = nn.Parameter(torch.full((1,), alpha, device=device, dtype=dtype))
-        self.weight = nn.Parameter(torch.full((channels,), weight, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.zeros(channels, device=device, dtype=dtype))
+        self.initial_alpha, self.initial_weight = alpha, weight
+        self.alpha = nn.Parameter(torch.empty(1, device=device, dtype=dtype))
+        self.weight = nn.Parameter(torch.empty(channels, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(channels, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set every parameter to its initial value."""
+        nn.init.constant_(self.alpha, self.initial_alpha)
+        nn.init.constant_(self.weight, self.initial_weight)
+        nn.init.zeros_(self.bias)
 
     def scaled(self, x: Tensor) -> Tensor:
         u = x.to(compute_dtype(x.dtype))
@@ -94,7 +102,12 @@ class ChannelRMSNorm(nn.Module):
     ) -> None:
         super().__init__()
         self.eps = eps
-        self.weight = nn.Parameter(torch.ones(channels, device=device, dtype=dtype))
+        self.weight = nn.Parameter(torch.empty(channels, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the weight to ones."""
+        nn.init.ones_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         # The square overflows from 1.8e19 on, and the sum of squares a little earlier.

@@ -206,8 +206,15 @@ class ChannelSelection(nn.Module):
         self.k = k
         self.order = order
         self.surrogate = surrogate
-        for name, value in (("temperature", TEMPERATURE_MAX), ("gradient_norm", 0.0)):
-            self.register_buffer(name, torch.tensor(value, device=device, dtype=torch.float32))
+        for name in ("temperature", "gradient_norm"):
+            self.register_buffer(name, torch.empty((), device=device, dtype=torch.float32))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Set the temperature to what training begins with."""
+        self.temperature.fill_(TEMPERATURE_MAX)
+        self.gradient_norm.zero_()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ChannelSelection":
         kept = {"temperature": self.temperature, "gradient_norm": self.gradient_norm}
