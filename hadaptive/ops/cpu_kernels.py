@@ -1,5 +1,7 @@
 """Fused CPU kernels of the expansion: nchw where positions are contiguous, nhwc where channels are.
 
+The same kernels make the bare products, without x and DySoft, for expansions with another norm.
+
 The forward pass reads the mixed input once and writes the concatenated output once; the backward pass recomputes
 everything from the input, the indices and the gates. A kernel does one chunk of samples; partial sums are kept per
 chunk, so that results do not depend on the number of threads.
@@ -13,7 +15,17 @@ import numba
 import numpy as np
 
 from hadaptive.ops.cpu_compile import compiled, floats, ints, keep, task_fields
-from hadaptive.ops.simd import LANES, LINE, add_product, fold, pair_bwd, pair_fwd, transpose
+from hadaptive.ops.simd import (
+    LANES,
+    LINE,
+    add_product,
+    fold,
+    pair_bwd,
+    pair_fwd,
+    product_bwd,
+    product_fwd,
+    transpose,
+)
 
 _ZERO = np.float32(0)
 
@@ -22,11 +34,12 @@ class Task(ctypes.Structure):
     """What a kernel is to do: counters, sizes, and the addresses of contiguous arrays.
 
     x is (batch, channels, positions) or, for the kernels named nhwc, (batch, positions, channels); y and grad have
-    channels + pairs in place of channels; sums_* have a row for each chunk.
+    kept + pairs in place of channels; sums_* have a row for each chunk. `kept` is how many channels of x come
+    before the products: all of them, or 0 for bare products, which have no alpha, weight, bias and sums.
     """
 
     _fields_ = task_fields(
-        *("batch", "channels", "positions", "k"),
+        *("batch", "channels", "positions", "k", "kept"),
         *("x", "index", "gate", "alpha", "weight", "bias", "y"),
         *("grad", "grad_x", "grad_gate", "sums_alpha", "sums_weight", "sums_bias"),
     )
@@ -47,7 +60,7 @@ def _operands(task):
     return (
         numba.carray(ints(task.index), shape),
         numba.carray(floats(task.gate), shape),
-        numba.carray(floats(task.alpha), 1)[0],
+        numba.carray(floats(task.alpha), 1)[0] if task.kept else _ZERO,
         numba.carray(floats(task.weight), pairs),
         numba.carray(floats(task.bias), pairs),
     )
@@ -86,18 +99,26 @@ def _pairs(k):
 
 
 @compiled
+def _forward(kept, zi, zj, out, p, alpha, weight, bias):
+    if kept:
+        pair_fwd(zi, zj, out, alpha, weight[p], bias[p])
+    else:
+        product_fwd(zi, zj, out)
+
+
+@compiled
 def expand_nchw_fwd_kernel(task, chunk):
     """A chunk of a sample's channels, positions contiguous: x (B, C, N), y (B, C + P, N)."""
     index, gate, alpha, weight, bias = _operands(task)
     per_sample = task.chunks // task.batch
     b, part = chunk // per_sample, chunk % per_sample
-    channels, pairs, positions = task.channels, len(weight), task.positions
+    channels, kept, pairs, positions = task.channels, task.kept, len(weight), task.positions
     if _out_of_range(index[b], channels):
         task.bad = 1
         return
     x = numba.carray(floats(task.x), (task.batch, channels, positions))[b]
-    y = numba.carray(floats(task.y), (task.batch, channels + pairs, positions))[b]
-    start, stop = channels * part // per_sample, channels * (part + 1) // per_sample
+    y = numba.carray(floats(task.y), (task.batch, kept + pairs, positions))[b]
+    start, stop = kept * part // per_sample, kept * (part + 1) // per_sample
     y[start:stop] = x[start:stop]
     whole, rest = positions // LANES, positions % LANES
     z = np.zeros((task.k, (whole + 1) * LANES), np.float32)
@@ -106,13 +127,13 @@ def expand_nchw_fwd_kernel(task, chunk):
     row, step = z.ctypes.data, (whole + 1) * LINE
     first, second = _pairs(task.k)
     for p in range(pairs * part // per_sample, pairs * (part + 1) // per_sample):
-        zi, zj, out = row + first[p] * step, row + second[p] * step, y[channels + p].ctypes.data
-        w, c = weight[p], bias[p]
-        for n in range(whole):
-            pair_fwd(zi + n * LINE, zj + n * LINE, out + n * LINE, alpha, w, c)
+        zi, zj, out = row + first[p] * step, row + second[p] * step, y[kept + p].ctypes.data
+        for n in range(0, whole * LINE, LINE):
+            _forward(kept, zi + n, zj + n, out + n, p, alpha, weight, bias)
         if rest:
-            pair_fwd(zi + whole * LINE, zj + whole * LINE, last.ctypes.data, alpha, w, c)
-            y[channels + p, whole * LANES :] = last[:rest]
+            n = whole * LINE
+            _forward(kept, zi + n, zj + n, last.ctypes.data, p, alpha, weight, bias)
+            y[kept + p, whole * LANES :] = last[:rest]
     keep(z, last)
 
 
@@ -120,7 +141,7 @@ def expand_nchw_fwd_kernel(task, chunk):
 def expand_nhwc_fwd_kernel(task, chunk):
     """A chunk of the positions of all samples, channels contiguous: x (B, N, C), y (B, N, C + P)."""
     index, gate, alpha, weight, bias = _operands(task)
-    channels, pairs, rows = task.channels, len(weight), task.batch * task.positions
+    channels, kept, pairs, rows = task.channels, task.kept, len(weight), task.batch * task.positions
     blocks = (rows + LANES - 1) // LANES
     begin, end = LANES * (blocks * chunk // task.chunks), LANES * (blocks * (chunk + 1) // task.chunks)
     end = min(end, rows)
@@ -129,27 +150,27 @@ def expand_nhwc_fwd_kernel(task, chunk):
             task.bad = 1
             return
     x = numba.carray(floats(task.x), (rows, channels))
-    y = numba.carray(floats(task.y), (rows, channels + pairs))
+    y = numba.carray(floats(task.y), (rows, kept + pairs))
     z = np.empty((task.k, LANES), np.float32)
     d = np.empty((LANES, LANES), np.float32)
-    z_at, d_at, width = z.ctypes.data, d.ctypes.data, 4 * (channels + pairs)
+    z_at, d_at, width = z.ctypes.data, d.ctypes.data, 4 * (kept + pairs)
     first, second = _pairs(task.k)
     for start in range(begin, end, LANES):
         live = min(LANES, end - start)
         _gathered_nhwc(x, index, gate, start, live, task.positions, z)
         for row in range(start, start + live):
-            y[row, :channels] = x[row]
+            y[row, :kept] = x[row, :kept]
         for block in range(0, pairs, LANES):
             size = min(LANES, pairs - block)
             for p in range(block, block + size):
                 zi, zj, out = z_at + first[p] * LINE, z_at + second[p] * LINE, d_at + (p - block) * LINE
-                pair_fwd(zi, zj, out, alpha, weight[p], bias[p])
+                _forward(kept, zi, zj, out, p, alpha, weight, bias)
             if live == LANES and size == LANES:
-                transpose(d_at, LINE, y[start, channels + block :].ctypes.data, width)
+                transpose(d_at, LINE, y[start, kept + block :].ctypes.data, width)
             else:
                 for lane in range(live):
                     for p in range(size):
-                        y[start + lane, channels + block + p] = d[p, lane]
+                        y[start + lane, kept + block + p] = d[p, lane]
     keep(z, d)
 
 
@@ -187,70 +208,77 @@ def _gradients(task, chunk):
 
 
 @compiled
+def _rows_of_sums(kept, pairs):
+    """Lane by lane: weight's (pairs), bias's (pairs) and alpha's."""
+    return np.zeros((2 * pairs + 1 if kept else 0, LANES), np.float32)
+
+
+@compiled
+def _backward(kept, zi, zj, g, gzi, gzj, p, alpha, weight, lanes_at):
+    if kept:
+        pairs = len(weight)
+        of_weight, of_bias, of_alpha = (
+            lanes_at + p * LINE,
+            lanes_at + (pairs + p) * LINE,
+            lanes_at + 2 * pairs * LINE,
+        )
+        pair_bwd(zi, zj, g, gzi, gzj, of_alpha, of_weight, of_bias, alpha, weight[p])
+    else:
+        product_bwd(zi, zj, g, gzi, gzj)
+
+
+@compiled
+def _add_up_all(lanes, sum_alpha, sum_weight, sum_bias):
+    pairs = len(sum_weight)
+    _add_up(lanes[:pairs], sum_weight)
+    _add_up(lanes[pairs : 2 * pairs], sum_bias)
+    _add_up(lanes[2 * pairs :], sum_alpha)
+
+
+@compiled
 def expand_nchw_bwd_kernel(task, chunk):
     """Gradients of a chunk of samples, positions contiguous."""
     index, gate, alpha, weight, _ = _operands(task)
     grad_gate, sum_alpha, sum_weight, sum_bias = _gradients(task, chunk)
-    channels, k, positions, pairs = task.channels, task.k, task.positions, len(weight)
+    channels, kept, k, positions, pairs = task.channels, task.kept, task.k, task.positions, len(weight)
     xs = numba.carray(floats(task.x), (task.batch, channels, positions))
     grad_xs = numba.carray(floats(task.grad_x), (task.batch, channels, positions))
-    grads = numba.carray(floats(task.grad), (task.batch, channels + pairs, positions))
+    grads = numba.carray(floats(task.grad), (task.batch, kept + pairs, positions))
     whole, rest = positions // LANES, positions % LANES
     z = np.zeros((k, (whole + 1) * LANES), np.float32)
     gz = np.empty_like(z)
     last, of_gate = np.zeros(LANES, np.float32), np.empty(LANES, np.float32)
-    lanes = np.zeros((2 * pairs + 1, LANES), np.float32)
-    z_at, gz_at, step = z.ctypes.data, gz.ctypes.data, (whole + 1) * LINE
-    of_alpha = lanes[2 * pairs].ctypes.data
+    lanes = _rows_of_sums(kept, pairs)
+    z_at, gz_at, step, lanes_at = z.ctypes.data, gz.ctypes.data, (whole + 1) * LINE, lanes.ctypes.data
     first, second = _pairs(k)
     for b in range(task.batch * chunk // task.chunks, task.batch * (chunk + 1) // task.chunks):
         if _out_of_range(index[b], channels):
             task.bad = 1
             return
         x, grad, grad_x = xs[b], grads[b], grad_xs[b]
-        grad_x[:] = grad[:channels]
+        if kept:
+            grad_x[:] = grad[:channels]
+        else:
+            grad_x[:] = _ZERO
         _gathered_nchw(x, index[b], gate[b], z)
         gz[:] = _ZERO
         for p in range(pairs):
-            i, j, w, g = first[p] * step, second[p] * step, weight[p], grad[channels + p].ctypes.data
-            of_weight, of_bias = lanes[p].ctypes.data, lanes[pairs + p].ctypes.data
+            i, j, g = first[p] * step, second[p] * step, grad[kept + p].ctypes.data
+            zi, zj, gzi, gzj = z_at + i, z_at + j, gz_at + i, gz_at + j
             for n in range(0, whole * LINE, LINE):
-                pair_bwd(
-                    z_at + i + n,
-                    z_at + j + n,
-                    g + n,
-                    gz_at + i + n,
-                    gz_at + j + n,
-                    of_alpha,
-                    of_weight,
-                    of_bias,
-                    alpha,
-                    w,
-                )
+                _backward(kept, zi + n, zj + n, g + n, gzi + n, gzj + n, p, alpha, weight, lanes_at)
             if rest:
                 n = whole * LINE
-                last[:rest] = grad[channels + p, whole * LANES :]
-                pair_bwd(
-                    z_at + i + n,
-                    z_at + j + n,
-                    last.ctypes.data,
-                    gz_at + i + n,
-                    gz_at + j + n,
-                    of_alpha,
-                    of_weight,
-                    of_bias,
-                    alpha,
-                    w,
-                )
+                last[:rest] = grad[kept + p, whole * LANES :]
+                _backward(kept, zi + n, zj + n, last.ctypes.data, gzi + n, gzj + n, p, alpha, weight, lanes_at)
         for s in range(k):
             scale, row, out, of_row = gate[b, s], x[index[b, s]], grad_x[index[b, s]], gz[s]
             for n in range(positions):
                 out[n] += scale * of_row[n]
             grad_gate[b, s] = _dot(of_row, row, of_gate)
-    _add_up(lanes[:pairs], sum_weight)
-    _add_up(lanes[pairs : 2 * pairs], sum_bias)
-    _add_up(lanes[2 * pairs :], sum_alpha)
-    keep(z, gz, last)
+    if kept:
+        _add_up_all(lanes, sum_alpha, sum_weight, sum_bias)
+    keep(z, gz, last, lanes)
 
 
 @compiled
@@ -258,16 +286,16 @@ def expand_nhwc_bwd_kernel(task, chunk):
     """The same with the channels contiguous."""
     index, gate, alpha, weight, _ = _operands(task)
     grad_gate, sum_alpha, sum_weight, sum_bias = _gradients(task, chunk)
-    channels, k, pairs, rows = task.channels, task.k, len(weight), task.batch * task.positions
+    channels, kept, k, pairs, rows = task.channels, task.kept, task.k, len(weight), task.batch * task.positions
     x = numba.carray(floats(task.x), (rows, channels))
     grad_x = numba.carray(floats(task.grad_x), (rows, channels))
-    grad = numba.carray(floats(task.grad), (rows, channels + pairs))
+    grad = numba.carray(floats(task.grad), (rows, kept + pairs))
     z = np.empty((k, LANES), np.float32)
     gz = np.empty((k, LANES), np.float32)
     g = np.zeros((LANES, LANES), np.float32)
-    lanes = np.zeros((2 * pairs + 1, LANES), np.float32)
-    z_at, gz_at, g_at, width = z.ctypes.data, gz.ctypes.data, g.ctypes.data, 4 * (channels + pairs)
-    of_alpha = lanes[2 * pairs].ctypes.data
+    lanes = _rows_of_sums(kept, pairs)
+    z_at, gz_at, g_at, width = z.ctypes.data, gz.ctypes.data, g.ctypes.data, 4 * (kept + pairs)
+    lanes_at = lanes.ctypes.data
     first, second = _pairs(k)
     samples = range(task.batch * chunk // task.chunks, task.batch * (chunk + 1) // task.chunks)
     for b in samples:
@@ -280,30 +308,22 @@ def expand_nhwc_bwd_kernel(task, chunk):
         live = min(LANES, end - start)
         _gathered_nhwc(x, index, gate, start, live, task.positions, z)
         for row in range(start, start + live):
-            grad_x[row] = grad[row, :channels]
+            if kept:
+                grad_x[row] = grad[row, :channels]
+            else:
+                grad_x[row] = _ZERO
         gz[:] = _ZERO
         for block in range(0, pairs, LANES):
             size = min(LANES, pairs - block)
             if live == LANES and size == LANES:
-                transpose(grad[start, channels + block :].ctypes.data, width, g_at, LINE)
+                transpose(grad[start, kept + block :].ctypes.data, width, g_at, LINE)
             else:
                 for lane in range(LANES):
                     for p in range(size):
-                        g[p, lane] = grad[start + lane, channels + block + p] if lane < live else _ZERO
+                        g[p, lane] = grad[start + lane, kept + block + p] if lane < live else _ZERO
             for p in range(block, block + size):
-                i, j = first[p] * LINE, second[p] * LINE
-                pair_bwd(
-                    z_at + i,
-                    z_at + j,
-                    g_at + (p - block) * LINE,
-                    gz_at + i,
-                    gz_at + j,
-                    of_alpha,
-                    lanes[p].ctypes.data,
-                    lanes[pairs + p].ctypes.data,
-                    alpha,
-                    weight[p],
-                )
+                i, j, g_of = first[p] * LINE, second[p] * LINE, g_at + (p - block) * LINE
+                _backward(kept, z_at + i, z_at + j, g_of, gz_at + i, gz_at + j, p, alpha, weight, lanes_at)
         for lane in range(live):
             row = start + lane
             b = row // task.positions
@@ -311,7 +331,6 @@ def expand_nhwc_bwd_kernel(task, chunk):
                 c = index[b, s]
                 grad_gate[b, s] += gz[s, lane] * x[row, c]
                 grad_x[row, c] += gate[b, s] * gz[s, lane]
-    _add_up(lanes[:pairs], sum_weight)
-    _add_up(lanes[pairs : 2 * pairs], sum_bias)
-    _add_up(lanes[2 * pairs :], sum_alpha)
-    keep(z, gz, g)
+    if kept:
+        _add_up_all(lanes, sum_alpha, sum_weight, sum_bias)
+    keep(z, gz, g, lanes)

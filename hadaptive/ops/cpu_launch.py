@@ -1,11 +1,13 @@
 """The expansion on CPU tensors: memory layouts, chunks, and what each kernel is given."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hadaptive.ops import cpu_kernels as kernels
+from hadaptive.ops import num_pairs
 from hadaptive.ops.cpu_compile import worker
 from hadaptive.ops.cpu_run import run, threads_for
 from hadaptive.ops.layout import channels_contiguous
@@ -41,7 +43,7 @@ def _filled(x: Tensor, value: float, *shape: int) -> Tensor:
     return x.new_full(shape, value, dtype=torch.float32)
 
 
-def _sizes(x: Tensor, index: Tensor) -> dict[str, int]:
+def _sizes(x: Tensor, index: Tensor, appended: bool) -> dict[str, int]:
     if x.dim() < 2 or not x.shape[1] or index.dim() != 2 or x.dtype not in DTYPES:
         raise ValueError(
             f"x (B, C, S...) must be float32, bfloat16 or float16, with channels that index (B, k) selects; "
@@ -53,22 +55,66 @@ def _sizes(x: Tensor, index: Tensor) -> dict[str, int]:
         "channels": channels,
         "positions": math.prod(x.shape[2:]),
         "k": index.shape[1],
+        "kept": channels if appended else 0,
     }
 
 
-def _operands(
-    x: Tensor, index: Tensor, gate: Tensor | None, alpha: Tensor, weight: Tensor, bias: Tensor, nhwc: bool
-) -> dict[str, tuple]:
+def _selection(x: Tensor, index: Tensor, gate: Tensor | None, nhwc: bool) -> dict[str, tuple]:
     """What all kernels read."""
-    entries, pairs = x.shape[0] * index.shape[1], index.shape[1] * (index.shape[1] - 1) // 2
+    entries = x.shape[0] * index.shape[1]
     return {
         "x": (_dense("x", x, nhwc), x.numel()),
         "index": (index.resolve_neg().contiguous(), entries, torch.int64),
         "gate": (_filled(x, 1, *index.shape) if gate is None else _dense("gate", gate), entries),
+    }
+
+
+def _affine(pairs: int, alpha: Tensor, weight: Tensor, bias: Tensor) -> dict[str, tuple]:
+    return {
         "alpha": (_dense("alpha", alpha), 1),
         "weight": (_dense("weight", weight), pairs),
         "bias": (_dense("bias", bias), pairs),
     }
+
+
+def _run(kernel: Any, sizes: dict[str, int], chunks: int, arrays: dict[str, tuple], threads: int) -> None:
+    try:
+        run(worker(kernel, kernels.Task), kernels.Task(chunks=chunks, **sizes), arrays, threads)
+    except IndexError:
+        raise IndexError(f"index holds channels outside 0 to {sizes['channels'] - 1}") from None
+
+
+def _forward(sizes: dict[str, int], arrays: dict[str, tuple], y: Tensor, nhwc: bool) -> None:
+    """Fill y, as it lies in memory."""
+    batch, pairs = sizes["batch"], num_pairs(sizes["k"])
+    if not y.numel():
+        return
+    arrays["y"] = (y, batch * sizes["positions"] * (sizes["kept"] + pairs))
+    threads = threads_for(batch * pairs * sizes["positions"])
+    if nhwc:
+        kernel, chunks = kernels.expand_nhwc_fwd_kernel, 1 if threads == 1 else 4 * threads
+    else:  # whole samples, and parts of them where there are too few
+        kernel = kernels.expand_nchw_fwd_kernel
+        chunks = batch * (1 if threads == 1 else max(1, 2 * threads // batch))
+    _run(kernel, sizes, chunks, arrays, threads)
+
+
+def _backward(
+    sizes: dict[str, int], arrays: dict[str, tuple], grad: Tensor, x: Tensor, index: Tensor, nhwc: bool
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x, as it lies in memory, and gate, in float32; and what `arrays` has for sums is filled."""
+    grad_x, grad_gate = _new_map(x, x.shape[1], nhwc), _filled(x, 0, *index.shape)
+    if x.numel():
+        pairs, pixels = num_pairs(sizes["k"]), sizes["batch"] * sizes["positions"]
+        arrays["grad"] = (_dense("grad", grad, nhwc), pixels * (sizes["kept"] + pairs))
+        arrays |= {"grad_x": (grad_x, x.numel()), "grad_gate": (grad_gate, index.numel())}
+        kernel = kernels.expand_nhwc_bwd_kernel if nhwc else kernels.expand_nchw_bwd_kernel
+        _run(kernel, sizes, _chunks(x), arrays, threads_for(pixels * pairs))
+    return grad_x, grad_gate
+
+
+def _chunks(x: Tensor) -> int:
+    return max(1, min(x.shape[0], MAX_CHUNKS))
 
 
 def expand_forward(
@@ -81,20 +127,11 @@ def expand_forward(
         IndexError: an entry of `index` is no channel of x.
         MemoryError: there is no memory to work in.
     """
-    sizes, nhwc, pairs = _sizes(x, index), channels_contiguous(x), len(weight)
+    sizes, nhwc = _sizes(x, index, True), channels_contiguous(x)
+    pairs = num_pairs(sizes["k"])
     y = _new_map(x, x.shape[1] + pairs, nhwc)
-    if y.numel():
-        work = sizes["batch"] * pairs * sizes["positions"]
-        threads = threads_for(work)
-        arrays = _operands(x, index, gate, alpha, weight, bias, nhwc)
-        arrays["y"] = (y, sizes["batch"] * sizes["positions"] * (x.shape[1] + pairs))
-        if nhwc:
-            kernel, chunks = kernels.expand_nhwc_fwd_kernel, 1 if threads == 1 else 4 * threads
-        else:  # whole samples, and parts of them where there are too few
-            kernel = kernels.expand_nchw_fwd_kernel
-            chunks = sizes["batch"] * (1 if threads == 1 else max(1, 2 * threads // sizes["batch"]))
-        task = kernels.Task(chunks=chunks, **sizes)
-        _run(kernel, task, arrays, threads)
+    arrays = _selection(x, index, gate, nhwc) | _affine(pairs, alpha, weight, bias)
+    _forward(sizes, arrays, y, nhwc)
     return _as_map(y, x.dtype, nhwc)
 
 
@@ -107,23 +144,14 @@ def expand_backward(
 
     Raises: as :func:`expand_forward`.
     """
-    sizes, nhwc, batch, pairs = _sizes(x, index), channels_contiguous(x), x.shape[0], len(weight)
-    chunks = max(1, min(batch, MAX_CHUNKS))
-    grad_x, grad_gate = _new_map(x, x.shape[1], nhwc), _filled(x, 0, *index.shape)
-    sums = [_filled(x, 0, chunks, size) for size in (1, pairs, pairs)]
-    if x.numel():
-        arrays = _operands(x, index, gate, alpha, weight, weight, nhwc)
-        arrays |= {
-            "grad": (_dense("grad", grad, nhwc), x.numel() + sizes["batch"] * sizes["positions"] * pairs),
-            "grad_x": (grad_x, x.numel()),
-            "grad_gate": (grad_gate, index.numel()),
-        }
-        names = ("sums_alpha", "sums_weight", "sums_bias")
-        arrays |= {name: (total, total.numel()) for name, total in zip(names, sums, strict=True)}
-        kernel = kernels.expand_nhwc_bwd_kernel if nhwc else kernels.expand_nchw_bwd_kernel
-        work = batch * pairs * sizes["positions"]
-        _run(kernel, kernels.Task(chunks=chunks, **sizes), arrays, threads_for(work))
-    of_alpha, of_weight, of_bias = (total.sum(0) for total in sums)
+    sizes, nhwc = _sizes(x, index, True), channels_contiguous(x)
+    pairs = num_pairs(sizes["k"])
+    arrays = _selection(x, index, gate, nhwc) | _affine(pairs, alpha, weight, weight)
+    widths = {"sums_alpha": 1, "sums_weight": pairs, "sums_bias": pairs}
+    sums = {name: _filled(x, 0, _chunks(x), width) for name, width in widths.items()}
+    arrays |= {name: (total, total.numel()) for name, total in sums.items()}
+    grad_x, grad_gate = _backward(sizes, arrays, grad, x, index, nhwc)
+    of_alpha, of_weight, of_bias = (total.sum(0) for total in sums.values())
     return (
         _as_map(grad_x, x.dtype, nhwc),
         grad_gate if gate is None else grad_gate.to(gate.dtype),
@@ -133,8 +161,19 @@ def expand_backward(
     )
 
 
-def _run(kernel, task: kernels.Task, arrays: dict[str, tuple], threads: int) -> None:
-    try:
-        run(worker(kernel, kernels.Task), task, arrays, threads)
-    except IndexError:
-        raise IndexError(f"index holds channels outside 0 to {task.channels - 1}") from None
+def products_forward(x: Tensor, index: Tensor, gate: Tensor | None) -> Tensor:
+    """Forward of :func:`hadaptive.ops.selected_products`, float32 (B, P, S...).
+
+    Raises: as :func:`expand_forward`.
+    """
+    sizes, nhwc = _sizes(x, index, False), channels_contiguous(x)
+    y = _new_map(x, num_pairs(sizes["k"]), nhwc)
+    _forward(sizes, _selection(x, index, gate, nhwc), y, nhwc)
+    return _as_map(y, torch.float32, nhwc)
+
+
+def products_backward(grad: Tensor, x: Tensor, index: Tensor, gate: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Gradients of x (B, C, S...) and gate (B, k), each in its tensor's dtype (float32 where gate is None)."""
+    sizes, nhwc = _sizes(x, index, False), channels_contiguous(x)
+    grad_x, grad_gate = _backward(sizes, _selection(x, index, gate, nhwc), grad, x, index, nhwc)
+    return _as_map(grad_x, x.dtype, nhwc), grad_gate if gate is None else grad_gate.to(gate.dtype)

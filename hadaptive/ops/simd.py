@@ -139,6 +139,28 @@ def pair_bwd(typing, zi, zj, grad, gzi, gzj, of_alpha, of_weight, of_bias, alpha
 
 
 @intrinsic
+def product_fwd(typing, zi, zj, out):
+    """out = zi * zj, sixteen positions."""
+
+    def emit(v: Vectors, zi: Any, zj: Any, out: Any) -> None:
+        v.store(v.mul(v.load(zi), v.load(zj)), out)
+
+    return step(3, 0, emit)
+
+
+@intrinsic
+def product_bwd(typing, zi, zj, grad, gzi, gzj):
+    """Adds one product's gradients of sixteen positions to gzi and gzj."""
+
+    def emit(v: Vectors, zi: Any, zj: Any, grad: Any, gzi: Any, gzj: Any) -> None:
+        g = v.load(grad)
+        v.add_to(gzi, v.mul(g, v.load(zj)))
+        v.add_to(gzj, v.mul(g, v.load(zi)))
+
+    return step(5, 0, emit)
+
+
+@intrinsic
 def add_product(typing, a, b, total):
     """Adds a * b to total, sixteen positions."""
 
