@@ -27,6 +27,7 @@ from hadaptive.ops import (
     reference,
 )
 from hadaptive.ops.append import append as _append
+from hadaptive.ops.checks import check_affine, check_beside, check_map, check_selection
 from hadaptive.ops.reference import compute_dtype, largest_finite
 
 __all__ = [
@@ -134,44 +135,6 @@ def pair_indices(k: int, device: torch.device | None = None) -> Tensor:
     return torch.triu_indices(k, k, 1, device=device)
 
 
-# A trace would take the sizes that these checks look at for constants, and warn of each.
-
-
-def _check_map(x: Tensor, name: str, channels: int = 0) -> None:
-    if torch.jit.is_tracing():
-        return
-    if x.layout is not torch.strided or x.is_nested:
-        raise ValueError(f"{name} must be a dense tensor, got {'a nested one' if x.is_nested else x.layout}")
-    if x.dim() < 2:
-        raise ValueError(f"{name} must have shape (B, C, S...), got {tuple(x.shape)}")
-    if x.shape[1] < channels:
-        raise ValueError(f"{name} must have at least {channels} channels to form a pair, got {x.shape[1]}")
-    if not x.is_floating_point():
-        raise ValueError(f"{name} must be a floating-point tensor, got {x.dtype}")
-
-
-def _check_beside(x: Tensor, name: str, other: Tensor) -> None:
-    """Whether another floating argument can be read where x lies."""
-    if other.device != x.device:
-        raise ValueError(f"{name} is on {other.device} and the map on {x.device}; move one to the other")
-    if other.layout is not torch.strided or other.is_nested:
-        raise ValueError(f"{name} must be a dense tensor")
-    if name != "index" and not other.is_floating_point():
-        raise ValueError(f"{name} must be a floating-point tensor, got {other.dtype}")
-
-
-def _check_affine(x: Tensor, alpha: Tensor, weight: Tensor, bias: Tensor, channels: int) -> None:
-    if torch.jit.is_tracing():
-        return
-    for name, tensor in (("alpha", alpha), ("weight", weight), ("bias", bias)):
-        _check_beside(x, name, tensor)
-    if alpha.numel() != 1:
-        raise ValueError(f"alpha must hold one number, got shape {tuple(alpha.shape)}")
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor.shape != (channels,):
-            raise ValueError(f"{name} must have shape ({channels},), got {tuple(tensor.shape)}")
-
-
 @torch.fx.wrap
 def select_channels(x: Tensor, index: Tensor, gate: Tensor | None = None) -> Tensor:
     """Pick k channels of each sample and scale them by their gates (plain PyTorch on every backend).
@@ -186,27 +149,8 @@ def select_channels(x: Tensor, index: Tensor, gate: Tensor | None = None) -> Ten
     """
     if torch.jit.is_scripting():
         return reference.select_channels(x, index, gate)
-    _check_selection(x, index, gate)
+    check_selection(x, index, gate)
     return reference.select_channels(x, index, gate)
-
-
-def _check_selection(x: Tensor, index: Tensor, gate: Tensor | None, channels: int = 0) -> None:
-    if torch.jit.is_tracing():
-        return
-    _check_map(x, "x")
-    if index.dim() != 2 or index.shape[0] != x.shape[0]:
-        raise ValueError(f"index must have shape (B, k) with B = {x.shape[0]}, got {tuple(index.shape)}")
-    if index.dtype != torch.int64:
-        raise ValueError(f"index must be int64, got {index.dtype}")
-    if index.shape[1] > x.shape[1]:
-        raise ValueError(f"index selects k = {index.shape[1]} of only {x.shape[1]} channels")
-    if gate is not None and gate.shape != index.shape:
-        raise ValueError(f"gate must have index's shape {tuple(index.shape)}, got {tuple(gate.shape)}")
-    _check_beside(x, "index", index)
-    if gate is not None:
-        _check_beside(x, "gate", gate)
-    if index.shape[1] < channels:
-        raise ValueError(f"index must select at least {channels} channels, got k = {index.shape[1]}")
 
 
 @torch.fx.wrap
@@ -227,7 +171,7 @@ def cross_hadamard(z: Tensor, backend: str | None = None) -> Tensor:
     """
     if torch.jit.is_scripting():
         return reference.cross_hadamard(z)
-    _check_map(z, "z", channels=2)
+    check_map(z, "z", channels=2)
     return _choose("cross_hadamard", backend, z).cross_hadamard(z)
 
 
@@ -252,8 +196,8 @@ def dysoft(x: Tensor, alpha: Tensor, weight: Tensor, bias: Tensor, backend: str 
     """
     if torch.jit.is_scripting():
         return reference.dysoft(x, alpha, weight, bias)
-    _check_map(x, "x")
-    _check_affine(x, alpha, weight, bias, x.shape[1])
+    check_map(x, "x")
+    check_affine(x, alpha, weight, bias, x.shape[1])
     return _choose("dysoft", backend, x, alpha, weight, bias).dysoft(x, alpha, weight, bias)
 
 
@@ -290,8 +234,8 @@ def cross_hadamard_expand(
     """
     if torch.jit.is_scripting():
         return reference.cross_hadamard_expand(x, index, gate, alpha, weight, bias)
-    _check_selection(x, index, gate, channels=2)
-    _check_affine(x, alpha, weight, bias, num_pairs(index.shape[1]))
+    check_selection(x, index, gate, channels=2)
+    check_affine(x, alpha, weight, bias, num_pairs(index.shape[1]))
     chosen = _choose("cross_hadamard_expand", backend, x, index, gate, alpha, weight, bias)
     return chosen.cross_hadamard_expand(x, index, gate, alpha, weight, bias)
 
@@ -339,11 +283,11 @@ def depthwise(
     """
     if torch.jit.is_scripting():
         return reference.depthwise(x, weight, bias, stride, padding, dilation)
-    _check_map(x, "x")
+    check_map(x, "x")
     if not torch.jit.is_tracing():
         for name, tensor in (("weight", weight), ("bias", bias)):
             if tensor is not None:
-                _check_beside(x, name, tensor)
+                check_beside(x, name, tensor)
         convolution.check(x, weight, bias, stride=stride, padding=padding, dilation=dilation)
     arguments = (x, weight, bias, stride, padding, dilation)
     forced = backend is not None or _FORCED.get() is not None
