@@ -46,6 +46,16 @@ def pooled(x: Tensor, training: bool) -> Tensor:
     return (x.sum(2, dtype=compute_dtype(x.dtype)) / x.shape[2]).to(x.dtype)
 
 
+def _convolved(y: Tensor, weight: Tensor) -> Tensor:
+    """A convolution along axis 1 as shifted sums, which a compiler fuses with what is around them."""
+    width, channels = weight.shape[0], y.shape[1]
+    padded = torch.nn.functional.pad(y, (width // 2, width // 2))
+    total = weight[0] * padded[:, :channels]
+    for tap in range(1, width):
+        total = total + weight[tap] * padded[:, tap : tap + channels]
+    return total
+
+
 class ChannelScore(nn.Module):
     """ECA without its sigmoid: a 1-D convolution over the channel axis of the pooled map.
 
@@ -64,7 +74,11 @@ class ChannelScore(nn.Module):
         self.conv = nn.Conv1d(1, 1, kernel_size, padding=kernel_size // 2, bias=False, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(pooled(x, self.training).unsqueeze(1)).squeeze(1)
+        y = pooled(x, self.training)
+        if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript)
+            if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+                return _convolved(y, self.conv.weight.flatten())
+        return self.conv(y.unsqueeze(1)).squeeze(1)
 
 
 def gumbel_noise(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -75,8 +89,24 @@ def gumbel_noise(like: Tensor, generator: torch.Generator | None = None) -> Tens
     return -torch.log(-torch.log(u))
 
 
+def _counted_top_k(scores: Tensor, k: int) -> Tensor:
+    """The same by counting who comes before whom: comparisons and sums, which compilers fuse, as they do no sort."""
+    numbers = torch.arange(scores.shape[1], device=scores.device)
+    mine, other = scores.unsqueeze(2), scores.unsqueeze(1)
+    mine_nan, other_nan = mine.isnan(), other.isnan()  # before every number, as torch.sort has it
+    larger = (other > mine) | (other_nan & ~mine_nan)
+    equal = (other == mine) | (other_nan & mine_nan)
+    # In float32, which holds any number of channels and makes faster code than integers.
+    before = larger | (equal & (numbers < numbers.unsqueeze(1)))
+    rank = torch.where(before, 1.0, 0.0).sum(2)
+    taken = rank.unsqueeze(1) == torch.arange(k, device=scores.device).unsqueeze(1)
+    return torch.where(taken, numbers.float(), 0.0).sum(2).long()
+
+
 def _stable_top_k(scores: Tensor, k: int) -> Tensor:
-    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript)
+    if not torch.jit.is_scripting():
+        if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+            return _counted_top_k(scores, k)
         if torch.onnx.is_in_onnx_export():
             # ONNX has no stable sort; its TopK gives the lower index of equal scores, PyTorch's promises nothing.
             return torch.topk(scores, k, dim=1)[1]
