@@ -25,6 +25,14 @@ def _kernels(arguments: list[str]) -> None:
     bench_kernels(parsed(KernelsConfig, "python -m benchmarks kernels", arguments))
 
 
+def _compiled(arguments: list[str]) -> None:
+    import benchmarks.textbook  # noqa: F401 (registers the published S)
+    from benchmarks.compiled import CompiledConfig, bench_compiled
+    from hadaptive.parsing import parsed
+
+    bench_compiled(parsed(CompiledConfig, "python -m benchmarks compiled", arguments))
+
+
 def _ops(arguments: list[str]) -> None:
     from benchmarks.operators import OpsConfig, bench_ops
     from hadaptive.parsing import parsed
@@ -112,6 +120,7 @@ def _networks(arguments: list[str]) -> None:
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "accuracy": _accuracy,
+    "compiled": _compiled,
     "deployment": _deployment,
     "depthwise": _depthwise,
     "gpu": _gpu,

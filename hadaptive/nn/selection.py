@@ -90,7 +90,7 @@ def gumbel_noise(like: Tensor, generator: torch.Generator | None = None) -> Tens
 
 
 def _counted_top_k(scores: Tensor, k: int) -> Tensor:
-    """The same by counting who comes before whom: comparisons and sums, which compilers fuse, as they do no sort."""
+    """The same by counting who comes before whom: a compiler fuses comparisons and sums, and no sort."""
     numbers = torch.arange(scores.shape[1], device=scores.device)
     mine, other = scores.unsqueeze(2), scores.unsqueeze(1)
     mine_nan, other_nan = mine.isnan(), other.isnan()  # before every number, as torch.sort has it

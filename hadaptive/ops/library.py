@@ -199,15 +199,17 @@ def _each(operator: Any, size: int, in_dims: tuple, inputs: tuple) -> list:
     ]
 
 
-@torch.library.register_vmap(_NAME, lib=_LIBRARY)
-def _(info: Any, in_dims: tuple, *inputs: Any) -> tuple[Tensor, int]:
+def _map_expand(info: Any, in_dims: tuple, *inputs: Any) -> tuple[Tensor, int]:
     return torch.stack(_each(_expand, info.batch_size, in_dims, inputs)), 0
 
 
-@torch.library.register_vmap(f"{_NAME}_backward", lib=_LIBRARY)
-def _(info: Any, in_dims: tuple, *inputs: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+def _map_expand_backward(info: Any, in_dims: tuple, *inputs: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     found = zip(*_each(_expand_backward, info.batch_size, in_dims, inputs), strict=True)
     return tuple(map(torch.stack, found)), (0,) * 5
+
+
+torch.library.register_vmap(_NAME, _map_expand, lib=_LIBRARY)
+torch.library.register_vmap(f"{_NAME}_backward", _map_expand_backward, lib=_LIBRARY)
 
 
 def cross_hadamard_expand(
