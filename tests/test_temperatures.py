@@ -1,14 +1,18 @@
 """Temperatures under any trainer: one line hooks them to the optimiser, and every step updates each once."""
 
 import copy
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import shared_steps
 import timm
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from processes import forked
 from tiny import TINY, tiny_config, trainer_of
 from torch import Tensor, nn
 
@@ -256,3 +260,22 @@ def test_a_network_by_name_in_timms_manner() -> None:
     model(torch.randn(4, 3, 16, 16)).square().mean().backward()
     optimizer.step()
     assert all(temperature != 4.0 or norm > 0 for temperature, norm in temperatures(model))
+
+
+def test_processes_that_share_the_work_reach_the_same_temperatures(tmp_path: Path) -> None:
+    """Under DDP each holds the whole gradient, under FSDP a shard of it."""
+    ranks = tuple({"RANK": str(rank)} for rank in range(shared_steps.PROCESSES))
+    done = forked(shared_steps.steps, tmp_path, environments=ranks)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (json.loads((tmp_path / f"{rank['RANK']}.json").read_text()) for rank in ranks)
+    assert first == second
+    alone = shared_steps.network()
+    optimizer = shared_steps.optimiser(alone)
+    adapt_temperatures(optimizer, alone)
+    for step in range(shared_steps.STEPS):
+        for rank in range(shared_steps.PROCESSES):
+            (shared_steps.loss_of(alone, step, rank) / shared_steps.PROCESSES).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for kind in ("ddp", "fsdp"):
+        assert first[kind] == pytest.approx(shared_steps.temperatures(alone), rel=1e-4)

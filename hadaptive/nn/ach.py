@@ -137,6 +137,9 @@ class CrossHadamardExpansion(nn.Module):
         gradient = self.score.conv.weight.grad
         if gradient is None:
             return
+        whole = getattr(gradient, "full_tensor", None)
+        if whole is not None:  # a process has a shard of it under FSDP, and the temperature is the same in all
+            gradient = whole()
         if scale is not None:
             gradient = gradient / scale
         if skipped is not None:  # a gradient that is not finite changes nothing, and to ask would wait for a GPU
