@@ -66,7 +66,7 @@ def _expansion(generator: torch.Generator) -> tuple[Tensor, ...]:
     return _random(generator, *_SHAPE), index, gate, *_affine(generator)
 
 
-def _convolution(generator: torch.Generator) -> tuple[Tensor, ...]:
+def _convolution(generator: torch.Generator) -> tuple[Any, ...]:
     x, channels = _random(generator, *_SHAPE), _SHAPE[1]
     return x, _random(generator, channels, 1, 5, 5), _random(generator, channels), 1, 2, 1
 
@@ -79,6 +79,7 @@ def _products(generator: torch.Generator) -> Tensor:
 PROBLEMS = {
     "cross_hadamard_expand": Problem(_expansion, reference.cross_hadamard_expand),
     "cross_hadamard": Problem(lambda g: (_random(g, _SHAPE[0], _K, *_SHAPE[2:]),), reference.cross_hadamard),
+    "selected_products": Problem(lambda g: _expansion(g)[:3], reference.selected_products),
     "dysoft": Problem(lambda g: (_products(g), *_affine(g)), reference.dysoft),
     "depthwise": Problem(_convolution, reference.depthwise, ("NCHW", "channels_last")),
     "append": Problem(lambda g: (_random(g, *_SHAPE), _products(g)), lambda *maps: torch.cat(maps, 1)),

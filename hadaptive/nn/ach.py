@@ -75,8 +75,7 @@ class CrossHadamardExpansion(nn.Module):
         if self.fused:
             norm = self.norm
             return ops.cross_hadamard_expand(x, index, gate, norm.alpha, norm.weight, norm.bias)  # pyright: ignore[reportArgumentType]
-        z = ops.select_channels(x, index, gate)
-        return ops.append(x, self.norm(ops.cross_hadamard(z)).to(x.dtype))
+        return ops.append(x, self.norm(ops.selected_products(x, index, gate)).to(x.dtype))
 
     def freeze(self, index: Tensor) -> None:
         """Select these channels, (k,) int64, for every sample from now on; the score is gone.

@@ -46,6 +46,7 @@ __all__ = [
     "num_pairs",
     "pair_indices",
     "select_channels",
+    "selected_products",
 ]
 
 _BACKENDS: dict[str, ModuleType] = {"fused": library, "reference": reference}
@@ -53,6 +54,7 @@ _PREFERENCE = ("fused",)  # best first; "reference" is the last resort
 OPERATORS = (
     "cross_hadamard_expand",
     "cross_hadamard",
+    "selected_products",
     "dysoft",
     "depthwise",
 )  # that a backend may have kernels for
@@ -102,7 +104,7 @@ def explain(operator: str, *arguments: Any) -> tuple[str, str]:
     """The backend that `operator` would use for these arguments, outside any :func:`backend` block, and why.
 
     Args:
-        operator: "cross_hadamard_expand", "cross_hadamard", "dysoft" or "depthwise".
+        operator: one of ``OPERATORS``.
         arguments: its own; the first suffices where nothing is said about the others.
 
     Raises:
@@ -173,6 +175,31 @@ def cross_hadamard(z: Tensor, backend: str | None = None) -> Tensor:
         return reference.cross_hadamard(z)
     check_map(z, "z", channels=2)
     return _choose("cross_hadamard", backend, z).cross_hadamard(z)
+
+
+@torch.fx.wrap
+def selected_products(x: Tensor, index: Tensor, gate: Tensor | None, backend: str | None = None) -> Tensor:
+    """Products of all pairs of the gated, selected channels, in one call: what a norm of PyTorch's then takes.
+
+    Args:
+        x: (B, C, S...), float16, bfloat16, float32 or float64; any memory format.
+        index: (B, k) int64, the channels selected for each sample, 2 <= k <= C; entries in [0, C).
+        gate: (B, k) floating, multiplies the selected channels; None means ones.
+        backend: force one of :func:`available_backends`; None lets the dispatcher choose.
+
+    Returns:
+        (B, k(k-1)/2, S...) in float32 (float64 for float64), in the order of :func:`pair_indices`.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit.
+        IndexError: an entry of `index` is no channel of x (on the CPU; a GPU is not waited for).
+
+    Source: arXiv 2505.22226, section 3.
+    """
+    if torch.jit.is_scripting():
+        return reference.selected_products(x, index, gate)
+    check_selection(x, index, gate, channels=2)
+    return _choose("selected_products", backend, x, index, gate).selected_products(x, index, gate)
 
 
 @torch.fx.wrap

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from hadaptive import packages
-from hadaptive.ops import convolution, reference
+from hadaptive.ops import convolution, products, reference
+from hadaptive.ops.batching import each_slice
 from hadaptive.ops.layout import empty_map
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -55,6 +56,10 @@ def unsupported_reason(operator: str, x: Tensor, *others: Tensor | None) -> str 
     """Why the kernels of `operator` cannot take these tensors, or None if they can."""
     if operator == "depthwise":
         reason = convolution.unsupported_reason(x, *others)
+        if reason is not None:
+            return reason
+    if operator == "selected_products":
+        reason = products.unsupported_reason(x)
         if reason is not None:
             return reason
     if x.device.type not in _PACKAGES:
@@ -191,20 +196,12 @@ torch.library.register_autograd(
 )
 
 
-def _each(operator: Any, size: int, in_dims: tuple, inputs: tuple) -> list:
-    """What an operator makes of each of `size` slices: tensors along their mapped dimension."""
-    return [
-        operator(*(t if dim is None else t.select(dim, n) for t, dim in zip(inputs, in_dims, strict=True)))
-        for n in range(size)
-    ]
-
-
 def _map_expand(info: Any, in_dims: tuple, *inputs: Any) -> tuple[Tensor, int]:
-    return torch.stack(_each(_expand, info.batch_size, in_dims, inputs)), 0
+    return torch.stack(each_slice(_expand, info.batch_size, in_dims, inputs)), 0
 
 
 def _map_expand_backward(info: Any, in_dims: tuple, *inputs: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    found = zip(*_each(_expand_backward, info.batch_size, in_dims, inputs), strict=True)
+    found = zip(*each_slice(_expand_backward, info.batch_size, in_dims, inputs), strict=True)
     return tuple(map(torch.stack, found)), (0,) * 5
 
 
@@ -293,6 +290,8 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, *sizes: convolutio
     """:func:`hadaptive.ops.depthwise` with gradients of ours."""
     return _depthwise(x, weight, bias, *map(convolution.both, sizes))
 
+
+selected_products = products.selected_products
 
 # One product or one activation alone moves the same bytes in plain PyTorch.
 cross_hadamard = reference.cross_hadamard

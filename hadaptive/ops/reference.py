@@ -81,6 +81,30 @@ def cross_hadamard(z: Tensor) -> Tensor:
     return restore_layout(q.to(z.dtype), z)
 
 
+def selected_products(x: Tensor, index: Tensor, gate: Tensor | None) -> Tensor:
+    """Plain path of :func:`hadaptive.ops.selected_products`."""
+    z = select_channels(x, index, gate)
+    return restore_layout(pair_products(z), z)
+
+
+def selected_products_backward(
+    grad: Tensor, x: Tensor, index: Tensor, gate: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x (B, C, S...) and gate (B, k): the twin of the kernel, itself differentiable."""
+    dtype, k = compute_dtype(x.dtype), index.shape[1]
+    per_sample = list(index.shape) + [1] * (x.dim() - 2)
+    places = index.view(per_sample).expand(list(index.shape) + list(x.shape[2:]))
+    plain = x.gather(1, places).to(dtype)
+    scale = torch.ones_like(index, dtype=dtype) if gate is None else gate.to(dtype)
+    z, scale, g = plain * scale.view(per_sample), scale.view(per_sample), grad.to(dtype)
+    first, second = torch.triu_indices(k, k, 1, device=x.device).unbind()
+    of_z = torch.zeros_like(z).index_add(1, first, g * z.index_select(1, second))
+    of_z = of_z.index_add(1, second, g * z.index_select(1, first))
+    of_x = torch.zeros_like(x, dtype=dtype).scatter_add(1, places, of_z * scale)
+    of_gate = (of_z * plain).flatten(2).sum(2) if x.dim() > 2 else of_z * plain
+    return restore_layout(of_x.to(x.dtype), x), of_gate if gate is None else of_gate.to(gate.dtype)
+
+
 def dysoft(x: Tensor, alpha: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Plain path of :func:`hadaptive.ops.dysoft`."""
     return softsign_affine(x.to(compute_dtype(x.dtype)), alpha, weight, bias).to(x.dtype)
