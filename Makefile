@@ -50,6 +50,8 @@ bench-accuracy: $(STAMP)
 
 bench-ops: $(STAMP)
 	$(BIN)/python -m benchmarks ops --sweep
+	$(BIN)/python -m benchmarks depthwise
+	$(BIN)/python -m benchmarks depthwise --sweep
 	$(BIN)/python -m benchmarks networks
 
 STUDY := runs/bench-search
