@@ -131,7 +131,7 @@ def bench_shape(shape: Shape, layout: str, config: DepthwiseConfig) -> list[dict
     if "gradient of x, kernel turned" in variants:
         _check_same("the turned kernel's", variants["gradient of x, kernel turned"](), true[0])
     times = interleaved(variants, config.warmup, config.rounds)
-    chosen = kernel_is_faster(layout == "channels_last", side * side, kernel, pads, dilations)
+    chosen = kernel_is_faster(layout == "channels_last", x.shape, kernel, strides, pads, dilations)
     return [
         {
             "channels": channels,

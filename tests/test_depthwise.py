@@ -22,13 +22,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hadaptive import ops
 from hadaptive.models import HadaptiveNet
 from hadaptive.nn import AdaptiveBottleneck, DepthwiseLayers, GhostExpansion
-from hadaptive.ops import library, reference
-from hadaptive.ops.convolution import MAX_POSITIONS, kernel_is_faster
+from hadaptive.ops import convolution, library, reference
+from hadaptive.ops.convolution import kernel_is_faster
 
 pytestmark = pytest.mark.skipif(library._unusable("cpu") is not None, reason="Numba is not installed")
 quiet = pytest.mark.filterwarnings("ignore:.torch.jit", "ignore::DeprecationWarning", "ignore::FutureWarning")
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 KERNEL = "hadaptive.depthwise_backward.default"
+
+
+@pytest.fixture(autouse=True)
+def _kernels_for_the_smallest(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the size: in tests it is small."""
+    if request.function is not test_the_rule:
+        monkeypatch.setattr(convolution, "MIN_PRODUCTS", 0)
+        monkeypatch.setattr(convolution, "MIN_NUMBERS", 0)
 
 
 class Seen(TorchDispatchMode):
@@ -177,16 +185,24 @@ def test_mistakes_are_named() -> None:
 # ---------------------------------------------------------------- who takes it
 
 
+def faster(nhwc: bool, side: int, kernel: int, stride: int = 1, padding: int = 0, dilation: int = 1) -> bool:
+    pairs = [(n, n) for n in (kernel, stride, padding, dilation)]
+    return kernel_is_faster(nhwc, (16, 256, side, side), *pairs)
+
+
 def test_the_rule() -> None:
     for nhwc in (False, True):
-        assert kernel_is_faster(nhwc, 49, (7, 7), (3, 3), (1, 1))
-        assert kernel_is_faster(nhwc, 196, (5, 5), (2, 2), (1, 1))
-        assert kernel_is_faster(nhwc, 196, (3, 3), (2, 2), (1, 1))
-        assert kernel_is_faster(nhwc, 196, (3, 3), (2, 2), (2, 2))
-        assert kernel_is_faster(nhwc, 196, (1, 1), (0, 0), (1, 1))
-        assert kernel_is_faster(nhwc, 196, (3, 3), (1, 1), (1, 1)) == (not nhwc)
-        assert kernel_is_faster(nhwc, 196, (2, 2), (0, 0), (1, 1)) == (not nhwc)
-        assert not kernel_is_faster(nhwc, MAX_POSITIONS + 1, (7, 7), (3, 3), (1, 1))
+        assert faster(nhwc, 7, 7, padding=3)
+        assert faster(nhwc, 14, 5, padding=2)
+        assert faster(nhwc, 28, 3, padding=2)
+        assert faster(nhwc, 28, 3, padding=2, dilation=2)
+        assert faster(nhwc, 28, 1)
+        assert faster(nhwc, 28, 3, padding=1) == (not nhwc)
+        assert faster(nhwc, 28, 2, stride=2) == (not nhwc)
+        assert not faster(nhwc, 257, 7)  # larger than caches
+        assert not faster(nhwc, 3, 5)  # less than a call costs
+        assert not faster(nhwc, 7, 5, stride=4)
+        assert not faster(nhwc, 14, 3, padding=1)
 
 
 def explained(*arguments: Any) -> str:
@@ -199,9 +215,10 @@ def test_explanations() -> None:
     assert ops.explain("depthwise", x)[0] == "fused"
     assert explained(x.double(), weight.double()) == "torch.float64 is left to plain PyTorch"
     assert explained(x, weight.detach()) == "x's gradient alone is as fast in PyTorch"
-    assert explained(x[:0], weight) == "there is nothing to do"
     last = arranged(torch.randn(2, 5, 6, 7), "channels_last")
-    assert explained(last, weight[:, :, :3, :3]) == "PyTorch's gradients are as fast for this kernel and layout"
+    assert (
+        explained(last, weight[:, :, :3, :3]) == "PyTorch's gradients are as fast for this kernel, size and layout"
+    )
     with torch.no_grad():
         assert explained(x, weight) == "without gradients it is PyTorch's convolution"
     with torch.autocast("cpu"):

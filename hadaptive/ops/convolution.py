@@ -13,23 +13,35 @@ from hadaptive.ops.layout import channels_contiguous
 
 # Positions of a map beyond which sixteen channels of it, three times over, no longer stay in a processor's cache.
 MAX_POSITIONS = 2**16
+# Below, a call of a registered operator costs more than its gradients save: products where PyTorch is slow,
+# numbers of x where it only rearranges them.
+MIN_PRODUCTS = MIN_NUMBERS = 2**20
 Size = int | tuple[int, int]
 
 
 def kernel_is_faster(
-    nhwc: bool, positions: int, kernel: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+    nhwc: bool,
+    shape: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
 ) -> bool:
     """Whether our kernel takes both gradients sooner than PyTorch; measured by ``python -m benchmarks depthwise``.
 
     Args:
         nhwc: whether the channels of x are side by side in memory.
-        positions: of a map of x.
-        kernel, padding, dilation: of height and width.
+        shape: of x, (B, C, H, W).
+        kernel, stride, padding, dilation: of height and width.
     """
     h, w = kernel
     padded = any(p > k // 2 for p, k in zip(padding, kernel, strict=True))
-    slow = w > 3 or h * w == 1 or padded or tuple(dilation) != (1, 1)
-    return positions <= MAX_POSITIONS and (slow or not nhwc)
+    numbers = shape[0] * shape[1] * shape[2] * shape[3]
+    if shape[2] * shape[3] > MAX_POSITIONS:
+        return False
+    if w > 3 or h * w == 1 or padded or tuple(dilation) != (1, 1):
+        return numbers * h * w >= MIN_PRODUCTS * stride[0] * stride[1]
+    return not nhwc and numbers >= MIN_NUMBERS
 
 
 def pytorch_reason(
@@ -50,14 +62,11 @@ def pytorch_reason(
         return "without gradients it is PyTorch's convolution"
     if weight is None:
         return None
-    if x.numel() == 0:
-        return "there is nothing to do"
     if not weight.requires_grad:
         return "x's gradient alone is as fast in PyTorch"
-    positions = x.shape[2] * x.shape[3]
-    sizes = (weight.shape[2:], both(padding), both(dilation))
-    if not kernel_is_faster(channels_contiguous(x), positions, *sizes):
-        return "PyTorch's gradients are as fast for this kernel and layout"
+    sizes = (x.shape, weight.shape[2:], both(stride), both(padding), both(dilation))
+    if not kernel_is_faster(channels_contiguous(x), *sizes):
+        return "PyTorch's gradients are as fast for this kernel, size and layout"
     return None
 
 
