@@ -13,6 +13,7 @@ from PIL import Image
 from timm.data import create_transform, resolve_data_config, resolve_model_data_config
 from timm.layers import DropPath, LayerNorm, LayerNorm2d, Mlp
 from timm.models import save_for_hf
+from timm.utils.model import freeze_batch_norm_2d
 from tiny import TINY, tiny_config
 from torch import nn
 
@@ -212,6 +213,17 @@ def test_timms_transformer_takes_the_mlp(scale_mlp_norm: bool) -> None:
     )
     network(torch.randn(2, 3, 32, 32)).sum().backward()
     assert len(expansions(network)) == len(network.blocks)
+
+
+def test_timm_freezes_the_statistics_of_every_norm() -> None:
+    network = create_model(TINY, num_classes=3)
+    with torch.no_grad():
+        network(torch.randn(8, 3, 16, 16))
+    network = freeze_batch_norm_2d(network).train()
+    before = {name: value.clone() for name, value in network.state_dict().items() if "running" in name}
+    network(torch.randn(8, 3, 16, 16)).sum().backward()
+    for name, value in before.items():
+        assert value.equal(network.state_dict()[name]), name
 
 
 def test_stochastic_depth_is_timms() -> None:

@@ -116,8 +116,11 @@ class ChannelRMSNorm(nn.Module):
         return (self.weight.view([-1] + [1] * (x.dim() - 2)) * u).to(x.dtype)
 
 
-class BatchNorm(nn.modules.batchnorm._BatchNorm):
-    """BatchNorm over any number of spatial dims (paper: 64.39, the ablation's loser; M and L use it in turn)."""
+class BatchNorm(nn.BatchNorm2d):
+    """BatchNorm over any number of spatial dims (paper: 64.39, the ablation's loser; M and L use it in turn).
+
+    One of PyTorch's, so that what looks for those, to freeze or to convert them, finds it.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         return _batch_norm(
