@@ -57,9 +57,10 @@ def test_a_bad_spec_is_one_sentence(spec, says: str) -> None:
     assert len(str(raised.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize("name", ["hadaptive_net", "hadaptive_net.untrained"])
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_timm_knows_how_to_feed_it(channels: int) -> None:
-    network = timm.create_model("hadaptive_net", spec=TINY, in_chans=channels, num_classes=4)
+def test_timm_knows_how_to_feed_it(channels: int, name: str) -> None:
+    network = timm.create_model(name, spec=TINY, in_chans=channels, num_classes=4)
     known = network.pretrained_cfg
     assert network.default_cfg == known
     assert known["architecture"] == "hadaptive_net"
@@ -82,6 +83,18 @@ def test_it_is_a_backbone() -> None:
     assert backbone.feature_info.channels() == [8, 16]
     assert backbone.feature_info.reduction() == [2, 4]
     assert [tuple(m.shape) for m in backbone(torch.randn(2, 3, 16, 16))] == [(2, 8, 8, 8), (2, 16, 4, 4)]
+
+
+@pytest.mark.parametrize("kind", ["list", "dict", "hook", "getter"])
+def test_a_backbone_on_any_device_in_any_dtype(kind: str) -> None:
+    options = {"spec": TINY, "features_only": True, "feature_cls": kind, "dtype": torch.float64}
+    backbone = timm.create_model("hadaptive_net", device="meta", **options)
+    assert {t.device.type for t in backbone.parameters()} == {"meta"}
+    whole = timm.create_model("hadaptive_net", **options).eval()
+    backbone.to_empty(device="cpu").load_state_dict(whole.state_dict())
+    x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    expected, found = whole(x), backbone.eval()(x)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 def test_checkpoint_path_loads_its_weights(tmp_path: Path) -> None:

@@ -364,7 +364,7 @@ def hadaptive_net(pretrained: bool = False, spec: Spec | None = None, **kwargs: 
         raise UserError(
             "hadaptive_net is built of a spec: pass spec=, a NetSpec, a dict or the path of a .json file"
         )
-    if not kwargs.get("pretrained_cfg"):  # else it says what weights were trained on
+    if isinstance(kwargs.get("pretrained_cfg"), str | None):  # else it says what weights were trained on
         channels = kwargs.get("in_chans", 3)
         mean, std = (
             value if channels == 3 else (sum(value) / 3,) * channels  # as timm has it for other channels
