@@ -156,7 +156,7 @@ class RunFolder:
     def save_weights(self, model: nn.Module, which: str) -> None:
         """Write all parameters and buffers as safetensors, atomically."""
         state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-        content = save(state)
+        content = save(state, {"format": "pt"})  # what loaders of others ask for
         write_atomically(self.weights(which), lambda p: p.write_bytes(content))
 
     def load_model(self, which: str | None = None) -> tuple[nn.Module, ModelCard]:

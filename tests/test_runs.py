@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 from tiny import TINY
 
 from hadaptive.cards import ModelCard, card_for
@@ -56,6 +57,8 @@ def test_weights_round_trip_and_damage(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not finished an epoch"):
         run.load_model("best")
     run.save_weights(network, "best")
+    with safe_open(run.weights("best"), "pt") as file:
+        assert file.metadata() == {"format": "pt"}
     loaded, _ = run.load_model("best")
     assert not loaded.training
     for name, tensor in network.state_dict().items():

@@ -223,6 +223,18 @@ def test_what_would_never_be_updated_is_refused() -> None:
         adapt_temperatures(model, model)
 
 
+def test_no_temperature_is_updated_twice_in_a_step() -> None:
+    model = network()
+    optimizer = sgd(model)
+    handle = adapt_temperatures(optimizer, model)
+    for part in (model, model[0]):
+        with pytest.raises(ValueError, match="adapts these temperatures already"):
+            adapt_temperatures(optimizer, part)
+    handle.remove()
+    for part in (model[0], model[2]):
+        adapt_temperatures(optimizer, part)
+
+
 def test_updating_between_the_passes_leaves_the_gradient_alone() -> None:
     """Whose temperature is that of the forward pass."""
     gradients = []

@@ -42,7 +42,7 @@ def write(
 
         metadata = json_text({"card": card.to_dict(), "about": about, "split": split})
         state = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
-        write_atomically(path, lambda p: p.write_bytes(save(state, {METADATA_KEY: metadata})))
+        write_atomically(path, lambda p: p.write_bytes(save(state, {"format": "pt", METADATA_KEY: metadata})))
     else:
         lower(net, path, name, card.preprocessing.input_size, metadata)
 

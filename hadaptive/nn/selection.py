@@ -4,6 +4,7 @@ Source: arXiv 2505.22226, section 3; ECA (arXiv 1910.03151) for the score; Gumbe
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.fx
@@ -245,6 +246,11 @@ class ChannelSelection(nn.Module):
         """Set the temperature to what training begins with."""
         self.temperature.fill_(TEMPERATURE_MAX)
         self.gradient_norm.zero_()
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        for name, value in list(self.named_buffers()):  # assigned ones may be of a network in half precision
+            setattr(self, name, value.float())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ChannelSelection":
         kept = {"temperature": self.temperature, "gradient_norm": self.gradient_norm}

@@ -45,33 +45,43 @@ def adapt_temperatures(optimizer: Any, model: nn.Module) -> RemovableHandle:
 
     Raises:
         TypeError: this is no optimiser whose steps PyTorch can watch.
-        ValueError: the model selects channels, but the optimiser trains none of its scores.
+        ValueError: the model selects channels, but the optimiser trains none of its scores, or it adapts their
+            temperatures already.
     """
     inner = watched(optimizer)
-    live = [m for m in expansions(model).values() if not isinstance(m.select, FixedSelection)]
-    if live and not _trained_by(inner, model):
+    layers = _trained_by(inner, model)
+    if not layers and any(not isinstance(m.select, FixedSelection) for m in expansions(model).values()):
         raise ValueError(
             "the optimiser trains none of the model's scores, so that no temperature would ever change: "
             "pass the one that does, and the model that its parameters are of"
         )
+    for hook in getattr(inner, "_optimizer_step_pre_hooks", {}).values():
+        if isinstance(hook, _Adapting) and not set(layers).isdisjoint(_trained_by(inner, hook.model)):
+            raise ValueError("the optimiser adapts these temperatures already: remove() the handle of that first")
+    return inner.register_step_pre_hook(_Adapting(model))
 
-    def update(stepping: Optimizer) -> None:
-        # What a fused optimiser is told by a GradScaler, and sees to itself.
-        scale, skipped = getattr(stepping, "grad_scale", None), getattr(stepping, "found_inf", None)
-        for layer in _trained_by(stepping, model):
-            layer.update_temperature(scale, skipped)
 
-    def before_step(stepping: Optimizer, args: Any, kwargs: dict[str, Any]) -> Any:
+class _Adapting:
+    """A hook of an optimiser that adapts the temperatures of `model` before each step."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def __call__(self, optimizer: Optimizer, args: Any, kwargs: dict[str, Any]) -> Any:
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if not callable(closure):
-            update(stepping)
+            self.update(optimizer)
             return None
-        followed = _followed_once(closure, lambda: update(stepping))
+        followed = _followed_once(closure, lambda: self.update(optimizer))
         if "closure" in kwargs:
             return args, {**kwargs, "closure": followed}
         return (args[0], followed, *args[2:]), kwargs
 
-    return inner.register_step_pre_hook(before_step)
+    def update(self, optimizer: Optimizer) -> None:
+        # What a fused optimiser is told by a GradScaler, and sees to itself.
+        scale, skipped = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
+        for layer in _trained_by(optimizer, self.model):
+            layer.update_temperature(scale, skipped)
 
 
 def watched(optimizer: Any) -> Optimizer:
