@@ -303,16 +303,15 @@ def test_make_fx(mode: str) -> None:
     close(graph(*others), gradients(*others))
 
 
-def test_compiled_training() -> None:
-    def loss(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return ops.depthwise(x.relu(), weight, bias, 1, (2, 1), 1).square().sum()
-
-    x, weight, bias, *_ = small()
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_compiled_training(layout: str) -> None:
+    net, x = layers(), image(layout).requires_grad_()
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    wanted = [x, *net.parameters()]
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        found = torch.autograd.grad(compiled(x, weight, bias), (x, weight, bias))
+        found = torch.autograd.grad(compiled(x).square().sum(), wanted)
     assert "hadaptive::depthwise_backward" in {row.key for row in profile.key_averages()}
-    close(found, torch.autograd.grad(loss(x, weight, bias), (x, weight, bias)))
+    close(found, torch.autograd.grad(net(x).square().sum(), wanted))
 
 
 def test_scripts_and_traces_are_pytorchs() -> None:

@@ -42,6 +42,7 @@ __all__ = [
     "dysoft",
     "expand",
     "explain",
+    "has_kernel",
     "largest_finite",
     "num_pairs",
     "pair_indices",
@@ -112,19 +113,26 @@ def explain(operator: str, *arguments: Any) -> tuple[str, str]:
     """
     if operator not in OPERATORS:
         raise ValueError(f"unknown operator {operator!r}; choose one of {', '.join(OPERATORS)}")
+    reason = _plain_reason(operator, arguments)
+    return (_PREFERENCE[0], library.describe(arguments[0])) if reason is None else ("reference", reason)
+
+
+def has_kernel(operator: str, *arguments: Any) -> bool:
+    """Whether `operator` would use a kernel for these arguments, as :func:`explain`; compilers follow this."""
+    return _plain_reason(operator, arguments) is None
+
+
+def _plain_reason(operator: str, arguments: tuple) -> str | None:
+    """Why an operator is taken in plain PyTorch, or None if it is not."""
     if operator == "depthwise":
         reason = convolution.pytorch_reason(*arguments)
         if reason is not None:
-            return "reference", reason
+            return reason
     tensors = [a for a in arguments if a is None or isinstance(a, Tensor)]
-    for name in _PREFERENCE:
-        module = _BACKENDS[name]
-        reason = module.unsupported_reason(operator, *tensors)
-        if reason is not None:
-            return "reference", reason
-        if getattr(module, operator) is not getattr(reference, operator):
-            return name, module.describe(tensors[0])
-    return "reference", "alone it moves the same bytes in plain PyTorch"
+    reason = library.unsupported_reason(operator, *tensors)
+    if reason is None and getattr(library, operator) is getattr(reference, operator):
+        return "alone it moves the same bytes in plain PyTorch"
+    return reason
 
 
 def num_pairs(k: int) -> int:
