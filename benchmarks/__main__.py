@@ -47,6 +47,13 @@ def _depthwise(arguments: list[str]) -> None:
     bench_depthwise(parsed(DepthwiseConfig, "python -m benchmarks depthwise", arguments))
 
 
+def _products(arguments: list[str]) -> None:
+    from benchmarks.products import ProductsConfig, bench_products
+    from hadaptive.parsing import parsed
+
+    bench_products(parsed(ProductsConfig, "python -m benchmarks products", arguments))
+
+
 def _search(arguments: list[str]) -> None:
     from benchmarks.search import SearchBenchConfig, bench_search
     from hadaptive.parsing import parsed
@@ -129,6 +136,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "networks": _networks,
     "ops": _ops,
     "parity": _parity,
+    "products": _products,
     "report": _report,
     "search": _search,
     "startup": _startup,
