@@ -1,16 +1,13 @@
-"""Fused GPU kernels of the expansion, written in Triton (CUDA, and ROCm as far as Triton does).
+"""Fused GPU kernels of the expansion's forward pass, written in Triton (CUDA, and ROCm as far as Triton does).
 
-Four schedules walk the triangle of pairs (i, j), i < j, forward:
+Five schedules walk the triangle of pairs (i, j), i < j:
 
 * ``native``: a program for each i, with a loop over j whose length depends on i;
 * ``balanced``: a program for each channel c, which owns (i, c) where c - i is even and (c, j) where j - c is odd,
   so that every program has k/2 pairs, give or take one (Parity-Balanced);
 * ``direct``: a program for each block of pairs, which finds (i, j) from their number (Direct-Indexing);
-* ``tiled``: a program for each block of positions, which holds some selected channels and meets them with all.
-
-Backward, a program for each block of selected channels visits all partners and sums up in registers, and one for
-each block of pairs walks over positions and samples and reduces its share of weight, bias and alpha once, at its
-end. Sums go through partial buffers, without atomics: results are the same in every run.
+* ``tiled``: a program for each block of positions, which holds some selected channels and meets them with all;
+* ``flat``: a program for each run of y, whatever rows are in it: stored in vectors where rows are of odd size.
 
 Maps are dense, with positions side by side or, where `cols`, channels side by side. `unit` divides the length of
 their rows, so that loads and stores of so many elements are aligned.
@@ -77,7 +74,8 @@ def _along(v, cols: tl.constexpr):
 
 
 @triton.jit
-def _scalar(pointer):
+def _float(pointer):
+    """What is there, as float32."""
     return tl.load(pointer).to(tl.float32)
 
 
@@ -140,7 +138,7 @@ def expand_channel_fwd_kernel(
     for c in range(part * k + s, channels, k * parts):
         copied = tl.load(_at(x, c, n, channels, size, cols, far), mask=live)
         tl.store(_at(y, c, n, width, size, cols, far), copied, mask=live)
-    a = _scalar(alpha)
+    a = _float(alpha)
     c, scale = _selected(index, gate, s, True)
     zs = tl.load(_at(x, c, n, channels, size, cols, far), mask=live, other=0.0).to(tl.float32) * scale
     below = s // 2 if balanced else 0
@@ -152,7 +150,7 @@ def expand_channel_fwd_kernel(
         p = _number(s, t, k)
         ct, gt = _selected(index, gate, t, True)
         zt = tl.load(_at(x, ct, n, channels, size, cols, far), mask=live, other=0.0).to(tl.float32) * gt
-        d = _dysoft_of_product(zs, zt, a, _scalar(weight + p), _scalar(bias + p))
+        d = _dysoft_of_product(zs, zt, a, _float(weight + p), _float(bias + p))
         tl.store(_at(y, channels + p, n, width, size, cols, far), d.to(y.dtype.element_ty), mask=live)
 
 
@@ -186,7 +184,7 @@ def expand_direct_fwd_kernel(
         i, j = _pair_of(tl.where(wanted, p, 0), k)
         ci, gi = _selected(index, gate, i, wanted)
         cj, gj = _selected(index, gate, j, wanted)
-        a = _scalar(alpha)
+        a = _float(alpha)
         w = tl.load(weight + p, mask=wanted, other=0.0).to(tl.float32)
         c = tl.load(bias + p, mask=wanted, other=0.0).to(tl.float32)
         for start in range(part * block_n, size, parts * block_n):
@@ -217,7 +215,7 @@ def expand_tiled_fwd_kernel(
         live = (n < size) & (c < channels)
         copied = tl.load(_at(x, c, n, channels, size, cols, far), mask=live)
         tl.store(_at(y, c, n, width, size, cols, far), copied, mask=live)
-    a = _scalar(alpha)
+    a = _float(alpha)
     for start in range(0, k, block_s):
         j = start + slot
         cj, gj = _selected(index, gate, j, j < k)
@@ -235,115 +233,60 @@ def expand_tiled_fwd_kernel(
 
 
 @triton.jit
-def expand_slots_bwd_kernel(
-    grad, x, index, gate, alpha, weight, gz, of_gate, channels, k, positions,
-    cols: tl.constexpr, far: tl.constexpr, unit: tl.constexpr, block_s: tl.constexpr, block_n: tl.constexpr,
-):  # fmt: skip
-    """Gradients of the gated channels, and partial ones of the gates: a program for each block of slots and of
-    positions of a sample, which meets one partner after the other."""
-    size = positions if cols else _aligned(positions, unit)
-    width = channels + k * (k - 1) // 2
-    blocks = tl.cdiv(size, block_n)
-    parts = tl.cdiv(k, block_s)
-    rest = tl.program_id(0) // blocks
-    b = rest // parts
-    x, gz = _sample(x, b, tl.cast(channels, tl.int64) * size), _sample(gz, b, tl.cast(k, tl.int64) * size)
-    grad = _sample(grad, b, tl.cast(width, tl.int64) * size)
-    index, gate = _sample(index, b, k), _sample(gate, b, k)
-    n = _along(tl.program_id(0) % blocks * block_n + tl.arange(0, block_n), cols)
-    s = _across(rest % parts * block_s + tl.arange(0, block_s), cols)
-    live = (n < size) & (s < k)
-    a = _scalar(alpha)
-    c, scale = _selected(index, gate, s, s < k)
-    plain = tl.load(_at(x, c, n, channels, size, cols, far), mask=live, other=0.0).to(tl.float32)
-    zs = plain * scale
-    total = tl.zeros_like(plain)
-    for t in range(k):
-        ct, gt = _selected(index, gate, t, True)
-        zt = tl.load(_at(x, ct, n, channels, size, cols, far), mask=n < size, other=0.0).to(tl.float32) * gt
-        wanted = (s != t) & (s < k)
-        p = _number(s, t, k)
-        w = tl.load(weight + p, mask=wanted, other=0.0).to(tl.float32)
-        g = tl.load(_at(grad, channels + p, n, width, size, cols, far), mask=(n < size) & wanted, other=0.0)
-        _, _, r = _softsign_parts(zs, zt, a)
-        total += g.to(tl.float32) * w * (r * r) * tl.where(wanted, zt, 0.0)
-    total *= a
-    tl.store(_at(gz, s, n, k, size, cols, far), total, mask=live)
-    of_gate = _sample(of_gate, b * blocks + tl.program_id(0) % blocks, k)
-    share = tl.sum(tl.where(live, total * plain, 0.0), axis=0 if cols else 1, keep_dims=True)
-    tl.store(of_gate + s, share, mask=s < k)
+def _row_of_y(row, weight, bias, channels, k, width):
+    """Of row `row` of some samples of y: its sample, channel, whether that is a product, of which slots, and what
+    scales and shifts it."""
+    b = row // width
+    c = row - b * width
+    product = c >= channels
+    p = tl.where(product, c - channels, 0)
+    i, j = _pair_of(p, k)
+    return b, c, product, i, j, _float(weight + p), _float(bias + p)
 
 
 @triton.jit
-def expand_pairs_bwd_kernel(
-    grad, x, index, gate, alpha, sums, batch, channels, k, positions, parts,
-    cols: tl.constexpr, far: tl.constexpr, unit: tl.constexpr, block_p: tl.constexpr, block_n: tl.constexpr,
+def expand_flat_fwd_kernel(
+    x, index, gate, alpha, weight, bias, y, batch, channels, k, positions, parts,
+    period: tl.constexpr, ragged: tl.constexpr, vector: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
-    """Partial gradients of weight and bias, and each pair's of alpha, before its weight: a program for each block
-    of pairs and part of all positions of all samples."""
-    size = positions if cols else _aligned(positions, unit)
-    pairs = k * (k - 1) // 2
-    if cols:
-        channels, pairs = _aligned(channels, unit), _aligned(pairs, unit)
-    width = channels + pairs
-    blocks = tl.cdiv(size, block_n)
+    """Flat: a program for each block of vectors of y, at the same place in every `period` samples, which are a
+    whole number of vectors. A row is no shorter than a vector, so that one has elements of one row or of two."""
+    width = channels + k * (k - 1) // 2
+    stretch = _aligned(period * width * positions, vector)
     part = tl.program_id(0) % parts
-    p = _across(tl.program_id(0) // parts * block_p + tl.arange(0, block_p), cols)
-    wanted = p < pairs
-    i, j = _pair_of(tl.where(wanted, p, 0), k)
-    a = _scalar(alpha)
-    lane = _along(tl.arange(0, block_n), cols)
-    of_weight = tl.zeros_like((p + lane).to(tl.float32))
-    of_bias, of_alpha = of_weight, of_weight
-    for task in range(part, batch * blocks, parts):
-        b = task // blocks
+    place = (tl.program_id(0) // parts * block + tl.arange(0, block)[:, None]) * vector
+    place = tl.minimum(place, stretch - vector)  # the last vector more than once: nothing needs a mask
+    lane = tl.arange(0, vector)[None, :]
+    row = place // positions
+    n = place - row * positions + lane
+    first = n < positions
+    n = tl.where(first, n, n - positions)
+    b1, c1, product1, i1, j1, w1, v1 = _row_of_y(row, weight, bias, channels, k, width)
+    row = tl.minimum(row + 1, period * width - 1)
+    b2, c2, product2, i2, j2, w2, v2 = _row_of_y(row, weight, bias, channels, k, width)
+    product = tl.where(first, product1, product2)
+    w, v = tl.where(first, w1, w2), tl.where(first, v1, v2)
+    a = _float(alpha)
+    for turn in range(part, tl.cdiv(batch, period), parts):
+        b = turn * period
         mine, gates = _sample(index, b, k), _sample(gate, b, k)
-        here = _sample(x, b, tl.cast(channels, tl.int64) * size)
-        ci, gi = _selected(mine, gates, i, wanted)
-        cj, gj = _selected(mine, gates, j, wanted)
-        n = task % blocks * block_n + lane
-        live = (n < size) & wanted
-        zi = tl.load(_at(here, ci, n, channels, size, cols, far), mask=live, other=0.0).to(tl.float32) * gi
-        zj = tl.load(_at(here, cj, n, channels, size, cols, far), mask=live, other=0.0).to(tl.float32) * gj
-        place = _at(_sample(grad, b, tl.cast(width, tl.int64) * size), channels + p, n, width, size, cols, far)
-        g = tl.load(place, mask=live, other=0.0).to(tl.float32)
-        product, u, r = _softsign_parts(zi, zj, a)
-        of_weight += g * r * u
-        of_alpha += g * r * r * product
-        of_bias += g
-    sums = _sample(sums, part, 3 * pairs) + p
-    axis: tl.constexpr = 0 if cols else 1
-    tl.store(sums, tl.sum(of_weight, axis=axis, keep_dims=True), mask=wanted)
-    tl.store(sums + pairs, tl.sum(of_bias, axis=axis, keep_dims=True), mask=wanted)
-    tl.store(sums + 2 * pairs, tl.sum(of_alpha, axis=axis, keep_dims=True), mask=wanted)
-
-
-@triton.jit
-def expand_input_bwd_kernel(
-    grad, gz, index, gate, grad_x, channels, k, positions,
-    cols: tl.constexpr, far: tl.constexpr, unit: tl.constexpr, block_c: tl.constexpr, block_n: tl.constexpr,
-):  # fmt: skip
-    """grad_x: what came through the concatenation, and what came through the selection."""
-    size = positions if cols else _aligned(positions, unit)
-    width = channels + k * (k - 1) // 2
-    if cols:
-        channels, width = _aligned(channels, unit), _aligned(width, unit)
-    blocks = tl.cdiv(size, block_n)
-    parts = tl.cdiv(channels, block_c)
-    rest = tl.program_id(0) // blocks
-    part, b = rest % parts, rest // parts
-    grad, grad_x = (
-        _sample(grad, b, tl.cast(width, tl.int64) * size),
-        _sample(grad_x, b, tl.cast(channels, tl.int64) * size),
-    )
-    gz, index, gate = _sample(gz, b, tl.cast(k, tl.int64) * size), _sample(index, b, k), _sample(gate, b, k)
-    n = _along(tl.program_id(0) % blocks * block_n + tl.arange(0, block_n), cols)
-    c = _across(part * block_c + tl.arange(0, block_c), cols)
-    live = (n < size) & (c < channels)
-    total = tl.load(_at(grad, c, n, width, size, cols, far), mask=live, other=0.0).to(tl.float32)
-    for s in range(k):
-        chosen, scale = _selected(index, gate, s, True)
-        if chosen // block_c == part:
-            through = tl.load(_at(gz, s, n, k, size, cols, far), mask=n < size, other=0.0) * scale
-            total += tl.where(c == chosen, through, 0.0)
-    tl.store(_at(grad_x, c, n, channels, size, cols, far), total.to(grad_x.dtype.element_ty), mask=live)
+        here = _sample(x, b, tl.cast(channels, tl.int64) * positions)
+        s1, s2 = b1, b2
+        if ragged:
+            s1, s2 = tl.minimum(b1, batch - 1 - b), tl.minimum(b2, batch - 1 - b)
+        ci1, gi1 = _selected(mine, gates, s1 * k + i1, True)
+        cj1, gj1 = _selected(mine, gates, s1 * k + j1, True)
+        ci2, gi2 = _selected(mine, gates, s2 * k + i2, True)
+        cj2, gj2 = _selected(mine, gates, s2 * k + j2, True)
+        ci1, ci2 = tl.where(product1, ci1, c1), tl.where(product2, ci2, c2)
+        ni = tl.where(first, (s1 * channels + ci1) * positions, (s2 * channels + ci2) * positions) + n
+        nj = tl.where(first, (s1 * channels + cj1) * positions, (s2 * channels + cj2) * positions) + n
+        zi, zj = _float(here + ni), _float(here + nj)
+        plain = zi
+        if gate is not None:
+            zi, zj = zi * tl.where(first, gi1, gi2), zj * tl.where(first, gj1, gj2)
+        d = tl.where(product, _dysoft_of_product(zi, zj, a, w, v), plain).to(y.dtype.element_ty)
+        live = None
+        if ragged:
+            live = b + tl.where(first, b1, b2) < batch
+        tl.store(_sample(y, turn, stretch) + place + lane, d, mask=live)

@@ -14,10 +14,11 @@ import torch
 import triton
 from torch import Tensor
 
-from hadaptive.ops import triton_kernels as kernels
+from hadaptive.ops import triton_backward as backward
+from hadaptive.ops import triton_kernels as forward
 from hadaptive.ops.layout import channels_contiguous, dense, empty_map
 
-SCHEDULES = ("native", "direct", "balanced", "tiled")
+SCHEDULES = ("native", "direct", "balanced", "tiled", "flat")
 PROGRAMS = 32  # of one warp on each multiprocessor: as many as it holds
 WIDEST = 256  # positions of a program: eight for each lane, over which it spreads the work of finding its channels
 
@@ -70,6 +71,13 @@ class Sizes:
         far = (self.channels + self.pairs) * self.positions >= 2**31
         return {"cols": self.cols, "far": far, "unit": self.unit}
 
+    @property
+    def period(self) -> int | None:
+        """Samples of y that together are a whole number of vectors; None where the schedule ``flat`` cannot be."""
+        size = (self.channels + self.pairs) * self.positions
+        period = 8 // math.gcd(8, size)
+        return None if self.cols or self.positions < 8 or period * size >= 2**31 else period
+
     def block_n(self, most: int) -> int:
         """Positions of a program, up to `most`."""
         return min(triton.next_power_of_2(self.positions), most)
@@ -101,9 +109,16 @@ def multiprocessors(device: torch.device) -> int:
 
 
 def default_schedule(s: Sizes) -> str:
-    """Programs of equal work, which share the finding of their channels among positions; where those are fewer
-    than lanes, or pairs that follow each other lie side by side, a block of pairs each."""
-    return "direct" if s.cols or s.positions < 32 else "balanced"
+    """The schedule of the fewest instructions, by the compiler's code; nothing has been timed.
+
+    Where pairs that follow each other lie side by side, or positions are fewer than lanes, a block of pairs each.
+    Elsewhere programs of equal work, which spread the finding of channels over all their positions. At 14 x 14 it
+    takes 17 instructions a product; tiled takes 14, but computes a fifth to a half more than it stores. At 7 x 7,
+    rows of odd size, it takes 33 of a lane, and a quarter of them idles; flat takes 37 and lets none idle.
+    """
+    if s.cols or s.positions < 32:
+        return "direct"
+    return "flat" if s.unit < 4 and s.batch >= 8 and s.period is not None else "balanced"
 
 
 def _largest(s: Sizes, rows: int, blocks: list[tuple[int, int]]) -> tuple[int, int]:
@@ -135,18 +150,26 @@ def forward_launch(s: Sizes, schedule: str, tensors: tuple[Tensor | None, ...]) 
         block_n = s.block_n(8 if s.cols else WIDEST // 2)
         constants = {**s.constants, "block_s": 32 if s.cols else s.rows(8, block_n), "block_n": block_n}
         programs = s.batch * triton.cdiv(s.positions, block_n)
-        return Launch(kernels.expand_tiled_fwd_kernel, programs, arguments, constants)
-    if schedule == "direct":
+        return Launch(forward.expand_tiled_fwd_kernel, programs, arguments, constants)
+    if schedule == "flat" and s.period is not None:
+        y = tensors[-1]
+        vector = 8 if y is None or y.element_size() == 2 else 4  # of 16 bytes
+        programs = triton.cdiv(min(s.batch, s.period) * (s.channels + s.pairs) * s.positions, 32 * vector)
+        parts = s.parts(programs, triton.cdiv(s.batch, s.period))
+        arguments = (*tensors, s.batch, s.channels, s.k, s.positions, parts)
+        constants = {"period": s.period, "ragged": s.batch % s.period != 0, "vector": vector, "block": 32}
+        return Launch(forward.expand_flat_fwd_kernel, programs * parts, arguments, constants)
+    if schedule in ("direct", "flat"):
         block_p, block_n = _direct_block(s)
         programs = s.batch * (triton.cdiv(s.channels, block_p) + triton.cdiv(s.pairs, block_p))
         parts = s.parts(programs, triton.cdiv(s.positions, block_n))
         constants = {**s.constants, "block_p": block_p, "block_n": block_n}
-        return Launch(kernels.expand_direct_fwd_kernel, programs * parts, (*arguments, parts), constants)
+        return Launch(forward.expand_direct_fwd_kernel, programs * parts, (*arguments, parts), constants)
     _, block_n = _largest(s, s.pairs, [(1, s.block_n(WIDEST)), (1, s.block_n(64))])
     programs = s.batch * s.k * triton.cdiv(s.positions, block_n)
     parts = s.parts(programs, max(1, s.k // 2))
     constants = {**s.constants, "balanced": schedule == "balanced", "block_n": block_n}
-    return Launch(kernels.expand_channel_fwd_kernel, programs * parts, (*arguments, parts), constants)
+    return Launch(forward.expand_channel_fwd_kernel, programs * parts, (*arguments, parts), constants)
 
 
 def _slot_block(s: Sizes) -> tuple[int, int]:
@@ -200,16 +223,16 @@ def backward_launches(
     programs = s.batch * triton.cdiv(s.k, block_s) * triton.cdiv(s.positions, block_n)
     constants = {**s.constants, "block_s": block_s, "block_n": block_n}
     arguments = (grad, x, index, gate, alpha, weight, gz, of_gate, *numbers)
-    yield Launch(kernels.expand_slots_bwd_kernel, programs, arguments, constants)
+    yield Launch(backward.expand_slots_bwd_kernel, programs, arguments, constants)
     block_p, block_n = _pair_block(s)
     parts = pair_parts(s)
     constants = {**s.constants, "block_p": block_p, "block_n": block_n}
     arguments = (grad, x, index, gate, alpha, sums, s.batch, *numbers, parts)
-    yield Launch(kernels.expand_pairs_bwd_kernel, triton.cdiv(s.pairs, block_p) * parts, arguments, constants)
+    yield Launch(backward.expand_pairs_bwd_kernel, triton.cdiv(s.pairs, block_p) * parts, arguments, constants)
     block_c, block_n = _input_block(s)
     programs = s.batch * triton.cdiv(s.channels, block_c) * triton.cdiv(s.positions, block_n)
     constants = {**s.constants, "block_c": block_c, "block_n": block_n}
-    yield Launch(kernels.expand_input_bwd_kernel, programs, (grad, gz, index, gate, grad_x, *numbers), constants)
+    yield Launch(backward.expand_input_bwd_kernel, programs, (grad, gz, index, gate, grad_x, *numbers), constants)
 
 
 def _plain(tensor: Tensor | None) -> Tensor | None:
@@ -228,7 +251,8 @@ def expand_forward(
     """Forward of :func:`hadaptive.ops.cross_hadamard_expand` for GPU tensors in float32, bfloat16 or float16.
 
     Args:
-        schedule: one of ``SCHEDULES``; None takes the layout's own.
+        schedule: one of ``SCHEDULES``; None takes ``default_schedule``. ``flat`` is for rows of eight positions or
+            more; else it is ``direct``.
 
     Raises:
         ValueError: there is no such schedule.
