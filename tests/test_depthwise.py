@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hadaptive import ops
 from hadaptive.models import HadaptiveNet
-from hadaptive.nn import AdaptiveBottleneck, DepthwiseLayers, GhostExpansion
+from hadaptive.nn import AdaptiveBottleneck, GhostExpansion, Layers
 from hadaptive.ops import convolution, library, reference
 from hadaptive.ops.convolution import kernel_is_faster
 
@@ -335,7 +335,7 @@ def test_it_is_one_node_of_an_fx_graph() -> None:
 # ---------------------------------------------------------------- the module
 
 
-def layers(kernel: int = 5, channels: int = 6, cls: type[nn.Sequential] = DepthwiseLayers, **options: Any) -> Any:
+def layers(kernel: int = 5, channels: int = 6, cls: type[nn.Sequential] = Layers, **options: Any) -> Any:
     """A depthwise convolution with a norm and an activation; the same numbers for every class."""
     torch.manual_seed(1)
     conv = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels, bias=False, **options)
@@ -351,7 +351,7 @@ def image(layout: str = "contiguous") -> Tensor:
 def test_layers_train_as_pytorchs_sequence(kernel: int, layout: str) -> None:
     x = image(layout)
     results = []
-    for cls in (DepthwiseLayers, nn.Sequential):
+    for cls in (Layers, nn.Sequential):
         net, leaf = layers(kernel, cls=cls), x.detach().requires_grad_()
         y = net(leaf)
         gradients = torch.autograd.grad(y.square().sum(), [leaf, *net.parameters()])
@@ -432,7 +432,7 @@ CHANGES = (
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_whatever_is_done_to_the_convolution_is_done(change: Callable[[nn.Sequential], None]) -> None:
     results = []
-    for cls in (DepthwiseLayers, nn.Sequential):
+    for cls in (Layers, nn.Sequential):
         net, x = layers(cls=cls), image().requires_grad_()
         torch.manual_seed(2)
         change(net)
@@ -462,8 +462,8 @@ def test_the_convolution_stays_pytorchs() -> None:
         assert all(type(m) is nn.Conv2d for m in depthwise)
     net = layers()
     assert list(net.state_dict()) == list(layers(cls=nn.Sequential).state_dict())
-    assert repr(net).removeprefix("DepthwiseLayers") == repr(layers(cls=nn.Sequential)).removeprefix("Sequential")
-    assert type(net[:2]) is DepthwiseLayers
+    assert repr(net).removeprefix("Layers") == repr(layers(cls=nn.Sequential)).removeprefix("Sequential")
+    assert type(net[:2]) is Layers
     again = pickle.loads(pickle.dumps(net))
     x = image()
     assert torch.equal(again(x), net(x))
@@ -472,7 +472,7 @@ def test_the_convolution_stays_pytorchs() -> None:
 def test_graphs_are_those_of_pytorchs_sequence() -> None:
     x = image()
     codes = []
-    for cls in (DepthwiseLayers, nn.Sequential):
+    for cls in (Layers, nn.Sequential):
         net = layers(cls=cls)
         wrapped = nn.Sequential(net)
         exported = torch.export.export(wrapped, (x,))
@@ -489,7 +489,7 @@ def test_graphs_are_those_of_pytorchs_sequence() -> None:
 @pytest.mark.parametrize("dynamo", [True, False], ids=["dynamo", "torchscript"])
 def test_onnx_files_are_those_of_pytorchs_sequence(dynamo: bool) -> None:
     files = []
-    for cls in (DepthwiseLayers, nn.Sequential):
+    for cls in (Layers, nn.Sequential):
         file = io.BytesIO()
         program = torch.onnx.export(
             layers(cls=cls).eval(), (image(),), None if dynamo else file, dynamo=dynamo, verbose=False

@@ -30,7 +30,7 @@ from hadaptive.models.spec import (
     NetSpec,
     as_spec,
 )
-from hadaptive.nn import AdaptiveBottleneck, AdaptiveCrossHadamard, GhostExpansion, InvertedExpansion
+from hadaptive.nn import AdaptiveBottleneck, AdaptiveCrossHadamard, GhostExpansion, InvertedExpansion, Layers
 
 
 def conv_norm_act(
@@ -43,7 +43,7 @@ def conv_norm_act(
         nn.Conv2d(in_channels, spec.channels, spec.kernel, spec.stride, padding, bias=False, **dd),
         nn.BatchNorm2d(spec.channels, **dd),
     ]
-    return nn.Sequential(*layers, nn.Hardswish()) if spec.act else nn.Sequential(*layers)
+    return Layers(*layers, nn.Hardswish()) if spec.act else Layers(*layers)
 
 
 def build_block(

@@ -7,7 +7,7 @@ from hadaptive.nn.ach import (
 from hadaptive.nn.bottleneck import AdaptiveBottleneck
 from hadaptive.nn.ghost import GhostExpansion
 from hadaptive.nn.inverted import InvertedExpansion
-from hadaptive.nn.layers import DepthwiseLayers
+from hadaptive.nn.layers import Layers
 from hadaptive.nn.mlp import CrossHadamardMlp
 from hadaptive.nn.normalisation import (
     NORMS,
@@ -40,7 +40,6 @@ __all__ = [
     "ChannelSelection",
     "CrossHadamardExpansion",
     "CrossHadamardMlp",
-    "DepthwiseLayers",
     "DyAlge",
     "DySig",
     "DySoft",
@@ -48,6 +47,7 @@ __all__ = [
     "FixedSelection",
     "GhostExpansion",
     "InvertedExpansion",
+    "Layers",
     "SelectionRecorder",
     "SelectionReport",
     "adapt_temperatures",

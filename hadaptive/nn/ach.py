@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.types import Device
 
 from hadaptive import ops
+from hadaptive.nn.layers import run_layers
 from hadaptive.nn.normalisation import create_norm
 from hadaptive.nn.selection import ChannelScore, ChannelSelection, FixedSelection, check_k
 from hadaptive.nn.state import rename_children
@@ -215,8 +216,12 @@ class AdaptiveCrossHadamard(nn.Module):
         )
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        y = self.cross_hadamard(self.bn(self.mix(_as_map(x, self.channels))), generator)
-        return _with_positions_of(y, x)
+        y = _as_map(x, self.channels)
+        if torch.jit.is_scripting():  # noqa: SIM108 (TorchScript)
+            y = self.bn(self.mix(y))
+        else:
+            y = run_layers((self.mix, self.bn), y)
+        return _with_positions_of(self.cross_hadamard(y, generator), x)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any

@@ -12,7 +12,7 @@ from timm.layers import drop_path
 from torch import Tensor, nn
 from torch.types import Device
 
-from hadaptive.nn.layers import DepthwiseLayers
+from hadaptive.nn.layers import Layers
 
 torch.fx.wrap("drop_path")  # it changes its mask in place, which feature extractors take for a node without use
 
@@ -64,7 +64,7 @@ class AdaptiveBottleneck(nn.Module):
             raise ValueError(f"a stride-1 bottleneck needs an odd kernel to keep its size, got {kernel_size}")
         dd: Any = {"device": device, "dtype": dtype}
         self.expansion = expansion
-        self.depthwise = DepthwiseLayers(
+        self.depthwise = Layers(
             nn.Conv2d(
                 expanded,
                 expanded,
@@ -78,7 +78,7 @@ class AdaptiveBottleneck(nn.Module):
             nn.BatchNorm2d(expanded, **dd),
             nn.Hardswish(),
         )
-        self.project = nn.Sequential(
+        self.project = Layers(
             nn.Conv2d(expanded, out_channels, 1, bias=False, **dd), nn.BatchNorm2d(out_channels, **dd)
         )
         self.drop_path = DropPath(drop_path) if self.residual and drop_path > 0 else nn.Identity()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.types import Device
 
 from hadaptive import ops
-from hadaptive.nn.layers import DepthwiseLayers
+from hadaptive.nn.layers import Layers
 
 
 class GhostExpansion(nn.Module):
@@ -42,10 +42,10 @@ class GhostExpansion(nn.Module):
         half = -(-wanted // 2)
         dd: Any = {"device": device, "dtype": dtype}
         self.out_channels = 2 * half
-        self.primary = nn.Sequential(
+        self.primary = Layers(
             nn.Conv2d(channels, half, 1, bias=False, **dd), nn.BatchNorm2d(half, **dd), nn.Hardswish()
         )
-        self.cheap = DepthwiseLayers(
+        self.cheap = Layers(
             nn.Conv2d(half, half, 3, padding=1, groups=half, bias=False, **dd), nn.BatchNorm2d(half, **dd)
         )
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.types import Device
 
+from hadaptive.nn.layers import Layers
+
 
 class InvertedExpansion(nn.Module):
     """Expand C channels to int(C * ratio) by Conv1x1 + BN + Hardswish.
@@ -37,7 +39,7 @@ class InvertedExpansion(nn.Module):
         if self.out_channels < 1:
             raise ValueError(f"ratio {ratio} leaves no channel of {channels}")
         dd: Any = {"device": device, "dtype": dtype}
-        self.convolution = nn.Sequential(
+        self.convolution = Layers(
             nn.Conv2d(channels, self.out_channels, 1, bias=False, **dd),
             nn.BatchNorm2d(self.out_channels, **dd),
             nn.Hardswish(),

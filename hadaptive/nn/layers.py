@@ -1,5 +1,6 @@
 """A convolution and what follows it, run by faster operators where nothing can tell the difference."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ def _is_watched(module: nn.Module) -> bool:
         _every_module._global_backward_hooks,
         _every_module._global_backward_pre_hooks,
     )
-    return any(hooks) or "forward" in vars(module)
+    return any(hooks) or "forward" in vars(module) or module._compiled_call_impl is not None
 
 
 def _convolved(conv: nn.Module, x: Tensor) -> Tensor:
@@ -39,14 +40,57 @@ def _convolved(conv: nn.Module, x: Tensor) -> Tensor:
     return ops.depthwise(*arguments) if ops.has_kernel("depthwise", *arguments) else conv(x)
 
 
-class DepthwiseLayers(nn.Sequential):
-    """nn.Sequential that begins with a depthwise nn.Conv2d, whose gradients may be taken by kernels of ours.
+_ACTS: dict[type[nn.Module], str] = {nn.Hardswish: "hardswish", nn.ReLU6: "relu6", nn.ReLU: "relu"}
 
-    The convolution stays PyTorch's own module, so that whatever looks for those finds it: exporters, quantisers,
-    hooks, and all that fuses it with the norm that follows. Any other module in its place is simply called.
+
+def _has_batch_statistics(layer: nn.Module, x: Tensor) -> bool:
+    return (
+        type(layer) is nn.BatchNorm2d
+        and layer.training
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and type(x) is Tensor
+        and x.dim() == 4
+        and not _is_watched(layer)
+    )
+
+
+def _normalised(norm: nn.BatchNorm2d, act: str, x: Tensor) -> Tensor:
+    """What the two layers do in training, as nn.BatchNorm2d does it."""
+    factor, tracked = norm.momentum or 0.0, norm.track_running_stats
+    if tracked and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        if norm.momentum is None:  # the plain mean of the batches
+            factor = 1.0 / float(norm.num_batches_tracked)
+    mean, var = (norm.running_mean, norm.running_var) if tracked else (None, None)
+    return ops.batch_norm_act(x, mean, var, norm.weight, norm.bias, True, factor, norm.eps, act)
+
+
+def run_layers(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
+    """One layer after another, as :class:`Layers` runs them."""
+    n = 0
+    while n < len(layers):
+        layer, act = layers[n], "none"
+        n += 1
+        if _has_batch_statistics(layer, x):
+            if n < len(layers) and not _is_watched(layers[n]):
+                act = _ACTS.get(type(layers[n]), "none")
+                n += act != "none"
+            x = _normalised(layer, act, x)  # pyright: ignore[reportArgumentType]
+        else:
+            x = _convolved(layer, x)
+    return x
+
+
+class Layers(nn.Sequential):
+    """nn.Sequential whose layers may be run by operators of ours in training on a CPU.
+
+    Those are the gradients of a depthwise nn.Conv2d, and an nn.BatchNorm2d with the activation after it. Layers
+    stay PyTorch's own modules, so that whatever looks for those finds them: exporters, quantisers, hooks, and all
+    that fuses them. Any other module in their place is simply called.
 
     Shape:
-        (B, C, H, W) -> (B, C, H', W').
+        (B, C, H, W) -> (B, C', H', W').
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -54,6 +98,4 @@ class DepthwiseLayers(nn.Sequential):
             for module in self:
                 input = module(input)
             return input
-        for number, module in enumerate(self):
-            input = module(input) if number else _convolved(module, input)
-        return input
+        return run_layers(list(self), input)

@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 import torch
 import torch.fx
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.types import Device
 
@@ -162,7 +161,7 @@ def _batch_norm(
         count.add_(1)
         if momentum is None:  # the plain mean of the batches, as in PyTorch
             factor = 1.0 / float(count)
-    y = F.batch_norm(
+    y = ops.batch_norm_act(
         u,
         mean if tracked or not training else None,
         var if tracked or not training else None,

@@ -24,6 +24,7 @@ from hadaptive.ops import (
     convolution,
     cpu_run,  # noqa: F401  which must be there when the process forks
     library,
+    norm,
     reference,
 )
 from hadaptive.ops.append import append as _append
@@ -35,6 +36,7 @@ __all__ = [
     "append",
     "available_backends",
     "backend",
+    "batch_norm_act",
     "compute_dtype",
     "cross_hadamard",
     "cross_hadamard_expand",
@@ -58,6 +60,7 @@ OPERATORS = (
     "selected_products",
     "dysoft",
     "depthwise",
+    "batch_norm_act",
 )  # that a backend may have kernels for
 _FORCED: ContextVar[str | None] = ContextVar("hadaptive_backend", default=None)
 
@@ -124,10 +127,10 @@ def has_kernel(operator: str, *arguments: Any) -> bool:
 
 def _plain_reason(operator: str, arguments: tuple) -> str | None:
     """Why an operator is taken in plain PyTorch, or None if it is not."""
-    if operator == "depthwise":
-        reason = convolution.pytorch_reason(*arguments)
-        if reason is not None:
-            return reason
+    rules = {"depthwise": convolution.pytorch_reason, "batch_norm_act": norm.pytorch_reason}
+    reason = rules[operator](*arguments) if operator in rules else None
+    if reason is not None:
+        return reason
     tensors = [a for a in arguments if a is None or isinstance(a, Tensor)]
     reason = library.unsupported_reason(operator, *tensors)
     if reason is None and getattr(library, operator) is getattr(reference, operator):
@@ -347,11 +350,51 @@ def append(x: Tensor, extra: Tensor) -> Tensor:
     """
     if torch.jit.is_scripting():
         return torch.cat([x, extra], dim=1)
-    if not torch.jit.is_tracing() and (
-        x.dim() < 2 or x.dim() != extra.dim() or x.shape[0] != extra.shape[0] or x.shape[2:] != extra.shape[2:]
-    ):
-        raise ValueError(
-            "x and extra must have shapes (B, C, S...) and (B, E, S...), "
-            f"got {tuple(x.shape)} and {tuple(extra.shape)}"
-        )
     return _append(x, extra)
+
+
+@torch.fx.wrap
+def batch_norm_act(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    act: str = "none",
+    backend: str | None = None,
+) -> Tensor:
+    """Batch normalisation and an activation in one step; the first eight arguments are F.batch_norm's.
+
+    In training on a CPU, of a large float32 map in NCHW or channels_last, a kernel that keeps x alone for the
+    backward pass; the rest is plain PyTorch.
+
+    Args:
+        x: (B, C, S...), any floating dtype.
+        running_mean, running_var: (C,) or None, updated in training.
+        weight, bias: (C,) or None.
+        training: normalise by the batch's statistics rather than by the running ones.
+        momentum: share of the batch in the running statistics.
+        eps: added to the variance.
+        act: "none", "relu", "relu6" or "hardswish".
+        backend: force one of :func:`available_backends`; None lets the dispatcher choose.
+
+    Returns:
+        (B, C, S...) in x's dtype and memory format.
+
+    Raises:
+        ValueError: `act` is none of these, a channel has a single value in training, or the backend is unknown or
+            cannot take x.
+        RuntimeError: other tensors do not fit x.
+
+    Source: arXiv 1502.03167.
+    """
+    if torch.jit.is_scripting():
+        return reference.batch_norm_act(x, running_mean, running_var, weight, bias, training, momentum, eps, act)
+    name = backend if backend is not None else _FORCED.get()
+    if name is not None:
+        _check_backend(name)
+    tensors = (x, running_mean, running_var, weight, bias)
+    return norm.chosen(name, backend is not None, *tensors, training, momentum, eps, act)

@@ -9,10 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hadaptive.ops import reference
 from hadaptive.ops.layout import arranged, channels_contiguous
-
-# Whether torch.func transforms this call; nothing public says so, and to suppose it is only slower.
-_transformed = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
 
 
 class _Append(torch.autograd.Function):
@@ -34,7 +32,18 @@ class _Append(torch.autograd.Function):
 
 
 def append(x: Tensor, extra: Tensor) -> Tensor:
-    """Path of :func:`hadaptive.ops.append`: plain PyTorch wherever something else than autograd looks at it."""
+    """Path of :func:`hadaptive.ops.append`: plain PyTorch wherever something else than autograd looks at it.
+
+    Raises:
+        ValueError: shapes do not fit.
+    """
+    if not torch.jit.is_tracing() and (
+        x.dim() < 2 or x.dim() != extra.dim() or x.shape[0] != extra.shape[0] or x.shape[2:] != extra.shape[2:]
+    ):
+        raise ValueError(
+            "x and extra must have shapes (B, C, S...) and (B, E, S...), "
+            f"got {tuple(x.shape)} and {tuple(extra.shape)}"
+        )
     if (
         torch.jit.is_tracing()
         or torch.compiler.is_compiling()
@@ -43,7 +52,7 @@ def append(x: Tensor, extra: Tensor) -> Tensor:
         or not torch.is_grad_enabled()
         or not (x.requires_grad or extra.requires_grad)
         or any(type(part) not in (Tensor, torch.nn.Parameter) for part in (x, extra))
-        or _transformed()
+        or reference.transformed()
         or any(torch.autograd.forward_ad.unpack_dual(part).tangent is not None for part in (x, extra))
     ):
         return torch.cat([x, extra], dim=1)

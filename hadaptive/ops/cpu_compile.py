@@ -62,6 +62,7 @@ def _pointer_to(kind: Any) -> Any:
 
 floats = _pointer_to(types.float32)  # of an address, for numba.carray
 ints = _pointer_to(types.int64)
+doubles = _pointer_to(types.float64)
 
 
 @compiled

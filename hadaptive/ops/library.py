@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hadaptive import packages
-from hadaptive.ops import convolution, products, reference
+from hadaptive.ops import convolution, norm, products, reference
 from hadaptive.ops.batching import each_slice
 from hadaptive.ops.layout import empty_map
 
@@ -54,6 +54,8 @@ def wants_gradient(*tensors: Tensor | None) -> bool:
 
 def unsupported_reason(operator: str, x: Tensor, *others: Tensor | None) -> str | None:
     """Why the kernels of `operator` cannot take these tensors, or None if they can."""
+    if operator == "batch_norm_act":
+        return norm.unsupported_reason(x, *others)
     if operator == "depthwise":
         reason = convolution.unsupported_reason(x, *others)
         if reason is not None:
@@ -292,6 +294,7 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, *sizes: convolutio
 
 
 selected_products = products.selected_products
+batch_norm_act = norm.batch_norm_act  # in training
 
 # One product or one activation alone moves the same bytes in plain PyTorch.
 cross_hadamard = reference.cross_hadamard

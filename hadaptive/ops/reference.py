@@ -15,6 +15,8 @@ from torch import Tensor
 
 from hadaptive.ops.convolution import both
 
+ACTS = ("none", "relu", "relu6", "hardswish")  # activations that follow a normalisation
+
 # Whether torch.func transforms this call; nothing public says so, and to suppose it is only slower.
 transformed = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
 
@@ -187,3 +189,56 @@ def depthwise_backward(
     found = torch.ops.aten.convolution_backward(grad, x, weight, None, *sizes, [*wanted, False])
     of_x, of_weight = (t if yes else x.new_empty(0) for t, yes in zip(found, wanted, strict=False))
     return of_x, of_weight
+
+
+def activated(z: Tensor, act: str) -> Tensor:
+    """z after one of ``ACTS``."""
+    if act == "hardswish":
+        return F.hardswish(z)
+    if act == "relu6":
+        return F.relu6(z)
+    return F.relu(z) if act == "relu" else z
+
+
+def batch_norm_act(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    act: str,
+) -> Tensor:
+    """Plain path of :func:`hadaptive.ops.batch_norm_act`."""
+    return activated(F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps), act)
+
+
+def _slope(z: Tensor, act: str) -> Tensor:
+    """The derivative of an activation, itself differentiable."""
+    if act == "hardswish":
+        return torch.where(z <= -3, 0.0, torch.where(z >= 3, 1.0, z / 3 + 0.5))
+    beyond = z <= 0 if act in ("relu", "relu6") else torch.zeros_like(z, dtype=torch.bool)
+    if act == "relu6":
+        beyond = beyond | (z >= 6)
+    return (~beyond).to(z.dtype)
+
+
+def batch_norm_act_backward(
+    grad: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, act: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x (B, C, S...), weight (C,) and bias (C,) in training, in x's dtype.
+
+    The twin of the kernel's backward pass, itself differentiable.
+    """
+    over, shape = [0, *range(2, x.dim())], [-1] + [1] * (x.dim() - 2)
+    d = x - x.mean(over, keepdim=True)
+    scale = torch.rsqrt(d.square().mean(over, keepdim=True) + eps)
+    h = d * scale
+    z = h if weight is None else h * weight.view(shape)
+    z = z if bias is None else z + bias.view(shape)
+    g = grad * _slope(z, act)
+    rest = g - g.mean(over, keepdim=True) - h * (g * h).mean(over, keepdim=True)
+    of_x = rest * (scale if weight is None else scale * weight.view(shape))
+    return restore_layout(of_x, x), (g * h).sum(over), g.sum(over)
