@@ -52,6 +52,7 @@ bench-ops: $(STAMP)
 	$(BIN)/python -m benchmarks ops --sweep
 	$(BIN)/python -m benchmarks depthwise
 	$(BIN)/python -m benchmarks depthwise --sweep
+	$(BIN)/python -m benchmarks norms --threads 1
 	$(BIN)/python -m benchmarks networks
 
 STUDY := runs/bench-search

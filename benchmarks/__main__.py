@@ -40,6 +40,13 @@ def _ops(arguments: list[str]) -> None:
     bench_ops(parsed(OpsConfig, "python -m benchmarks ops", arguments))
 
 
+def _norms(arguments: list[str]) -> None:
+    from benchmarks.norms import NormsConfig, bench_norms
+    from hadaptive.parsing import parsed
+
+    bench_norms(parsed(NormsConfig, "python -m benchmarks norms", arguments))
+
+
 def _depthwise(arguments: list[str]) -> None:
     from benchmarks.depthwise import DepthwiseConfig, bench_depthwise
     from hadaptive.parsing import parsed
@@ -130,6 +137,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "compiled": _compiled,
     "deployment": _deployment,
     "depthwise": _depthwise,
+    "norms": _norms,
     "gpu": _gpu,
     "kernels": _kernels,
     "latency": _latency,
