@@ -1,5 +1,7 @@
 """Expansions to try kernels on, in every memory layout."""
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -45,3 +47,17 @@ def leaves(arguments: tuple, dtype: torch.dtype | None = None) -> list:
         else (a if dtype is None else a.to(dtype)).detach().requires_grad_()
         for a in arguments
     ]
+
+
+def reference_because(words: str) -> str:
+    """Whether an expansion is taken by plain PyTorch for a reason with these words; what is wrong otherwise."""
+    arguments = problem((2, 6, 5, 5), 4, torch.float32)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        y = ops.cross_hadamard_expand(*arguments)
+    found = (*ops.explain("cross_hadamard_expand", *arguments), str(said[0].message) if said else "", y.shape[1])
+    return (
+        ""
+        if found[0] == "reference" and words in found[1] and words in found[2] and found[3] == 12
+        else str(found)
+    )

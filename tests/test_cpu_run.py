@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from problems import arranged, problem
+from problems import arranged, problem, reference_because
 from processes import forked
 from torch import Tensor
 
@@ -362,3 +362,8 @@ def test_a_chunk_without_memory_is_told(kept: Path) -> None:
     made = worker.__wrapped__(doubled_kernel, Task)
     with pytest.raises(MemoryError, match="no memory"):
         cpu_run.run(made, Task(chunks=3), {}, 1)
+
+
+def test_where_numba_compiles_nothing_plain_pytorch_is_used() -> None:
+    done = forked(reference_because, "NUMBA_DISABLE_JIT is set", environments=({"NUMBA_DISABLE_JIT": "1"},))
+    assert done.returncode == 0, done.stderr

@@ -21,6 +21,9 @@ from numba.core.ccallback import CFunc
 
 from hadaptive.ops.simd import intrinsic
 
+if numba.config.DISABLE_JIT:  # pyright: ignore[reportAttributeAccessIssue]
+    raise ImportError("NUMBA_DISABLE_JIT is set")
+
 # A product and a sum may become one instruction. Nothing may be reordered: (w * u) / (1 + |u|) overflows where
 # w * (u / (1 + |u|)) does not, and a kernel that was just compiled would add up in another order than the same one
 # from the cache, so that a resumed run differed from a whole one in the last digit.
@@ -68,6 +71,7 @@ doubles = _pointer_to(types.float64)
 @compiled
 def keep(*arrays):
     """Numba frees an array after the last line that names it, and an address does not name it."""
+    return  # its debug mode looks for a statement
 
 
 @cache

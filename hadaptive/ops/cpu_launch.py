@@ -78,8 +78,9 @@ def _affine(pairs: int, alpha: Tensor, weight: Tensor, bias: Tensor) -> dict[str
 
 
 def _run(kernel: Any, sizes: dict[str, int], chunks: int, arrays: dict[str, tuple], threads: int) -> None:
+    made = worker(kernel, kernels.Task)
     try:
-        run(worker(kernel, kernels.Task), kernels.Task(chunks=chunks, **sizes), arrays, threads)
+        run(made, kernels.Task(chunks=chunks, **sizes), arrays, threads)
     except IndexError:
         raise IndexError(f"index holds channels outside 0 to {sizes['channels'] - 1}") from None
 
