@@ -48,7 +48,7 @@ class KernelsConfig:
 
 
 def launches(
-    shape: tuple[int, int, int, int], layout: str, dtype: torch.dtype, processors: int
+    shape: tuple[int, int, int, int], layout: str, dtype: torch.dtype, processors: int, gated: bool = True
 ) -> Iterator[tuple[str, bool, Launch]]:
     """What is launched for maps of this shape (C, k, H = W, B): name, whether by default, launch."""
     channels, k, side, batch = shape
@@ -59,7 +59,7 @@ def launches(
         return tensor.contiguous(memory_format=LAYOUTS[layout]) if len(size) == 4 else tensor
 
     x, y = (empty(batch, width, side, side, of=dtype) for width in (channels, channels + pairs))
-    index, gate = empty(batch, k, of=torch.int64), empty(batch, k)
+    index, gate = empty(batch, k, of=torch.int64), empty(batch, k) if gated else None
     alpha, weight = empty(1), empty(pairs)
     s = triton_launch.sizes(x, index, processors)
     for schedule in triton_launch.SCHEDULES:

@@ -96,12 +96,21 @@ def test_only_samples_beyond_two_to_the_31_have_distances_of_64_bits() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", [("cuda", 90, 32), ("hip", "gfx942", 64)], ids=["sm90", "gfx942"])
+@pytest.mark.parametrize("gated", [True, False])
 @pytest.mark.parametrize("number", range(8))
-def test_compiles_for_gpus_that_are_not_here(number: int, target: tuple) -> None:
-    found = list(kernels.launches((96, 24, 7, 32), "nchw", torch.bfloat16, H100))
+def test_compiles_for_gpus_that_are_not_here(number: int, gated: bool, target: tuple) -> None:
+    found = list(kernels.launches((96, 24, 7, 32), "nchw", torch.bfloat16, H100, gated))
     assert len(found) == 8
     binary = kernels.compiled(found[number][2], GPUTarget(*target))
     assert binary.asm["cubin" if target[0] == "cuda" else "hsaco"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_samples_beyond_two_to_the_31_compile(layout: str) -> None:
+    for what, _, launch in kernels.launches((8192, 16, 512, 1), layout, torch.bfloat16, H100, gated=False):
+        if "far" in launch.constants:
+            assert launch.constants["far"], what
+            assert kernels.compiled(launch, GPUTarget("cuda", 90, 32)).asm["cubin"]
 
 
 @pytest.mark.parametrize(

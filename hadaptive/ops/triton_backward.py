@@ -28,7 +28,8 @@ from hadaptive.ops.triton_kernels import (
 @triton.jit
 def expand_slots_bwd_kernel(
     grad, x, index, gate, alpha, weight, gz, of_gate, channels, k, positions,
-    cols: tl.constexpr, far: tl.constexpr, unit: tl.constexpr, block_s: tl.constexpr, block_n: tl.constexpr,
+    gated: tl.constexpr, cols: tl.constexpr, far: tl.constexpr, unit: tl.constexpr,
+    block_s: tl.constexpr, block_n: tl.constexpr,
 ):  # fmt: skip
     """Gradients of the gated channels, and partial ones of the gates: a program for each block of slots and of
     positions of a sample, which meets one partner after the other."""
@@ -45,12 +46,12 @@ def expand_slots_bwd_kernel(
     s = _across(rest % parts * block_s + tl.arange(0, block_s), cols)
     live = (n < size) & (s < k)
     a = _float(alpha)
-    c, scale = _selected(index, gate, s, s < k)
+    c, scale = _selected(index, gate, s, s < k, gated)
     plain = tl.load(_at(x, c, n, channels, size, cols, far), mask=live, other=0.0).to(tl.float32)
     zs = plain * scale
     total = tl.zeros_like(plain)
     for t in range(k):
-        ct, gt = _selected(index, gate, t, True)
+        ct, gt = _selected(index, gate, t, True, gated)
         zt = tl.load(_at(x, ct, n, channels, size, cols, far), mask=n < size, other=0.0).to(tl.float32) * gt
         wanted = (s != t) & (s < k)
         p = _number(s, t, k)
@@ -68,7 +69,8 @@ def expand_slots_bwd_kernel(
 @triton.jit
 def expand_pairs_bwd_kernel(
     grad, x, index, gate, alpha, sums, batch, channels, k, positions, parts,
-    cols: tl.constexpr, far: tl.constexpr, unit: tl.constexpr, block_p: tl.constexpr, block_n: tl.constexpr,
+    gated: tl.constexpr, cols: tl.constexpr, far: tl.constexpr, unit: tl.constexpr,
+    block_p: tl.constexpr, block_n: tl.constexpr,
 ):  # fmt: skip
     """Partial gradients of weight and bias, and each pair's of alpha, before its weight: a program for each block
     of pairs and part of all positions of all samples."""
@@ -90,8 +92,8 @@ def expand_pairs_bwd_kernel(
         b = task // blocks
         mine, gates = _sample(index, b, k), _sample(gate, b, k)
         here = _sample(x, b, tl.cast(channels, tl.int64) * size)
-        ci, gi = _selected(mine, gates, i, wanted)
-        cj, gj = _selected(mine, gates, j, wanted)
+        ci, gi = _selected(mine, gates, i, wanted, gated)
+        cj, gj = _selected(mine, gates, j, wanted, gated)
         n = task % blocks * block_n + lane
         live = (n < size) & wanted
         zi = tl.load(_at(here, ci, n, channels, size, cols, far), mask=live, other=0.0).to(tl.float32) * gi
@@ -112,7 +114,8 @@ def expand_pairs_bwd_kernel(
 @triton.jit
 def expand_input_bwd_kernel(
     grad, gz, index, gate, grad_x, channels, k, positions,
-    cols: tl.constexpr, far: tl.constexpr, unit: tl.constexpr, block_c: tl.constexpr, block_n: tl.constexpr,
+    gated: tl.constexpr, cols: tl.constexpr, far: tl.constexpr, unit: tl.constexpr,
+    block_c: tl.constexpr, block_n: tl.constexpr,
 ):  # fmt: skip
     """grad_x: what came through the concatenation, and what came through the selection."""
     size = positions if cols else _aligned(positions, unit)
@@ -133,7 +136,7 @@ def expand_input_bwd_kernel(
     live = (n < size) & (c < channels)
     total = tl.load(_at(grad, c, n, width, size, cols, far), mask=live, other=0.0).to(tl.float32)
     for s in range(k):
-        chosen, scale = _selected(index, gate, s, True)
+        chosen, scale = _selected(index, gate, s, True, gated)
         if chosen // block_c == part:
             through = tl.load(_at(gz, s, n, k, size, cols, far), mask=n < size, other=0.0) * scale
             total += tl.where(c == chosen, through, 0.0)

@@ -80,20 +80,18 @@ def _float(pointer):
 
 
 @triton.jit
-def _selected(index, gate, s, wanted):
-    """Channel number and gate of slot s."""
+def _selected(index, gate, s, wanted, gated: tl.constexpr):
+    """Channel number and gate of slot s; 1 for a gate that there is not."""
     c = tl.load(index + s, mask=wanted, other=0).to(tl.int32)
     scale = 1.0
-    if gate is not None:
+    if gated:
         scale = tl.load(gate + s, mask=wanted, other=0.0).to(tl.float32)
     return c, scale
 
 
 @triton.jit
 def _sample(tensor, b, size):
-    """A tensor from its sample b on; None stays None."""
-    if tensor is None:
-        return None
+    """A tensor from its sample b on."""
     return tensor + tl.cast(b, tl.int64) * size
 
 
@@ -123,7 +121,8 @@ def _pair_of(p, k):
 @triton.jit
 def expand_channel_fwd_kernel(
     x, index, gate, alpha, weight, bias, y, channels, k, positions, parts,
-    balanced: tl.constexpr, cols: tl.constexpr, far: tl.constexpr, unit: tl.constexpr, block_n: tl.constexpr,
+    balanced: tl.constexpr, gated: tl.constexpr, cols: tl.constexpr, far: tl.constexpr, unit: tl.constexpr,
+    block_n: tl.constexpr,
 ):  # fmt: skip
     """Native and Parity-Balanced: a program for each selected channel s, part of its pairs, block of positions."""
     size = positions if cols else _aligned(positions, unit)
@@ -139,7 +138,7 @@ def expand_channel_fwd_kernel(
         copied = tl.load(_at(x, c, n, channels, size, cols, far), mask=live)
         tl.store(_at(y, c, n, width, size, cols, far), copied, mask=live)
     a = _float(alpha)
-    c, scale = _selected(index, gate, s, True)
+    c, scale = _selected(index, gate, s, True, gated)
     zs = tl.load(_at(x, c, n, channels, size, cols, far), mask=live, other=0.0).to(tl.float32) * scale
     below = s // 2 if balanced else 0
     own = below + (k - s) // 2 if balanced else k - s - 1
@@ -148,7 +147,7 @@ def expand_channel_fwd_kernel(
         if balanced:
             t = tl.where(turn < below, s % 2 + 2 * turn, s + 1 + 2 * (turn - below))
         p = _number(s, t, k)
-        ct, gt = _selected(index, gate, t, True)
+        ct, gt = _selected(index, gate, t, True, gated)
         zt = tl.load(_at(x, ct, n, channels, size, cols, far), mask=live, other=0.0).to(tl.float32) * gt
         d = _dysoft_of_product(zs, zt, a, _float(weight + p), _float(bias + p))
         tl.store(_at(y, channels + p, n, width, size, cols, far), d.to(y.dtype.element_ty), mask=live)
@@ -157,7 +156,8 @@ def expand_channel_fwd_kernel(
 @triton.jit
 def expand_direct_fwd_kernel(
     x, index, gate, alpha, weight, bias, y, channels, k, positions, parts,
-    cols: tl.constexpr, far: tl.constexpr, unit: tl.constexpr, block_p: tl.constexpr, block_n: tl.constexpr,
+    gated: tl.constexpr, cols: tl.constexpr, far: tl.constexpr, unit: tl.constexpr,
+    block_p: tl.constexpr, block_n: tl.constexpr,
 ):  # fmt: skip
     """Direct-Indexing: a program for each block of channels to copy or of pairs, and part of the positions."""
     size = positions if cols else _aligned(positions, unit)
@@ -182,8 +182,8 @@ def expand_direct_fwd_kernel(
         p = _across((block - copies) * block_p + tl.arange(0, block_p), cols)
         wanted = p < pairs
         i, j = _pair_of(tl.where(wanted, p, 0), k)
-        ci, gi = _selected(index, gate, i, wanted)
-        cj, gj = _selected(index, gate, j, wanted)
+        ci, gi = _selected(index, gate, i, wanted, gated)
+        cj, gj = _selected(index, gate, j, wanted, gated)
         a = _float(alpha)
         w = tl.load(weight + p, mask=wanted, other=0.0).to(tl.float32)
         c = tl.load(bias + p, mask=wanted, other=0.0).to(tl.float32)
@@ -199,7 +199,8 @@ def expand_direct_fwd_kernel(
 @triton.jit
 def expand_tiled_fwd_kernel(
     x, index, gate, alpha, weight, bias, y, channels, k, positions,
-    cols: tl.constexpr, far: tl.constexpr, unit: tl.constexpr, block_s: tl.constexpr, block_n: tl.constexpr,
+    gated: tl.constexpr, cols: tl.constexpr, far: tl.constexpr, unit: tl.constexpr,
+    block_s: tl.constexpr, block_n: tl.constexpr,
 ):  # fmt: skip
     """Tiled: a program for each block of positions of a sample; block after block of selected channels."""
     size = positions if cols else _aligned(positions, unit)
@@ -218,11 +219,11 @@ def expand_tiled_fwd_kernel(
     a = _float(alpha)
     for start in range(0, k, block_s):
         j = start + slot
-        cj, gj = _selected(index, gate, j, j < k)
+        cj, gj = _selected(index, gate, j, j < k, gated)
         zj = tl.load(_at(x, cj, n, channels, size, cols, far), mask=(n < size) & (j < k), other=0.0)
         zj = zj.to(tl.float32) * gj
         for i in range(tl.minimum(start + block_s, k) - 1):
-            ci, gi = _selected(index, gate, i, True)
+            ci, gi = _selected(index, gate, i, True, gated)
             zi = tl.load(_at(x, ci, n, channels, size, cols, far), mask=n < size, other=0.0).to(tl.float32) * gi
             wanted = (j > i) & (j < k)
             p = _number(i, j, k)
@@ -247,7 +248,7 @@ def _row_of_y(row, weight, bias, channels, k, width):
 @triton.jit
 def expand_flat_fwd_kernel(
     x, index, gate, alpha, weight, bias, y, batch, channels, k, positions, parts,
-    period: tl.constexpr, ragged: tl.constexpr, vector: tl.constexpr, block: tl.constexpr,
+    gated: tl.constexpr, period: tl.constexpr, ragged: tl.constexpr, vector: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
     """Flat: a program for each block of vectors of y, at the same place in every `period` samples, which are a
     whole number of vectors. A row is no shorter than a vector, so that one has elements of one row or of two."""
@@ -274,19 +275,20 @@ def expand_flat_fwd_kernel(
         s1, s2 = b1, b2
         if ragged:
             s1, s2 = tl.minimum(b1, batch - 1 - b), tl.minimum(b2, batch - 1 - b)
-        ci1, gi1 = _selected(mine, gates, s1 * k + i1, True)
-        cj1, gj1 = _selected(mine, gates, s1 * k + j1, True)
-        ci2, gi2 = _selected(mine, gates, s2 * k + i2, True)
-        cj2, gj2 = _selected(mine, gates, s2 * k + j2, True)
+        ci1, gi1 = _selected(mine, gates, s1 * k + i1, True, gated)
+        cj1, gj1 = _selected(mine, gates, s1 * k + j1, True, gated)
+        ci2, gi2 = _selected(mine, gates, s2 * k + i2, True, gated)
+        cj2, gj2 = _selected(mine, gates, s2 * k + j2, True, gated)
         ci1, ci2 = tl.where(product1, ci1, c1), tl.where(product2, ci2, c2)
         ni = tl.where(first, (s1 * channels + ci1) * positions, (s2 * channels + ci2) * positions) + n
         nj = tl.where(first, (s1 * channels + cj1) * positions, (s2 * channels + cj2) * positions) + n
         zi, zj = _float(here + ni), _float(here + nj)
         plain = zi
-        if gate is not None:
+        if gated:
             zi, zj = zi * tl.where(first, gi1, gi2), zj * tl.where(first, gj1, gj2)
         d = tl.where(product, _dysoft_of_product(zi, zj, a, w, v), plain).to(y.dtype.element_ty)
-        live = None
         if ragged:
             live = b + tl.where(first, b1, b2) < batch
-        tl.store(_sample(y, turn, stretch) + place + lane, d, mask=live)
+            tl.store(_sample(y, turn, stretch) + place + lane, d, mask=live)
+        else:
+            tl.store(_sample(y, turn, stretch) + place + lane, d)

@@ -136,39 +136,52 @@ def _direct_block(s: Sizes) -> tuple[int, int]:
     return _largest(s, rows, [(s.rows(4, n), n) for n in (s.block_n(WIDEST), s.block_n(64))])
 
 
-def forward_launch(s: Sizes, schedule: str, tensors: tuple[Tensor | None, ...]) -> Launch:
+def _given(gate: Tensor | None, other: Tensor) -> Tensor:
+    """What a kernel gets for a gate: any pointer will do for one that it is told not to read."""
+    return other if gate is None else gate
+
+
+def forward_launch(s: Sizes, schedule: str, tensors: tuple[Any, ...]) -> Launch:
     """What computes y.
 
     Args:
         s: the sizes.
         schedule: one of ``SCHEDULES``.
-        tensors: x, index, gate, alpha, weight, bias and y, dense.
+        tensors: x, index, gate, alpha, weight, bias and y, dense; gate may be None.
     """
+    x, index, gate, alpha, weight, bias, y = tensors
+    tensors = (x, index, _given(gate, alpha), alpha, weight, bias, y)
+    common = {"gated": gate is not None}
     arguments = (*tensors, s.channels, s.k, s.positions)
     if schedule == "tiled":
         # Blocks of eight slots: of the products that a block computes for nothing, few are left.
         block_n = s.block_n(8 if s.cols else WIDEST // 2)
-        constants = {**s.constants, "block_s": 32 if s.cols else s.rows(8, block_n), "block_n": block_n}
+        constants = {**common, **s.constants, "block_s": 32 if s.cols else s.rows(8, block_n), "block_n": block_n}
         programs = s.batch * triton.cdiv(s.positions, block_n)
         return Launch(forward.expand_tiled_fwd_kernel, programs, arguments, constants)
     if schedule == "flat" and s.period is not None:
-        y = tensors[-1]
-        vector = 8 if y is None or y.element_size() == 2 else 4  # of 16 bytes
+        vector = 16 // y.element_size()
         programs = triton.cdiv(min(s.batch, s.period) * (s.channels + s.pairs) * s.positions, 32 * vector)
         parts = s.parts(programs, triton.cdiv(s.batch, s.period))
         arguments = (*tensors, s.batch, s.channels, s.k, s.positions, parts)
-        constants = {"period": s.period, "ragged": s.batch % s.period != 0, "vector": vector, "block": 32}
+        constants = {
+            **common,
+            "period": s.period,
+            "ragged": s.batch % s.period != 0,
+            "vector": vector,
+            "block": 32,
+        }
         return Launch(forward.expand_flat_fwd_kernel, programs * parts, arguments, constants)
     if schedule in ("direct", "flat"):
         block_p, block_n = _direct_block(s)
         programs = s.batch * (triton.cdiv(s.channels, block_p) + triton.cdiv(s.pairs, block_p))
         parts = s.parts(programs, triton.cdiv(s.positions, block_n))
-        constants = {**s.constants, "block_p": block_p, "block_n": block_n}
+        constants = {**common, **s.constants, "block_p": block_p, "block_n": block_n}
         return Launch(forward.expand_direct_fwd_kernel, programs * parts, (*arguments, parts), constants)
     _, block_n = _largest(s, s.pairs, [(1, s.block_n(WIDEST)), (1, s.block_n(64))])
     programs = s.batch * s.k * triton.cdiv(s.positions, block_n)
     parts = s.parts(programs, max(1, s.k // 2))
-    constants = {**s.constants, "balanced": schedule == "balanced", "block_n": block_n}
+    constants = {**common, **s.constants, "balanced": schedule == "balanced", "block_n": block_n}
     return Launch(forward.expand_channel_fwd_kernel, programs * parts, (*arguments, parts), constants)
 
 
@@ -205,33 +218,35 @@ def gate_parts(s: Sizes) -> int:
 
 
 def backward_launches(
-    s: Sizes, tensors: tuple[Tensor | None, ...], results: tuple[Tensor, Tensor, Tensor, Tensor]
+    s: Sizes, tensors: tuple[Any, ...], results: tuple[Tensor, Tensor, Tensor, Tensor]
 ) -> Iterator[Launch]:
     """What computes the gradients, in order.
 
     Args:
         s: the sizes.
-        tensors: grad, x, index, gate, alpha and weight, dense.
+        tensors: grad, x, index, gate, alpha and weight, dense; gate may be None.
         results: grad_x, the gated channels' gradients (B, k, S...) in float32, the gates' in parts
             (B, ``gate_parts(s)``, k), and sums over pairs in parts (``pair_parts(s)``, 3, P) of weight, bias and
             alpha, that of each pair before its weight.
     """
     grad, x, index, gate, alpha, weight = tensors
     grad_x, gz, of_gate, sums = results
+    common = {"gated": gate is not None}
+    gate = _given(gate, alpha)
     numbers = (s.channels, s.k, s.positions)
     block_s, block_n = _slot_block(s)
     programs = s.batch * triton.cdiv(s.k, block_s) * triton.cdiv(s.positions, block_n)
-    constants = {**s.constants, "block_s": block_s, "block_n": block_n}
+    constants = {**common, **s.constants, "block_s": block_s, "block_n": block_n}
     arguments = (grad, x, index, gate, alpha, weight, gz, of_gate, *numbers)
     yield Launch(backward.expand_slots_bwd_kernel, programs, arguments, constants)
     block_p, block_n = _pair_block(s)
     parts = pair_parts(s)
-    constants = {**s.constants, "block_p": block_p, "block_n": block_n}
+    constants = {**common, **s.constants, "block_p": block_p, "block_n": block_n}
     arguments = (grad, x, index, gate, alpha, sums, s.batch, *numbers, parts)
     yield Launch(backward.expand_pairs_bwd_kernel, triton.cdiv(s.pairs, block_p) * parts, arguments, constants)
     block_c, block_n = _input_block(s)
     programs = s.batch * triton.cdiv(s.channels, block_c) * triton.cdiv(s.positions, block_n)
-    constants = {**s.constants, "block_c": block_c, "block_n": block_n}
+    constants = {**common, **s.constants, "block_c": block_c, "block_n": block_n}
     yield Launch(backward.expand_input_bwd_kernel, programs, (grad, gz, index, gate, grad_x, *numbers), constants)
 
 
