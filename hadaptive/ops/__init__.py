@@ -131,7 +131,7 @@ def _plain_reason(operator: str, arguments: tuple) -> str | None:
     reason = rules[operator](*arguments) if operator in rules else None
     if reason is not None:
         return reason
-    tensors = [a for a in arguments if a is None or isinstance(a, Tensor)]
+    tensors: list[Any] = [a for a in arguments if a is None or isinstance(a, Tensor)]
     reason = library.unsupported_reason(operator, *tensors)
     if reason is None and getattr(library, operator) is getattr(reference, operator):
         return "alone it moves the same bytes in plain PyTorch"
