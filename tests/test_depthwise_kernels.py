@@ -1,5 +1,6 @@
 """The kernels of a depthwise convolution's gradients against PyTorch in float64."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -132,6 +133,22 @@ def test_no_channel_and_no_sample_meets_another(case: str, layout: str) -> None:
     assert not of_weight[1].isfinite().any()
 
 
+def test_a_map_without_rows_is_all_padding() -> None:
+    of_x, of_weight = depthwise_backward(
+        torch.randn(2, 3, 2, 5), torch.randn(2, 3, 0, 5), torch.randn(3, 1, 3, 3), (1, 1), (2, 1), (1, 1)
+    )
+    assert of_x.shape == (2, 3, 0, 5)
+    assert torch.equal(of_weight, torch.zeros(3, 1, 3, 3))
+
+
+def test_threads_may_call_it_at_once() -> None:
+    problems = [
+        convolution(*case, layout=layout) for case in CASES.values() for layout in ("contiguous", "channels_last")
+    ]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda problem: check(*problem), problems))
+
+
 @pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 0, 4, 4)], ids=["no sample", "no channel"])
 def test_nothing_to_do(shape: tuple[int, int, int, int]) -> None:
     of_x, of_weight = depthwise_backward(
@@ -152,9 +169,15 @@ def test_what_the_kernel_cannot_read_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=r"must be|on the CPU"):
             depthwise_backward(*arguments, *sizes)
+    far = 2**40
     for wrong in (((2, 1), (1, 1), (1, 1)), ((1, 1), (9, 9), (1, 1)), ((0, 0), (-1, 1), (0, 1))):
         with pytest.raises(ValueError, match="must be"):
             depthwise_backward(grad, x, weight, *wrong)
+    with pytest.raises(ValueError, match="too large to copy"):
+        depthwise_backward(torch.randn(2, 24, 3, 3), x, weight, (far, far), (far, far), (1, 1))
+    for three in ((grad[0], x[0], weight), (grad, x, weight[0])):
+        with pytest.raises(ValueError, match="must have four dims"):
+            depthwise_backward(*three, *sizes)
     assert x.isfinite().all()
 
 

@@ -12,6 +12,8 @@ from hadaptive.ops.simd import LANES
 
 MIN_CHUNKS = 32  # the batch is cut where there are fewer blocks of channels; never by the number of threads
 
+MAX_LINES = 2**24  # of a copied map: a gibibyte
+
 
 def _dense(tensor: Tensor, nhwc: bool) -> Tensor:
     """A map (B, C, H, W) as the kernel reads it: contiguous, as (B, H, W, C) if `nhwc`."""
@@ -27,17 +29,22 @@ def _check(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> None:
-    """Raise ValueError unless the sizes fit: the kernel reads where they say."""
-    out = []
+    """Raise ValueError unless the sizes fit, and the kernel's blocks into memory: it reads where they say."""
+    if x.dim() != 4 or weight.dim() != 4:
+        raise ValueError(f"x and weight must have four dims, got {tuple(x.shape)} and {tuple(weight.shape)}")
+    out, lines = [], 1
     for size, kernel, step, pad, gap in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True):
         if step < 1 or gap < 1 or pad < 0 or kernel < 1:
             raise ValueError("kernel, stride and dilation must be positive, and padding not negative")
         out.append((size + 2 * pad - gap * (kernel - 1) - 1) // step + 1)
+        lines *= size + 2 * pad + gap * (kernel - 1)
     if min(out) < 1 or grad.shape != (*x.shape[:2], *out) or weight.shape[:2] != (x.shape[1], 1):
         raise ValueError(
             f"x {tuple(x.shape)}, weight {tuple(weight.shape)} and grad {tuple(grad.shape)} "
             "must be of one depthwise convolution"
         )
+    if lines > MAX_LINES:
+        raise ValueError(f"a padded map of {lines} positions must be left to PyTorch: it is too large to copy")
 
 
 def depthwise_backward(
