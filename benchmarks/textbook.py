@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hadaptive.models import HadaptiveNet, NetSpec
 from hadaptive.models.spec import HADAPTIVE_NET_L, HADAPTIVE_NET_M, HADAPTIVE_NET_S
-from hadaptive.nn import AdaptiveCrossHadamard, CrossHadamardExpansion, gumbel_noise, top_k_channels
+from hadaptive.nn import AdaptiveCrossHadamard, CrossHadamardExpansion, DySoft, gumbel_noise, top_k_channels
 
 
 class TextbookExpansion(CrossHadamardExpansion):
@@ -47,7 +47,7 @@ class TextbookExpansion(CrossHadamardExpansion):
         mask = hard * (1 + self.sign * (soft - soft.detach()))
         z = torch.einsum("bkc,bcn->bkn", mask.to(x.dtype), x.flatten(2)).unflatten(2, x.shape[2:])
         q = z[:, self.first] * z[:, self.second]
-        if not self.fused:
+        if not isinstance(self.norm, DySoft):
             return torch.cat([x, self.norm(q)], dim=1)
         alpha, weight, bias = self.norm.parameters()
         u = alpha * q
@@ -66,7 +66,7 @@ class PublishedNet(HadaptiveNet):
         for module in self.modules():
             if isinstance(module, AdaptiveCrossHadamard):
                 module.mix = nn.Conv2d(module.channels, module.channels, 1)
-                norm = "dysoft" if module.cross_hadamard.fused else "batchnorm"
+                norm = "dysoft" if isinstance(module.cross_hadamard.norm, DySoft) else "batchnorm"
                 module.cross_hadamard = TextbookExpansion(module.channels, module.cross_hadamard.k, True, norm)
 
 

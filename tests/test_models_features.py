@@ -10,7 +10,7 @@ import torch
 from networks import create, each_net, images, settled
 
 from hadaptive.models import HadaptiveNet
-from hadaptive.nn import expansions
+from hadaptive.nn import DySoft, expansions
 
 CHANNELS = {
     "hadaptive_net_s": [32, 64, 96, 128],
@@ -234,7 +234,7 @@ def test_no_weight_decay(name):
     model = create(name)
     names = {key for key, _ in model.named_parameters()}
     assert model.no_weight_decay() <= names
-    dysoft = [key for key, layer in expansions(model).items() if layer.fused]
+    dysoft = [key for key, layer in expansions(model).items() if isinstance(layer.norm, DySoft)]
     assert model.no_weight_decay() == {f"{key}.norm.alpha" for key in dysoft}
 
 

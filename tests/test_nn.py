@@ -9,6 +9,7 @@ import torch
 from networks import randomise, seeded
 from tolerances import DTYPES, assert_close, dtype_id
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hadaptive.nn import (
     NORMS,
@@ -295,3 +296,28 @@ def test_expansions_lists_them_by_name_in_order() -> None:
     assert list(found) == ["a.cross_hadamard", "c.cross_hadamard"]
     assert found["a.cross_hadamard"] is model["a"].cross_hadamard
     assert expansions(nn.Linear(2, 2)) == {}
+
+
+@pytest.mark.filterwarnings("ignore")  # dynamo warns about what it imports
+def test_training_compiles_for_batches_of_any_size() -> None:
+    layer = CrossHadamardExpansion(6, 3)
+    torch.compiler.reset()
+    compiled = torch.compile(layer, backend="eager", fullgraph=True, dynamic=True)
+    for batch in (2, 3):
+        x = torch.randn(batch, 6, 2, 2, requires_grad=True)
+        torch.manual_seed(0)
+        expected = layer(x)
+        torch.manual_seed(0)
+        torch.testing.assert_close(compiled(x), expected)
+    torch.compiler.reset()
+
+
+@every_norm
+def test_checkpointing_computes_the_same_gradients(norm: str) -> None:
+    layer = CrossHadamardExpansion(6, 3, norm)
+    x = torch.randn(2, 6, 3, 3, requires_grad=True)
+    gradients = []
+    for run in (layer, lambda x: checkpoint(layer, x, use_reentrant=False)):
+        torch.manual_seed(0)
+        gradients.append(torch.autograd.grad(run(x).square().sum(), (x, layer.score.conv.weight)))
+    torch.testing.assert_close(*gradients)

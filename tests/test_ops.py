@@ -474,6 +474,10 @@ WRONG_OTHERS = {
     "products-backend": (lambda: ops.cross_hadamard(torch.randn(2, 3), backend="tpu"), "unknown backend 'tpu'"),
     "dysoft-dims": (lambda: ops.dysoft(torch.ones(3), *[torch.ones(1)] * 3), "x must have shape"),
     "dysoft-alpha": (lambda: ops.dysoft(torch.ones(2, 3), *[torch.ones(3)] * 3), "alpha must hold one number"),
+    "dysoft-alpha-dims": (
+        lambda: ops.dysoft(torch.ones(2, 3), torch.ones(1, 1, 1), *[torch.ones(3)] * 2),
+        "alpha must hold one number",
+    ),
     "dysoft-weight": (
         lambda: ops.dysoft(torch.ones(2, 3), torch.ones(1), torch.ones(1), torch.ones(3)),
         r"weight must have shape \(3,\)",

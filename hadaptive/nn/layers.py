@@ -10,7 +10,7 @@ from torch.nn.modules import module as _every_module
 from hadaptive import ops
 
 
-def _is_watched(module: nn.Module) -> bool:
+def is_watched(module: nn.Module) -> bool:
     """Whether something has to see this module called: a hook on it or on all modules, or a forward of its own."""
     hooks = (
         module._forward_hooks,
@@ -33,7 +33,7 @@ def _convolved(conv: nn.Module, x: Tensor) -> Tensor:
         or conv.padding_mode != "zeros"
         or isinstance(conv.padding, str)
         or type(x) is not Tensor
-        or _is_watched(conv)
+        or is_watched(conv)
     ):
         return conv(x)
     arguments: Any = (x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation)
@@ -51,7 +51,7 @@ def _has_batch_statistics(layer: nn.Module, x: Tensor) -> bool:
         and not torch.jit.is_tracing()
         and type(x) is Tensor
         and x.dim() == 4
-        and not _is_watched(layer)
+        and not is_watched(layer)
     )
 
 
@@ -73,7 +73,7 @@ def run_layers(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
         layer, act = layers[n], "none"
         n += 1
         if _has_batch_statistics(layer, x):
-            if n < len(layers) and not _is_watched(layers[n]):
+            if n < len(layers) and not is_watched(layers[n]):
                 act = _ACTS.get(type(layers[n]), "none")
                 n += act != "none"
             x = _normalised(layer, act, x)  # pyright: ignore[reportArgumentType]

@@ -11,6 +11,7 @@ import torch.fx
 from torch import Tensor, nn
 from torch.types import Device
 
+from hadaptive.nn.layers import is_watched
 from hadaptive.ops import compute_dtype
 
 ORDERS = ("rank", "index")
@@ -77,14 +78,22 @@ class ChannelScore(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = pooled(x, self.training)
         if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript)
-            if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+            if (
+                torch.compiler.is_compiling()
+                and not torch.compiler.is_exporting()
+                and type(self.conv) is nn.Conv1d
+                and not is_watched(self.conv)
+            ):
                 return _convolved(y, self.conv.weight.flatten())
         return self.conv(y.unsqueeze(1)).squeeze(1)
 
 
 def gumbel_noise(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Standard Gumbel noise of `like`'s shape and device, float32, always finite."""
-    u = torch.rand(like.shape, generator=generator, device=like.device, dtype=torch.float32)
+    if generator is None:  # said to be None, it keeps a compiler from batches of any size
+        u = torch.rand(like.shape, device=like.device, dtype=torch.float32)
+    else:
+        u = torch.rand(like.shape, generator=generator, device=like.device, dtype=torch.float32)
     # float32 cannot tell 1 - 6e-8 from 1, and log(0) is -inf: stay one step inside (0, 1).
     u = u.clamp(1.1754943508222875e-38, 1 - 1.1920928955078125e-07)
     return -torch.log(-torch.log(u))

@@ -97,6 +97,8 @@ class SelectionRecorder:
 
     def _hook(self, name: str, layer: CrossHadamardExpansion):
         def record(module: nn.Module, args: tuple, output: tuple[Tensor, Tensor | None]) -> None:
+            if module is not layer.select:  # a copy of the network, made meanwhile, has the hook as well
+                return
             if not torch.compiler.is_compiling():
                 calls = self._calls.get(name, 0)
                 self._calls[name] = calls + 1

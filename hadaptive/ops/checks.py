@@ -44,8 +44,8 @@ def check_affine(x: Tensor, alpha: Tensor, weight: Tensor, bias: Tensor, channel
         return
     for name, tensor in (("alpha", alpha), ("weight", weight), ("bias", bias)):
         check_beside(x, name, tensor)
-    if alpha.numel() != 1:
-        raise ValueError(f"alpha must hold one number, got shape {tuple(alpha.shape)}")
+    if alpha.numel() != 1 or alpha.dim() > x.dim():  # more dims would be the result's
+        raise ValueError(f"alpha must hold one number, shape (1,), got shape {tuple(alpha.shape)}")
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor.shape != (channels,):
             raise ValueError(f"{name} must have shape ({channels},), got {tuple(tensor.shape)}")

@@ -60,6 +60,8 @@ def pytorch_reason(
         return "exports and traces take plain PyTorch operators"
     if not torch.is_grad_enabled():
         return "without gradients it is PyTorch's convolution"
+    if x.dim() != 4:
+        return "one map alone, without a batch, is left to PyTorch"
     if weight is None:
         return None
     if not weight.requires_grad:

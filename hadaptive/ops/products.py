@@ -61,8 +61,9 @@ def _save(ctx: Any, inputs: tuple, output: Any) -> None:
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     # With grad mode on (create_graph), these gradients may be differentiated themselves.
     function = reference.selected_products_backward if torch.is_grad_enabled() else _backward
-    of_x, of_gate = function(grad, *ctx.saved_tensors)
-    return of_x, None, None if ctx.saved_tensors[2] is None else of_gate
+    x, index, gate = ctx.saved_tensors  # once: checkpointing computes them anew, and gives each once
+    of_x, of_gate = function(grad, x, index, gate)
+    return of_x, None, None if gate is None else of_gate
 
 
 def _differentiate_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
