@@ -96,7 +96,7 @@ def compiled(launch: Launch, target: GPUTarget) -> Any:
 
 def _tool(name: str, *arguments: str) -> str:
     path = getattr(knobs.nvidia, name).path
-    return subprocess.run([path, *arguments], capture_output=True, text=True, check=True).stdout
+    return subprocess.run([path, *arguments], capture_output=True, encoding="utf-8", check=True).stdout
 
 
 def _instructions(cubin: bytes) -> tuple[dict[str, int], list[str], list[bool]]:
