@@ -11,18 +11,21 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.operator_tables import (
+    compiled_table,
+    depthwise_table,
+    kernels_table,
+    networks_table,
+    norms_table,
+    operators_table,
+    products_table,
+)
+from benchmarks.rows import Rows, groups, last, markdown_table, ratio
 from hadaptive.errors import UserError
 from hadaptive.files import read_csv, write_atomically
 from hadaptive.metrics import mean_interval, with_interval
 
 BLOCK = re.compile(r"<!-- table (?P<kind>\S+) (?P<source>\S+) -->\n.*?<!-- end of table -->", re.DOTALL)
-Rows = list[dict[str, str]]
-
-
-def markdown_table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table whose first column is text and whose others are figures."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def accuracy_table(rows: Rows) -> str:
@@ -47,63 +50,6 @@ def accuracy_table(rows: Rows) -> str:
     return markdown_table(header, lines)
 
 
-def _last(rows: Rows, keys: tuple[str, ...]) -> dict[tuple[str, ...], dict[str, str]]:
-    """The rows by these columns; a later row takes an earlier one's place."""
-    return {tuple(row[key] for key in keys): row for row in rows}
-
-
-def _ratio(a: dict[str, str], b: dict[str, str]) -> float:
-    return float(a["median_ms"]) / float(b["median_ms"])
-
-
-def operators_table(rows: Rows) -> str:
-    """The ACH module's training step, as ratios to the fused one; the expansion alone, as a multiple of a copy."""
-    lines = []
-    groups: dict[tuple[str, ...], Rows] = {}
-    for row in rows:
-        if row["what"] != "sweep":
-            shape = tuple(row[key] for key in ("channels", "k", "side", "batch", "dtype", "layout"))
-            groups.setdefault(shape, []).append(row)
-    for (channels, k, side, batch, dtype, layout), group in groups.items():
-        found = _last(group, ("what", "variant"))
-        fused = found["module step", "fused"]
-        compiled = [_ratio(row, fused) for (what, name), row in found.items() if name.endswith(", compiled")]
-        alone = {name: row for (what, name), row in found.items() if what == "expansion alone"}
-        both = [
-            sum(float(alone[f"{way}, {who}"]["median_ms"]) for way in ("forward", "backward"))
-            for who in ("fused", "copy")
-        ]
-        bottleneck = found["module step", "inverted bottleneck's expansion"]
-        textbook = found["module step", "textbook"]
-        lines.append(
-            [
-                f"{channels}, {k}, {side}x{side}, {batch}, {dtype}, {layout}",
-                f"{float(fused['median_ms']):.2f}",
-                f"{_ratio(textbook, fused):.1f}",
-                f"{min(compiled):.1f}" if compiled else "",
-                f"{_ratio(bottleneck, fused):.1f}",
-                f"{_ratio(found['module step', 'Conv1x1 + BatchNorm alone'], fused):.2f}",
-                f"{float(textbook['saved_mib']) / float(fused['saved_mib']):.1f}",
-                f"{both[0] / both[1]:.1f}",
-            ]
-        )
-    header = ["C, k, H x W, batch", "fused, ms", "textbook / fused", "best compiled / fused"]
-    header += ["inverted bottleneck / fused", "Conv + BN / fused", "saved: textbook / fused", "expansion / copy"]
-    return markdown_table(header, lines)
-
-
-def networks_table(rows: Rows) -> str:
-    """Whole networks: medians, quartiles and ratios to the first network measured."""
-    lines = []
-    first: dict[tuple[str, ...], dict[str, str]] = {}
-    for (what, layout, model), row in _last(rows, ("what", "layout", "model")).items():
-        base = first.setdefault((what, layout), row)
-        spread = f"{float(row['lower_quartile_ms']):.1f} to {float(row['upper_quartile_ms']):.1f}"
-        case = f"{what}, batch {row['batch']}, {layout}"
-        lines.append([case, model, f"{float(row['median_ms']):.1f}", spread, f"{_ratio(row, base):.2f}"])
-    return markdown_table(["what", "model", "ms", "quartiles", "ratio"], lines)
-
-
 RIVALS = ("mobilenetv4_conv_small", "mobilenetv4_conv_medium")
 
 
@@ -116,7 +62,7 @@ def _latencies(rows: Rows) -> Latencies:
     sessions = {tuple(row[key] for key in places): row["session"] for row in rows}
     latest = [row for row in rows if row["session"] == sessions[tuple(row[key] for key in places)]]
     found = {}
-    for (runtime, isa, threads, batch, size, model), row in _last(latest, (*places, "model")).items():
+    for (runtime, isa, threads, batch, size, model), row in last(latest, (*places, "model")).items():
         where = f"{runtime}{'' if isa == 'native' else f' ({isa})'}, {threads} thread{'s' * (threads != '1')}"
         found[f"{where}, batch {batch}, {size}x{size}", model] = row
     return found
@@ -125,7 +71,7 @@ def _latencies(rows: Rows) -> Latencies:
 def _against_rivals(found: Latencies, case: str, model: str) -> list[str]:
     """A network's ratio to each rival; empty where that was not measured."""
     rivals = [found.get((case, rival)) for rival in RIVALS]
-    return ["" if rival is None else f"{_ratio(found[case, model], rival):.2f}" for rival in rivals]
+    return ["" if rival is None else f"{ratio(found[case, model], rival):.2f}" for rival in rivals]
 
 
 def latency_table(rows: Rows) -> str:
@@ -167,7 +113,7 @@ def _short(model: str) -> str:
 def parity_table(rows: Rows) -> str:
     """Exported files against PyTorch: agreement of classes and largest error, over the sources."""
     lines = []
-    for (form, selections), group in _groups(rows, ("format", "selections")).items():
+    for (form, selections), group in groups(rows, ("format", "selections")).items():
         worst = max(group.values(), key=lambda row: float(row["relative_error"]))
         agreement = min(float(row["top1"]) for row in group.values())
         images = min(int(row["images"]) for row in group.values())
@@ -187,19 +133,11 @@ def parity_table(rows: Rows) -> str:
     return markdown_table(header, lines)
 
 
-def _groups(rows: Rows, keys: tuple[str, ...]) -> dict[tuple[str, ...], dict[str, dict[str, str]]]:
-    """The last row of each source, by these columns."""
-    groups: dict[tuple[str, ...], dict[str, dict[str, str]]] = {}
-    for row in rows:
-        groups.setdefault(tuple(row[key] for key in keys), {})[row["source"]] = row
-    return groups
-
-
 def deployment_table(rows: Rows) -> str:
     """Test accuracy of deployed networks, and points lost against the dynamic one of the same seed."""
     lines = []
     for model, variant in dict.fromkeys((row["model"], row["variant"]) for row in rows):
-        own = list(_last([r for r in rows if (r["model"], r["variant"]) == (model, variant)], ("seed",)).values())
+        own = list(last([r for r in rows if (r["model"], r["variant"]) == (model, variant)], ("seed",)).values())
         mean, half = mean_interval([100 * float(row["test_accuracy"]) for row in own])
         lost, lost_half = mean_interval([float(row["lost_points"]) for row in own])
         each = " ".join(f"{float(row['lost_points']):+.2f}" for row in own)
@@ -210,14 +148,14 @@ def deployment_table(rows: Rows) -> str:
 
 def price_table(rows: Rows) -> str:
     """Steps of a supernet against a training step of S: time and peak memory."""
-    found = _last(rows, ("space", "what"))
+    found = last(rows, ("space", "what"))
     lines = []
     for (space, what), row in found.items():
         base = found[space, "S"]
         memory = float(row["peak_mib"]) / float(base["peak_mib"])
         spread = f"{float(row['lower_quartile_ms']):.0f} to {float(row['upper_quartile_ms']):.0f}"
         name = what if what == "S" else f"{what} ({space})"
-        lines.append([name, f"{float(row['median_ms']):.0f}", spread, f"{_ratio(row, base):.2f}", f"{memory:.2f}"])
+        lines.append([name, f"{float(row['median_ms']):.0f}", spread, f"{ratio(row, base):.2f}", f"{memory:.2f}"])
     return markdown_table(["step", "ms", "quartiles", "time / S", "peak memory / S"], lines)
 
 
@@ -288,12 +226,17 @@ def planted_table(rows: Rows) -> str:
 
 TABLES: dict[str, Callable[[Rows], str]] = {
     "accuracy": accuracy_table,
+    "compiled": compiled_table,
     "deployment": deployment_table,
+    "depthwise": depthwise_table,
+    "kernels": kernels_table,
     "latency": latency_table,
     "latency-summary": latency_summary,
     "networks": networks_table,
+    "norms": norms_table,
     "operators": operators_table,
     "parity": parity_table,
+    "products": products_table,
     "search-comparison": comparison_table,
     "search-kinds": kinds_table,
     "search-planted": planted_table,

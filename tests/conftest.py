@@ -10,10 +10,13 @@ from torch import Tensor
 
 
 def pytest_configure() -> None:
-    """No test asserts on a time: what an export times of its file, for its proof, is brief."""
+    """No test asserts on a time: an export's proof is brief, and so is the wait for workers that are lost."""
+    from torch.utils import data
+
     from hadaptive.export import proof
 
     proof.CALLS = 6
+    data._utils.MP_STATUS_CHECK_INTERVAL = 0.5
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,8 @@ from folders import picture
 from processes import torchrun
 from tiny import TINY, WIDE_CHOICE, WIDE_SPACE
 
-from benchmarks import deployment, operators
+from benchmarks import deployment, kernels, operators, products
+from benchmarks import depthwise as bench_depthwise
 from benchmarks import search as bench_search
 from benchmarks.__main__ import COMMANDS as BENCHMARKS
 from benchmarks.__main__ import main as benchmarks
@@ -53,6 +54,10 @@ SHORTER = {
     ),
     "python -m benchmarks ops": "--rounds 2 --warmup 0 --no-compiled",
     "python -m benchmarks networks": "--image-size 32 --batch 2 --rounds 2",
+    "python -m benchmarks depthwise": "--input-size 32 --batch 2 --rounds 2 --warmup 0",
+    "python -m benchmarks norms": "--input-size 32 --batch 2 --rounds 2 --warmup 0 --steps 2",
+    "python -m benchmarks products": "--rounds 2 --warmup 0",
+    "python -m benchmarks compiled": "--models tiny.json --image-sizes 32 --rounds 2 --backend aot_eager",
     "python -m benchmarks latency": (
         "--models tiny.json --image-size 32 --runtimes onnxruntime --rounds 1 --calls 2"
     ),
@@ -129,6 +134,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ways = {name: deployment.VARIANTS[name] for name in ("dynamic", "frozen")}
     monkeypatch.setattr(deployment, "VARIANTS", ways)
     monkeypatch.setattr(operators, "SHAPES", ((8, 4, 5, 3),))
+    monkeypatch.setattr(bench_depthwise, "NETWORKS", ("hadaptive_net_s",))
+    monkeypatch.setattr(bench_depthwise, "SWEEP", bench_depthwise.SWEEP[:1])
+    monkeypatch.setattr(products, "SHAPES", ((8, 4, 5, 2),))
+    monkeypatch.setattr(kernels, "SHAPES", ((8, 4, 5, 2),))
+    monkeypatch.setattr(kernels, "PROCESSORS", {90: 132})
     for name, values in {"BATCHES": (1, 2), "K": (2, 3), "SIDES": (3, 5), "CHANNELS": 6}.items():
         monkeypatch.setattr(operators, f"SWEEP_{name}", values)
     return tmp_path

@@ -68,7 +68,7 @@ def test_an_interrupted_run_goes_on_to_the_weights_it_would_have_had(old: Path) 
     assert RunFolder.open("folder-interrupted").read_manifest() is not None  # from now on it has a list
     runs = (RunFolder.open(name) for name in ("folder-interrupted", "folder-finished"))
     ours, theirs = (run.load_model("last")[0] for run in runs)
-    # A later BatchNorm takes these biases away: their gradients are rounding, which Adam makes as large as any other.
+    # A later BatchNorm takes these biases away: their gradients are rounding, and Adam makes them large.
     idle = without_gradient(theirs)
     assert idle
     assert all(name.endswith("1.bias") for name in idle)

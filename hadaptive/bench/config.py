@@ -107,7 +107,7 @@ class NetworksConfig:
         threads: PyTorch threads; default as PyTorch chooses.
     """
 
-    models: tuple[str, ...] = ("hadaptive_net_s", "mobilenetv4_conv_small")
+    models: tuple[str, ...] = ("hadaptive_net_s", "mobilenetv4_conv_small", "starnet_s050")
     results: Path = Path("benchmarks/results/networks.csv")
     image_size: int = 224
     batch: int = 16
