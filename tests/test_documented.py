@@ -53,7 +53,7 @@ SHORTER = {
         "--network-rounds 2 --parts table price"
     ),
     "python -m benchmarks ops": "--rounds 2 --warmup 0 --no-compiled",
-    "python -m benchmarks networks": "--image-size 32 --batch 2 --rounds 2",
+    "python -m benchmarks networks": "--image-size 64 --batch 2 --rounds 2",
     "python -m benchmarks depthwise": "--input-size 32 --batch 2 --rounds 2 --warmup 0",
     "python -m benchmarks norms": "--input-size 32 --batch 2 --rounds 2 --warmup 0 --steps 2",
     "python -m benchmarks products": "--rounds 2 --warmup 0",
@@ -70,7 +70,7 @@ BRIEF = {"epochs": 1, "data": "digits", "image_size": 32, "train_size": 200}  # 
 ELSEWHERE = {
     "make": "what a target runs is in test_the_makefile_types_commands_that_run",
     "pip": "installs; the extras are compared with pyproject.toml",
-    "python -m benchmarks report README.md": "rewrites README: test_report runs it on a page of its own",
+    "python -m benchmarks report": "rewrites README and docs: test_report runs it on a page of its own",
     "python -m benchmarks gpu": "needs a GPU: test_bench_operators runs what can be without",
 }
 
