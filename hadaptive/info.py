@@ -15,7 +15,15 @@ from hadaptive.console import console, say
 from hadaptive.errors import UserError, first_line
 from hadaptive.files import json_text
 from hadaptive.models import create_model, spec_of
-from hadaptive.nn import AdaptiveBottleneck, AdaptiveCrossHadamard, GhostExpansion, InvertedExpansion
+from hadaptive.nn import (
+    AdaptiveBottleneck,
+    AdaptiveCrossHadamard,
+    FixedSelection,
+    GhostExpansion,
+    GroupedSelection,
+    InvertedExpansion,
+    StaticSelection,
+)
 from hadaptive.runs import RunFolder
 
 
@@ -93,7 +101,9 @@ def _describe(module: nn.Module) -> str:
         kernel = module.depthwise[0].kernel_size[0]  # pyright: ignore[reportIndexIssue]
         if isinstance(module.expansion, AdaptiveCrossHadamard):
             expansion = module.expansion.cross_hadamard
-            return f"ACH k={expansion.k}, {type(expansion.norm).__name__}, depthwise {kernel}x{kernel}"
+            own = {FixedSelection: " fixed", StaticSelection: " static", GroupedSelection: " grouped"}
+            how = own.get(type(expansion.select), "")
+            return f"ACH k={expansion.k}{how}, {type(expansion.norm).__name__}, depthwise {kernel}x{kernel}"
         if isinstance(module.expansion, GhostExpansion):
             return f"Ghost to {module.expansion.out_channels}, depthwise {kernel}x{kernel}"
         if isinstance(module.expansion, InvertedExpansion):

@@ -37,7 +37,7 @@ from hadaptive.export.config import ExportConfig
 from hadaptive.models import ConvSpec, NetSpec
 from hadaptive.models.spec import KINDS, ach, ghost, inverted
 from hadaptive.nn import NORMS
-from hadaptive.nn.selection import ORDERS, SURROGATES
+from hadaptive.nn.selection import ORDERS, SELECTIONS, SURROGATES
 from hadaptive.search import LatencyTable, SearchSpace, Setting, latency
 from hadaptive.search.config import SearchConfig, StudyConfig
 from hadaptive.search.spaces import names as spaces
@@ -75,6 +75,7 @@ REGISTERED: dict[tuple[str, str], tuple[str, ...]] = {
     ("network", "kind"): KINDS,
     ("network", "order"): ORDERS,
     ("network", "surrogate"): SURROGATES,
+    ("network", "selection"): SELECTIONS,
 }
 
 
@@ -116,13 +117,16 @@ def offered() -> set[Choice]:
 # ---------------------------------------------------------------- what is chosen
 
 
-def network(order: str, surrogate: str) -> NetSpec:
+def network(**options: str) -> NetSpec:
     """Every kind of block, and every norm in a layer of its own."""
     blocks = (ghost(2, 3, 12), inverted(2, 3, 12), *(ach(4, 3, 12, norm=norm) for norm in NORMS))
-    return NetSpec("all", ConvSpec(8, 3, 1), (ConvSpec(8, 2, 2),), (blocks,), 16, 16, order, surrogate)
+    return NetSpec("all", ConvSpec(8, 3, 1), (ConvSpec(8, 2, 2),), (blocks,), 16, 16, **options)
 
 
-SPECS = {f"{order}-{s}.json": network(order, s) for order, s in itertools.product(ORDERS, SURROGATES)}
+SPECS = {
+    f"{order}-{s}.json": network(order=order, surrogate=s) for order, s in itertools.product(ORDERS, SURROGATES)
+}
+SPECS |= {f"{name}.json": network(selection=name) for name in SELECTIONS if name != "sample"}
 ONE = SearchSpace("one", (ConvSpec(8, 2, 2),), (), (((ghost(2, 3, 8), ach(4, 3, 8)),),), 8, 8)
 TABLE = LatencyTable(
     space=ONE.fingerprint,
@@ -145,7 +149,10 @@ TRAININGS = [
     "--recipe paper --model index-softmax_k.json --interpolation lanczos --fit stretch",
     "--recipe quick --model one-ach.json --compile --train-size 24 --batch-size 12 --quiet",
     "--recipe folder --model rank-softmax.json --interpolation bilinear --track tensorboard",
-    "--recipe imagenet --model rank-softmax.json --interpolation bicubic",
+    "--recipe imagenet --model rank-simple.json --interpolation bicubic",
+    "--recipe quick --model static.json",
+    "--recipe quick --model grouped.json",
+    "--recipe quick --model random.json",
 ]
 SEARCHES = [
     "--space one.json --estimator gdas --no-channels-last --quiet --mixed-precision bf16",
@@ -216,7 +223,8 @@ def chosen(line: str) -> set[Choice]:
             found.add((owner, name, rest[0]))
     for name, spec in SPECS.items():
         if name in words and words[0] == "train":
-            found |= {("network", "order", spec.order), ("network", "surrogate", spec.surrogate)}
+            for name in ("order", "surrogate", "selection"):
+                found.add(("network", name, getattr(spec, name)))
             blocks = [block for stage in spec.stages for block in stage]
             found |= {("network", "kind", block.kind) for block in blocks}
             found |= {("network", "norm", block.norm) for block in blocks}

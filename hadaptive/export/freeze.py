@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hadaptive.errors import UserError
-from hadaptive.nn import FixedSelection, expansions
+from hadaptive.nn import ChannelSelection, FixedSelection, expansions
 from hadaptive.nn.selection_stats import selection_entropy
 
 
@@ -55,7 +55,7 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor]) -> dict[str, Calibr
     Raises:
         UserError: there are no images.
     """
-    layers = {n: m for n, m in expansions(network).items() if not isinstance(m.select, FixedSelection)}
+    layers = {n: m for n, m in expansions(network).items() if isinstance(m.select, ChannelSelection)}
     counts, places = (
         {n: torch.zeros(m.channels, dtype=torch.float64, device="cpu") for n, m in layers.items()}
         for _ in range(2)
@@ -87,9 +87,8 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor]) -> dict[str, Calibr
     result = {}
     for name, layer in layers.items():
         place = places[name] / counts[name]
-        index = torch.sort(counts[name], descending=True, stable=True)[1][: layer.k].sort()[0]
-        if layer.select.order == "rank":  # pyright: ignore[reportAttributeAccessIssue]
-            index = index[torch.sort(place[index].nan_to_num(nan=float(layer.k)), stable=True)[1]]
+        assert isinstance(layer.select, ChannelSelection)
+        index = layer.select.most(counts[name], place)
         result[name] = Calibration(counts[name] / images, place, index)
     return result
 

@@ -15,7 +15,7 @@ from hadaptive.files import write_atomically
 from hadaptive.measure.alone import Task, alone, session
 from hadaptive.measure.sessions import Run, load
 from hadaptive.measure.timing import quartiles
-from hadaptive.nn import ChannelSelection, CrossHadamardExpansion, expansions
+from hadaptive.nn import ChannelSelection, expansions
 from hadaptive.text import in_markdown
 
 
@@ -117,21 +117,15 @@ def _margins(network: nn.Module) -> Iterator[Callable[[int], np.ndarray]]:
     """
     gaps: list[Tensor] = []
 
-    def watch(layer: CrossHadamardExpansion, order: str) -> Any:
+    def watch(select: ChannelSelection) -> Any:
         def hook(module: nn.Module, args: Any, scores: Tensor) -> None:
-            ranked = scores.sort(descending=True).values[:, : layer.k + 1]
-            steps = ranked[:, :-1] - ranked[:, 1:]
-            # In the order of channel numbers only who is last in and first out matters.
-            steps = steps[:, layer.k - 1 :] if order == "index" else steps
-            if steps.shape[1]:
-                gaps.append(steps.amin(1) / scores.abs().amax(1).clamp(min=1e-30))
+            gaps.append(select.margins(scores) / scores.abs().amax(1).clamp(min=1e-30))
 
         return hook
 
-    layers = expansions(network).values()
     handles = [
-        layer.score.register_forward_hook(watch(layer, layer.select.order))
-        for layer in layers
+        layer.score.register_forward_hook(watch(layer.select))
+        for layer in expansions(network).values()
         if isinstance(layer.select, ChannelSelection)
     ]
 

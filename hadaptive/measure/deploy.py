@@ -19,12 +19,15 @@ from hadaptive.nn import (
     AdaptiveCrossHadamard,
     BatchNorm,
     ChannelScore,
+    ChannelSelection,
     DySoft,
     FixedSelection,
     GhostExpansion,
+    GroupedSelection,
     InvertedExpansion,
     top_k_channels,
 )
+from hadaptive.nn.grouped_selection import best_of_groups
 from hadaptive.ops import pair_indices
 
 
@@ -61,6 +64,7 @@ class DeployProducts(nn.Module):
         k: channels that are multiplied.
         fixed: the convolution that puts out the k selected channels; None where each image selects its own.
         score: the convolution over channels that scores them; None where selections are fixed.
+        groups: of which one channel each is selected; 0 where k are selected of all.
         left, right: from the k channels to the two factors of each product.
         ties: what lets the lower of two equally scored channels win: "sort", or "key" where a runtime has no sort.
         scale: of every selected channel, (1,), or None: the root of DySoft's alpha.
@@ -81,13 +85,16 @@ class DeployProducts(nn.Module):
         self.fixed: nn.Conv2d | None = None
         self.score: nn.Module | None = None
         self.order = "index"
+        self.groups = 0
         self.ties = "sort"
         if isinstance(select, FixedSelection):
             self.fixed = copy.deepcopy(mix)
             take(self.fixed, select.index)
         else:
             assert isinstance(expansion.score, ChannelScore)
+            assert isinstance(select, ChannelSelection)
             self.score, self.order = copy.deepcopy(expansion.score.conv), select.order
+            self.groups = self.k if isinstance(select, GroupedSelection) else 0
         self.left, self.right = (_one_hot(rows, self.k) for rows in pair_indices(self.k))
         self.softsign = isinstance(norm, DySoft)
         self.norm = None
@@ -120,6 +127,8 @@ class DeployProducts(nn.Module):
         """Numbers of the channels with the largest scores, (B, k); the lower one of equal scores."""
         assert self.score is not None
         scores = self.score(mixed[:, : self.channels].mean((2, 3)).unsqueeze(1)).squeeze(1)
+        if self.groups:
+            return best_of_groups(scores, self.k)
         return self._chosen_by_key(scores) if self.ties == "key" else top_k_channels(scores, self.k, self.order)
 
     def _chosen_by_key(self, scores: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 Source: arXiv 2505.22226, section 4 and its appendix (S, M, L).
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,18 +50,26 @@ def build_block(
     block: BlockSpec,
     spec: NetSpec,
     drop_path: float,
+    number: int = 0,
     device: Device = None,
     dtype: torch.dtype | None = None,
 ) -> AdaptiveBottleneck:
-    """The bottleneck that `block` describes."""
+    """The bottleneck that `block` describes, the one of this number in its network."""
     dd: Any = {"device": device, "dtype": dtype}
     expansion: AdaptiveCrossHadamard | GhostExpansion | InvertedExpansion
     if block.k is not None:
-        expansion = AdaptiveCrossHadamard(in_channels, block.k, block.norm, spec.order, spec.surrogate, **dd)
+        how: Any = {"selection": spec.selection, "noise": spec.noise, "temperature": spec.temperature}
+        if spec.selection == "random":
+            how["seed"] = number
+        expansion = AdaptiveCrossHadamard(
+            in_channels, block.k, block.norm, spec.order, spec.surrogate, **dd, **how
+        )
+    elif block.kind == "ghost":
+        assert block.ratio is not None
+        expansion = GhostExpansion(in_channels, block.ratio, **dd)
     else:
         assert block.ratio is not None
-        kind = GhostExpansion if block.kind == "ghost" else InvertedExpansion
-        expansion = kind(in_channels, block.ratio, **dd)
+        expansion = InvertedExpansion(in_channels, block.ratio, **dd, act=block.act)
     width = expansion.out_channels
     return AdaptiveBottleneck(
         expansion, in_channels, width, block.channels, block.kernel, block.stride, drop_path, **dd
@@ -153,11 +160,13 @@ class HadaptiveNet(nn.Module):
             self.feature_info.append({"num_chs": channels, "reduction": reduction, "module": "stages.0"})
 
         blocks = sum(len(stage) for stage in spec.stages)
-        rates: Iterator[Any] = iter(calculate_drop_path_rates(drop_path_rate, blocks))
+        rates: Any = calculate_drop_path_rates(drop_path_rate, blocks)
+        number = 0
         for stage in spec.stages:
             layers = []
             for block in stage:
-                layers.append(build_block(channels, block, spec, next(rates), **dd))
+                layers.append(build_block(channels, block, spec, rates[number], number, **dd))
+                number += 1
                 channels, reduction = block.channels, reduction * block.stride
             self.feature_info.append(
                 {"num_chs": channels, "reduction": reduction, "module": f"stages.{len(stages)}"}

@@ -18,11 +18,17 @@ from typing import Any
 
 from hadaptive.errors import UserError
 from hadaptive.nn.normalisation import NORMS
-from hadaptive.nn.selection import ORDERS, SURROGATES, check_choice
+from hadaptive.nn.selection import check_choice, check_selection
 
 FORMAT = "hadaptive-net"
 VERSION = 1
 KINDS = ("ghost", "ach", "inverted")
+LATER = (
+    "selection",
+    "noise",
+    "temperature",
+    "act",
+)  # fields that older files lack: written where they say something
 
 
 def _check_positive(**values: int | None) -> None:
@@ -95,6 +101,8 @@ class BlockSpec:
         ratio: expansion ratio of Ghost or of the inverted bottleneck.
         k: channels ACH selects.
         norm: of ACH's products, a name in ``hadaptive.nn.NORMS``.
+        act: whether the inverted bottleneck's expansion ends in Hardswish. Without, and with a ratio of 1, it is
+            what is left of an ACH block without products.
     """
 
     kind: str
@@ -104,6 +112,7 @@ class BlockSpec:
     ratio: float | None = None
     k: int | None = None
     norm: str = "dysoft"
+    act: bool = True
 
     def __post_init__(self) -> None:
         check_choice("kind", self.kind, KINDS)
@@ -119,6 +128,10 @@ class BlockSpec:
             _check_positive(k=self.k)
             if self.k is None or self.k < 2 or self.ratio is not None:
                 raise UserError(f"an ach block needs k >= 2 and no ratio, got {self.k!r} and {self.ratio!r}")
+        if not isinstance(self.act, bool) or (not self.act and self.kind != "inverted"):
+            raise UserError(
+                f"act is true, or false for an inverted block; got {self.act!r} for one of kind {self.kind}"
+            )
         if self.stride == 1 and self.kernel % 2 == 0:
             raise UserError(f"a stride-1 block needs an odd kernel to keep its size, got {self.kernel}")
 
@@ -135,7 +148,11 @@ class NetSpec:
         last_channels: width of the 1x1 convolution after the last stage.
         head_channels: width of the hidden linear layer before the classifier.
         order: of ACH's selected channels, "rank" or "index".
-        surrogate: of ACH's selection gradient, "softmax" or "softmax_k".
+        surrogate: of ACH's selection gradient, "softmax", "softmax_k" or "simple".
+        selection: which channels ACH selects, "sample" (the paper's), "grouped", "static" or "random", see
+            :class:`hadaptive.nn.CrossHadamardExpansion`. Random ones are drawn by the number of the block.
+        noise: scale of the selection's noise in training.
+        temperature: of the selection, a constant; None adapts it.
     """
 
     name: str
@@ -146,13 +163,18 @@ class NetSpec:
     head_channels: int = 1280
     order: str = "rank"
     surrogate: str = "softmax"
+    selection: str = "sample"
+    noise: float = 1.0
+    temperature: float | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
             raise UserError(f"name must be a text, got {self.name!r}")
         _check_positive(last_channels=self.last_channels, head_channels=self.head_channels)
-        check_choice("order", self.order, ORDERS)
-        check_choice("surrogate", self.surrogate, SURROGATES)
+        try:
+            check_selection(self.selection, self.order, self.surrogate, self.noise, self.temperature)
+        except ValueError as error:
+            raise UserError(str(error)) from None
         if not self.stages or not all(self.stages):
             raise UserError("a network needs at least one stage, and each stage at least one block")
         channels = self.stage1_channels
@@ -216,7 +238,8 @@ class NetSpec:
                 for key in ("ratio", "norm") if block["kind"] == "ach" else ("k", "norm"):
                     if block[key] is None or (key == "norm" and block["kind"] != "ach"):
                         del block[key]
-        return {"format": FORMAT, "version": VERSION, **data}
+                without_later(BlockSpec, block)
+        return {"format": FORMAT, "version": VERSION, **without_later(NetSpec, data)}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "NetSpec":
@@ -262,6 +285,14 @@ class NetSpec:
             raise UserError(f"{path}: {error}") from None
 
 
+def without_later(cls: type, data: dict[str, Any]) -> dict[str, Any]:
+    """`data` without those of LATER that are as in files from before: fingerprints stay what they were."""
+    for field in dataclasses.fields(cls):
+        if field.name in LATER and data.get(field.name) == field.default:
+            data.pop(field.name, None)
+    return data
+
+
 def as_spec(spec: NetSpec | dict[str, Any] | str | Path) -> NetSpec:
     """The spec that is meant: itself, its plain data, or the path of a JSON file that holds it.
 
@@ -285,9 +316,9 @@ def ghost(ratio: float, kernel: int, channels: int, stride: int = 1) -> BlockSpe
     return BlockSpec("ghost", channels, kernel, stride, ratio=float(ratio))
 
 
-def inverted(ratio: float, kernel: int, channels: int, stride: int = 1) -> BlockSpec:
-    """An inverted bottleneck, as in MobileNetV2."""
-    return BlockSpec("inverted", channels, kernel, stride, ratio=float(ratio))
+def inverted(ratio: float, kernel: int, channels: int, stride: int = 1, act: bool = True) -> BlockSpec:
+    """An inverted bottleneck, as in MobileNetV2; without an activation behind its expansion if not `act`."""
+    return BlockSpec("inverted", channels, kernel, stride, ratio=float(ratio), act=act)
 
 
 def ach(k: int, kernel: int, channels: int, stride: int = 1, norm: str = "dysoft") -> BlockSpec:

@@ -5,7 +5,9 @@ from hadaptive.nn.ach import (
     k_for_width,
 )
 from hadaptive.nn.bottleneck import AdaptiveBottleneck
+from hadaptive.nn.fixed_selection import FixedSelection, StaticSelection
 from hadaptive.nn.ghost import GhostExpansion
+from hadaptive.nn.grouped_selection import GroupedSelection
 from hadaptive.nn.inverted import InvertedExpansion
 from hadaptive.nn.layers import Layers
 from hadaptive.nn.mlp import CrossHadamardMlp
@@ -22,9 +24,9 @@ from hadaptive.nn.normalisation import (
 from hadaptive.nn.selection import (
     ChannelScore,
     ChannelSelection,
-    FixedSelection,
     gumbel_noise,
     gumbel_top_k,
+    simple_top_k,
     top_k_channels,
 )
 from hadaptive.nn.selection_stats import SelectionRecorder, SelectionReport
@@ -46,16 +48,19 @@ __all__ = [
     "DyT",
     "FixedSelection",
     "GhostExpansion",
+    "GroupedSelection",
     "InvertedExpansion",
     "Layers",
     "SelectionRecorder",
     "SelectionReport",
+    "StaticSelection",
     "adapt_temperatures",
     "create_norm",
     "expansions",
     "gumbel_noise",
     "gumbel_top_k",
     "k_for_width",
+    "simple_top_k",
     "top_k_channels",
     "update_temperatures",
 ]

@@ -13,15 +13,23 @@ from torch import Tensor, nn
 from torch.types import Device
 
 from hadaptive import ops
+from hadaptive.nn.fixed_selection import FixedSelection, StaticSelection, random_selection
+from hadaptive.nn.grouped_selection import GroupedSelection
 from hadaptive.nn.layers import is_watched, run_layers
 from hadaptive.nn.normalisation import DySoft, create_norm
-from hadaptive.nn.selection import ChannelScore, ChannelSelection, FixedSelection, check_k
+from hadaptive.nn.selection import ChannelScore, ChannelSelection, check_k, check_selection
 from hadaptive.nn.state import rename_children
 from hadaptive.ops import num_pairs
 
 LIVE_INTO_FIXED = (
     "the network's selections are fixed, and this state's are not, so that it does not say which channels to fix: "
     "load it into a network that is not frozen, and freeze that"
+)
+
+
+LIVE_INTO_STATIC = (
+    "the network selects its first k channels, and this state holds other selections: build the network with the "
+    "selection that it was trained with"
 )
 
 
@@ -40,12 +48,18 @@ class CrossHadamardExpansion(nn.Module):
         k: channels selected per sample, 2 <= k <= C; P = k(k-1)/2.
         norm: of the products; a name in :data:`hadaptive.nn.NORMS`.
         order: of the selected channels, "rank" (the paper's) or "index".
-        surrogate: of the selection's gradient, "softmax" (the paper's) or "softmax_k".
+        surrogate: of the selection's gradient, "softmax" (the paper's), "softmax_k" or "simple".
         score_kernel: odd width of the score's convolution over channels.
         device, dtype: of parameters and buffers; the temperature is float32.
+        selection: "sample" (the paper's: the k highest scores of each sample), "grouped" (the highest score in
+            each of k groups), "static" (the first k channels) or "random" (k channels drawn once). The last two
+            have no score.
+        noise: scale of the Gumbel noise on scores in training, 1 in the paper.
+        temperature: a constant one; None adapts it, as the paper does.
+        seed: of the random draw.
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: an argument is out of its range, or has no effect on this selection.
     """
 
     def __init__(
@@ -58,14 +72,29 @@ class CrossHadamardExpansion(nn.Module):
         score_kernel: int = 5,
         device: Device = None,
         dtype: torch.dtype | None = None,
+        *,
+        selection: str = "sample",
+        noise: float = 1.0,
+        temperature: float | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         check_k(k, channels)
+        check_selection(selection, order, surrogate, noise, temperature, seed)
         self.channels = channels
         self.k = k
         self.out_channels = channels + num_pairs(k)
-        self.score = ChannelScore(score_kernel, device, dtype)
-        self.select = ChannelSelection(k, order, surrogate, device, dtype)
+        self.score: nn.Module = nn.Identity()
+        self.select: nn.Module
+        if selection == "static":
+            self.select = StaticSelection(k)
+        elif selection == "random":
+            self.select = random_selection(channels, k, seed, device)
+        else:
+            self.score = ChannelScore(score_kernel, device, dtype)
+            how: Any = {"device": device, "dtype": dtype, "noise": noise, "temperature": temperature}
+            grouped = selection == "grouped"
+            self.select = GroupedSelection(k, **how) if grouped else ChannelSelection(k, order, surrogate, **how)
         self.norm = create_norm(norm, num_pairs(k), device, dtype)
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -92,7 +121,7 @@ class CrossHadamardExpansion(nn.Module):
             or not all(0 <= c < self.channels for c in numbers)
         ):
             raise ValueError(f"expected {self.k} different channels of {self.channels}, got {numbers}")
-        device = next(self.select.buffers()).device
+        device = next((t.device for t in (*self.select.buffers(), *self.norm.parameters())), None)
         self.register_module("score", nn.Identity())
         self.register_module("select", FixedSelection(index.long(), device))
 
@@ -108,7 +137,15 @@ class CrossHadamardExpansion(nn.Module):
     ) -> None:
         index = state_dict.get(f"{prefix}select.index")
         live = [key for key in state_dict if key.startswith((f"{prefix}score.", f"{prefix}select."))]
-        if isinstance(self.select, FixedSelection):
+        if isinstance(self.select, StaticSelection):
+            if index is not None and torch.equal(index.cpu(), self.select.index):
+                del state_dict[f"{prefix}select.index"]  # of one that was drawn or frozen so
+            elif live:
+                if LIVE_INTO_STATIC not in error_msgs:
+                    error_msgs.append(LIVE_INTO_STATIC)
+                for key in live:
+                    del state_dict[key]
+        elif isinstance(self.select, FixedSelection):
             if index is None and live:
                 if LIVE_INTO_FIXED not in error_msgs:
                     error_msgs.append(LIVE_INTO_FIXED)
@@ -131,7 +168,7 @@ class CrossHadamardExpansion(nn.Module):
             scale: what the gradient is still multiplied with, one number; None for nothing.
             skipped: not 0 where the step is left out, one number; None where it is not.
         """
-        if not isinstance(self.select, ChannelSelection):
+        if not isinstance(self.select, ChannelSelection) or not isinstance(self.score, ChannelScore):
             return
         gradient = self.score.conv.weight.grad
         if gradient is None:
@@ -177,9 +214,10 @@ class AdaptiveCrossHadamard(nn.Module):
         k: channels selected per sample; the output has C + k(k-1)/2 channels.
         norm: of the products, see :data:`hadaptive.nn.NORMS`.
         order: "rank" (the paper's) or "index", see :func:`hadaptive.nn.top_k_channels`.
-        surrogate: "softmax" (the paper's) or "softmax_k", see :func:`hadaptive.nn.gumbel_top_k`.
+        surrogate: "softmax" (the paper's), "softmax_k" or "simple", see :func:`hadaptive.nn.gumbel_top_k`.
         score_kernel: odd width of the score's convolution over channels.
         device, dtype: of parameters and buffers; the temperature is float32.
+        selection, noise, temperature, seed: as in :class:`CrossHadamardExpansion`.
 
     Shape:
         (B, C, S...) -> (B, C + k(k-1)/2, S...), any number of spatial dims, any floating dtype.
@@ -202,6 +240,11 @@ class AdaptiveCrossHadamard(nn.Module):
         score_kernel: int = 5,
         device: Device = None,
         dtype: torch.dtype | None = None,
+        *,
+        selection: str = "sample",
+        noise: float = 1.0,
+        temperature: float | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         check_k(k, channels)
@@ -210,8 +253,9 @@ class AdaptiveCrossHadamard(nn.Module):
         # No bias: the BatchNorm that follows has one.
         self.mix = nn.Conv2d(channels, channels, 1, bias=False, device=device, dtype=dtype)
         self.bn = nn.BatchNorm2d(channels, device=device, dtype=dtype)
+        how: Any = {"selection": selection, "noise": noise, "temperature": temperature, "seed": seed}
         self.cross_hadamard = CrossHadamardExpansion(
-            channels, k, norm, order, surrogate, score_kernel, device, dtype
+            channels, k, norm, order, surrogate, score_kernel, device, dtype, **how
         )
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:

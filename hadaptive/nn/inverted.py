@@ -19,6 +19,8 @@ class InvertedExpansion(nn.Module):
         channels: C, channels in.
         ratio: how many times as many come out.
         device, dtype: of parameters and buffers.
+        act: whether there is the Hardswish. Without, a ratio of 1 is ACH's mix alone, and a larger one appends
+            linear maps to it where ACH appends products.
 
     Shape:
         (B, C, H, W) -> (B, int(C * ratio), H, W).
@@ -33,17 +35,19 @@ class InvertedExpansion(nn.Module):
         ratio: float,
         device: Device = None,
         dtype: torch.dtype | None = None,
+        *,
+        act: bool = True,
     ) -> None:
         super().__init__()
         self.out_channels = int(channels * ratio)
         if self.out_channels < 1:
             raise ValueError(f"ratio {ratio} leaves no channel of {channels}")
         dd: Any = {"device": device, "dtype": dtype}
-        self.convolution = Layers(
+        layers = (
             nn.Conv2d(channels, self.out_channels, 1, bias=False, **dd),
             nn.BatchNorm2d(self.out_channels, **dd),
-            nn.Hardswish(),
         )
+        self.convolution = Layers(*layers, nn.Hardswish()) if act else Layers(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.convolution(x)

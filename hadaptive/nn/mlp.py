@@ -43,7 +43,8 @@ class CrossHadamardMlp(nn.Module):
         use_conv: take maps, with 1x1 convolutions for the linear layers.
         device, dtype: of parameters and buffers.
         k: set it to override `hidden_features`.
-        norm, order, surrogate, score_kernel: as in :class:`AdaptiveCrossHadamard`.
+        norm, order, surrogate, score_kernel, selection, noise, temperature, seed: as in
+            :class:`AdaptiveCrossHadamard`.
 
     Shape:
         (B, N..., C) -> (B, N..., out_features), one or more token dims, or, with `use_conv`,
@@ -75,6 +76,10 @@ class CrossHadamardMlp(nn.Module):
         order: str = "rank",
         surrogate: str = "softmax",
         score_kernel: int = 5,
+        selection: str = "sample",
+        noise: float = 1.0,
+        temperature: float | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         if k is None:
@@ -87,7 +92,10 @@ class CrossHadamardMlp(nn.Module):
         dd: Any = {"device": device, "dtype": dtype}
         given = {name: value for name, value in dd.items() if value is not None}
         self.fc1 = layer(in_features, in_features, bias=biases[0], **dd)
-        self.cross_hadamard = CrossHadamardExpansion(in_features, k, norm, order, surrogate, score_kernel, **dd)
+        how: Any = {"selection": selection, "noise": noise, "temperature": temperature, "seed": seed}
+        self.cross_hadamard = CrossHadamardExpansion(
+            in_features, k, norm, order, surrogate, score_kernel, **dd, **how
+        )
         width = self.cross_hadamard.out_channels
         self.act = act_layer()
         self.drop1 = nn.Dropout(drops[0])

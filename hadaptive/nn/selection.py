@@ -3,6 +3,7 @@
 Source: arXiv 2505.22226, section 3; ECA (arXiv 1910.03151) for the score; Gumbel-softmax (arXiv 1611.01144).
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,10 +13,12 @@ from torch import Tensor, nn
 from torch.types import Device
 
 from hadaptive.nn.layers import is_watched
+from hadaptive.nn.subsets import k_subset_marginals, sample_k_subset
 from hadaptive.ops import compute_dtype
 
+SELECTIONS = ("sample", "static", "grouped", "random")
 ORDERS = ("rank", "index")
-SURROGATES = ("softmax", "softmax_k")
+SURROGATES = ("softmax", "softmax_k", "simple")
 
 TEMPERATURE_MAX = 4.0
 TEMPERATURE_MIN = 0.01
@@ -26,6 +29,42 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise one clear ValueError unless `value` is among `choices`."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+
+
+def check_noise(noise: float) -> None:
+    """Raise one clear ValueError unless `noise` is a finite number that is not negative."""
+    if isinstance(noise, bool) or not isinstance(noise, int | float) or not 0 <= noise < math.inf:
+        raise ValueError(f"noise must be a number from 0 on, got {noise!r}")
+
+
+def check_temperature(temperature: float | None) -> None:
+    """Raise one clear ValueError unless `temperature` is None or a finite positive number."""
+    if temperature is None:
+        return
+    number = isinstance(temperature, int | float) and not isinstance(temperature, bool)
+    if not number or not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be a positive number, or None to adapt it, got {temperature!r}")
+
+
+def check_selection(
+    selection: str, order: str, surrogate: str, noise: float, temperature: float | None, seed: int | None = None
+) -> None:
+    """Raise one clear ValueError unless these fit each other: what would have no effect is refused."""
+    check_choice("selection", selection, SELECTIONS)
+    check_choice("order", order, ORDERS)
+    check_choice("surrogate", surrogate, SURROGATES)
+    check_noise(noise)
+    check_temperature(temperature)
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+        raise ValueError(f"seed must be a whole number, got {seed!r}")
+    if selection != "sample" and (order, surrogate) != ("rank", "softmax"):
+        raise ValueError(f"order and surrogate are for selection='sample', not for {selection!r}")
+    if selection in ("static", "random") and (noise, temperature) != (1.0, None):
+        raise ValueError(
+            f"noise and temperature have no effect on selection={selection!r}, which is always the same"
+        )
+    if selection != "random" and seed:
+        raise ValueError(f"seed is for selection='random', not for {selection!r}")
 
 
 def check_k(k: int, channels: int) -> None:
@@ -135,6 +174,17 @@ def top_k_channels(scores: Tensor, k: int, order: str = "rank") -> Tensor:
     return index
 
 
+def perturbed(scores: Tensor, noise: float, generator: torch.Generator | None) -> Tensor:
+    """Scores (B, C) in float32 with Gumbel noise of this scale."""
+    plain = scores.float()
+    return plain if noise == 0 else plain + noise * gumbel_noise(scores, generator)
+
+
+def straight_through(soft: Tensor) -> Tensor:
+    """Exactly 1, with the gradient of `soft`. (The authors' published code has the sign reversed.)"""
+    return 1 + (soft - soft.detach())
+
+
 def gumbel_top_k(
     scores: Tensor,
     k: int,
@@ -142,6 +192,7 @@ def gumbel_top_k(
     order: str = "rank",
     surrogate: str = "softmax",
     generator: torch.Generator | None = None,
+    noise: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Sample k channels by Gumbel top-k, with straight-through gates that carry the gradient to the scores.
 
@@ -156,17 +207,43 @@ def gumbel_top_k(
         surrogate: "softmax" (the paper's: its gradient is that of a distribution summing to 1) or
             "softmax_k" (the same scaled by k, the sum of the k-hot mask it stands for).
         generator: source of the noise; None uses PyTorch's global one of the scores' device.
+        noise: scale of the noise, 1 in the paper; 0 selects the k largest scores.
 
     Returns:
         index (B, k) int64 and gate (B, k) float32, whose value is exactly 1 and whose gradient is
         ``+ d surrogate / d scores``. (The authors' published code has the sign reversed.)
     """
-    logits = (scores.float() + gumbel_noise(scores, generator)) / temperature
+    logits = perturbed(scores, noise, generator) / temperature
     index = top_k_channels(logits.detach(), k, order)
     soft = torch.softmax(logits, dim=1).gather(1, index)
     if surrogate == "softmax_k":
         soft = soft * k
-    return index, 1 + (soft - soft.detach())
+    return index, straight_through(soft)
+
+
+def simple_top_k(
+    scores: Tensor,
+    k: int,
+    temperature: Tensor,
+    order: str = "rank",
+    generator: torch.Generator | None = None,
+    noise: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Sample a subset of k channels exactly; the gates' gradient is that of its marginals, which sum to k.
+
+    A subset's probability is the product of exp(score / noise) over its channels, up to a factor that all share.
+    With a temperature equal to the noise this is SIMPLE as published; another one shapes gradients only, as it
+    does in :func:`gumbel_top_k`. Source: arXiv 2210.01941.
+
+    Args, returns: as :func:`gumbel_top_k`; noise 0 selects the k largest scores. Costs O(B k C) operations.
+    """
+    if noise == 0:
+        index = top_k_channels(scores.detach(), k, order)
+    else:
+        # By score, so that "rank" means what it does elsewhere.
+        taken = sample_k_subset(scores.detach().float() / noise, k, generator)
+        index = top_k_channels(scores.detach().float().masked_fill(~taken, -float("inf")), k, order)
+    return index, straight_through(k_subset_marginals(scores.float() / temperature, k).gather(1, index))
 
 
 @torch.fx.wrap
@@ -178,38 +255,21 @@ def _selected(
     surrogate: str,
     training: bool,
     generator: torch.Generator | None,
+    noise: float,
 ) -> tuple[Tensor, Tensor | None]:
     if training:
         # Its own copy: an optimiser may update the temperature before it differentiates a second time.
-        return gumbel_top_k(scores, k, temperature.clone(), order, surrogate, generator)
+        if surrogate == "simple":
+            return simple_top_k(scores, k, temperature.clone(), order, generator, noise)
+        return gumbel_top_k(scores, k, temperature.clone(), order, surrogate, generator, noise)
     return top_k_channels(scores, k, order), None
 
 
-@torch.fx.wrap
-def _for_each_sample(index: Tensor, x: Tensor) -> Tensor:
-    return index.expand(x.shape[0], -1)
-
-
-class FixedSelection(nn.Module):
-    """The same k channels for every sample, whatever it holds.
-
-    Args:
-        index: (k,) int64.
-        device: of the buffer that keeps it; None for index's own.
-        dtype: taken as other layers take it, and without effect.
-
-    Shape:
-        anything (B, ...) -> index (B, k) int64, None.
-    """
-
-    index: Tensor
-
-    def __init__(self, index: Tensor, device: Device = None, dtype: torch.dtype | None = None) -> None:
-        super().__init__()
-        self.register_buffer("index", index.to(device, copy=True))
-
-    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor | None]:
-        return _for_each_sample(self.index, x), None
+def _unusual(noise: float, temperature: float | None) -> str:
+    """What a selection prints of these, if they are not the paper's."""
+    return ("" if noise == 1 else f", noise={noise:g}") + (
+        "" if temperature is None else f", temperature={temperature:g}"
+    )
 
 
 class ChannelSelection(nn.Module):
@@ -221,9 +281,11 @@ class ChannelSelection(nn.Module):
     Args:
         k: channels to select.
         order: "rank" (the paper's) or "index".
-        surrogate: "softmax" (the paper's) or "softmax_k".
+        surrogate: "softmax" (the paper's), "softmax_k", or "simple", see :func:`simple_top_k`.
         device: of the buffers.
         dtype: taken as other layers take it, and without effect.
+        noise: scale of the Gumbel noise in training, 1 in the paper.
+        temperature: a constant one; None adapts it, as the paper does.
 
     Shape:
         scores (B, C) -> index (B, k) int64, gate (B, k) float32 or None (eval mode: all ones).
@@ -239,13 +301,20 @@ class ChannelSelection(nn.Module):
         surrogate: str = "softmax",
         device: Device = None,
         dtype: torch.dtype | None = None,
+        *,
+        noise: float = 1.0,
+        temperature: float | None = None,
     ) -> None:
         super().__init__()
         check_choice("order", order, ORDERS)
         check_choice("surrogate", surrogate, SURROGATES)
+        check_noise(noise)
+        check_temperature(temperature)
         self.k = k
         self.order = order
         self.surrogate = surrogate
+        self.noise = float(noise)
+        self.constant_temperature = temperature
         for name in ("temperature", "gradient_norm"):
             self.register_buffer(name, torch.empty((), device=device, dtype=torch.float32))
         self.reset_parameters()
@@ -253,7 +322,7 @@ class ChannelSelection(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Set the temperature to what training begins with."""
-        self.temperature.fill_(TEMPERATURE_MAX)
+        self.temperature.fill_(TEMPERATURE_MAX if self.constant_temperature is None else self.constant_temperature)
         self.gradient_norm.zero_()
 
     def _load_from_state_dict(self, *args: Any) -> None:
@@ -272,9 +341,36 @@ class ChannelSelection(nn.Module):
 
     def forward(self, scores: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor | None]:
         index, gate = _selected(
-            scores, self.k, self.temperature, self.order, self.surrogate, self.training, generator
+            scores, self.k, self.temperature, self.order, self.surrogate, self.training, generator, self.noise
         )
         return index, gate
+
+    def best(self, scores: Tensor) -> Tensor:
+        """What would be selected in eval mode: (B, C) -> (B, k) int64."""
+        return top_k_channels(scores, self.k, self.order)
+
+    def most(self, frequency: Tensor, place: Tensor) -> Tensor:
+        """The one selection that stands for many, (k,) int64.
+
+        Args:
+            frequency: (C,), how often each channel was selected.
+            place: (C,), its mean place among the selected, NaN where it never was.
+        """
+        index = torch.sort(frequency, descending=True, stable=True)[1][: self.k].sort()[0]
+        if self.order == "rank":  # weights meet the products that they were trained with
+            index = index[torch.sort(place[index].nan_to_num(nan=float(self.k)), stable=True)[1]]
+        return index
+
+    def margins(self, scores: Tensor) -> Tensor:
+        """How near each selection came to another: the smallest gap of two scores whose order matters, (B,).
+
+        Infinite where there is nothing to choose.
+        """
+        ranked = scores.sort(descending=True).values[:, : self.k + 1]
+        steps = ranked[:, :-1] - ranked[:, 1:]
+        if self.order == "index":  # only who is last in and first out matters
+            steps = steps[:, self.k - 1 :]
+        return steps.amin(1) if steps.shape[1] else torch.full_like(scores[:, 0], torch.inf)
 
     @torch.no_grad()
     def update_temperature(self, gradient: Tensor) -> None:
@@ -283,6 +379,8 @@ class ChannelSelection(nn.Module):
         Args:
             gradient: of the score's weight, any shape, unscaled. A non-finite one changes nothing.
         """
+        if self.constant_temperature is not None:
+            return
         norm = gradient.float().norm()
         step = torch.where(norm >= self.gradient_norm, 1 + TEMPERATURE_RATE, 1 - TEMPERATURE_RATE)
         warmer = (self.temperature * step).clamp(TEMPERATURE_MIN, TEMPERATURE_MAX)
@@ -291,4 +389,5 @@ class ChannelSelection(nn.Module):
         self.gradient_norm.copy_(torch.where(finite, norm, self.gradient_norm))
 
     def extra_repr(self) -> str:
-        return f"k={self.k}, order={self.order!r}, surrogate={self.surrogate!r}"
+        own = f"k={self.k}, order={self.order!r}, surrogate={self.surrogate!r}"
+        return own + _unusual(self.noise, self.constant_temperature)

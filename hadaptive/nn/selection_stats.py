@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hadaptive.nn.ach import CrossHadamardExpansion, expansions
 from hadaptive.nn.normalisation import DySoft
-from hadaptive.nn.selection import FixedSelection, top_k_channels
+from hadaptive.nn.selection import ChannelSelection
 
 
 def _name_in_version_1(layer: str) -> str:
@@ -87,7 +87,7 @@ class SelectionRecorder:
 
     def __init__(self, model: nn.Module, every: int = 1) -> None:
         layers = expansions(model)
-        self.layers = {n: m for n, m in layers.items() if not isinstance(m.select, FixedSelection)}
+        self.layers = {n: m for n, m in layers.items() if isinstance(m.select, ChannelSelection)}
         self.every = max(1, every)
         self._counts = {name: _LayerCounts(layer.channels) for name, layer in self.layers.items()}
         self._calls: dict[str, int] = {}
@@ -96,7 +96,7 @@ class SelectionRecorder:
         ]
 
     def _hook(self, name: str, layer: CrossHadamardExpansion):
-        def record(module: nn.Module, args: tuple, output: tuple[Tensor, Tensor | None]) -> None:
+        def record(module: ChannelSelection, args: tuple, output: tuple[Tensor, Tensor | None]) -> None:
             if module is not layer.select:  # a copy of the network, made meanwhile, has the hook as well
                 return
             if not torch.compiler.is_compiling():
@@ -108,7 +108,7 @@ class SelectionRecorder:
             state = self._counts[name]
             state.to(scores.device)
             chosen = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device).scatter_(1, index, True)
-            noiseless = torch.zeros_like(chosen).scatter_(1, top_k_channels(scores, layer.k), True)
+            noiseless = torch.zeros_like(chosen).scatter_(1, module.best(scores), True)
             state.counts += chosen.sum(0)
             state.agreed += (chosen & noiseless).sum()
             state.samples += len(scores)
@@ -129,7 +129,7 @@ class SelectionRecorder:
                     samples=samples,
                     frequency=(state.counts / samples).float().cpu(),
                     agreement=float(state.agreed) / (samples * layer.k),
-                    temperature=float(layer.select.temperature),
+                    temperature=float(layer.select.get_buffer("temperature")),
                     alpha=float(layer.norm.alpha.detach()) if isinstance(layer.norm, DySoft) else float("nan"),
                 )
             )

@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from hadaptive.nn.ach import CrossHadamardExpansion, expansions
-from hadaptive.nn.selection import FixedSelection
+from hadaptive.nn.fixed_selection import FixedSelection
 
 WRAPPED = ("optimizer", "_base_optimizer")  # where accelerate, Lightning and timm's Lookahead keep what they wrap
 

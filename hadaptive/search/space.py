@@ -24,12 +24,14 @@ import torch
 
 from hadaptive.errors import UserError
 from hadaptive.files import json_text, write_json
-from hadaptive.models.spec import BlockSpec, ConvSpec, NetSpec, as_fields, as_list, contents
+from hadaptive.models.spec import BlockSpec, ConvSpec, NetSpec, as_fields, as_list, contents, without_later
 
 FORMAT = "hadaptive-space"
 VERSION = 1
 
 Choice = tuple[int, ...]
+
+OF_THE_NETWORK = ("last_channels", "head_channels", "order", "surrogate", "selection", "noise", "temperature")
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class SearchSpace:
         stage1: a tuple of candidates for each convolution of stage 1.
         stages: for each stage a tuple of positions; a position is a tuple of blocks, with a `Skip` where the block
             may be left out (stride 1 and unchanged width only).
-        last_channels, head_channels, order, surrogate: as in :class:`NetSpec`.
+        last_channels, head_channels, order, surrogate, selection, noise, temperature: as in :class:`NetSpec`.
 
     Raises:
         UserError: candidates do not fit each other or their position.
@@ -91,6 +93,9 @@ class SearchSpace:
     head_channels: int = 1280
     order: str = "rank"
     surrogate: str = "softmax"
+    selection: str = "sample"
+    noise: float = 1.0
+    temperature: float | None = None
 
     def __post_init__(self) -> None:
         for number, position in enumerate(self.positions, start=1):
@@ -216,11 +221,11 @@ class SearchSpace:
             stem,
             stage1,
             tuple(stages),
-            self.last_channels,
-            self.head_channels,
-            self.order,
-            self.surrogate,
+            **self._of_the_network(),
         )
+
+    def _of_the_network(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in OF_THE_NETWORK}
 
     def random(self, generator: torch.Generator) -> Choice:
         """A choice drawn evenly, position by position."""
@@ -236,8 +241,7 @@ class SearchSpace:
 
     def find(self, spec: NetSpec) -> Choice | None:
         """A choice that builds `spec`, whatever its name, or None if the space does not hold it."""
-        own = (self.last_channels, self.head_channels, self.order, self.surrogate)
-        if own != (spec.last_channels, spec.head_channels, spec.order, spec.surrogate):
+        if any(value != getattr(spec, name) for name, value in self._of_the_network().items()):
             return None
         if len(spec.stage1) != len(self.stage1) or len(spec.stages) != len(self.stages):
             return None
@@ -260,12 +264,14 @@ class SearchSpace:
             if isinstance(candidate, Skip):
                 return {"kind": "skip"}
             data = dataclasses.asdict(candidate)
+            if isinstance(candidate, BlockSpec):
+                without_later(BlockSpec, data)
             return {key: value for key, value in data.items() if value is not None}
 
         def all_plain(positions: tuple[Position, ...]) -> list[list[dict[str, Any]]]:
             return [[plain(candidate) for candidate in position] for position in positions]
 
-        rest = {key: getattr(self, key) for key in ("last_channels", "head_channels", "order", "surrogate")}
+        rest = without_later(NetSpec, self._of_the_network())
         return {
             "format": FORMAT,
             "version": VERSION,
@@ -341,6 +347,7 @@ def label(candidate: Candidate) -> str:
     if isinstance(candidate, ConvSpec):
         return f"C{candidate.kernel}{stride}→{candidate.channels}"
     wide = f"A{candidate.k}" if candidate.kind == "ach" else f"{candidate.kind[0].upper()}{candidate.ratio:g}"
+    wide += "" if candidate.act else "-linear"
     end = "b" if candidate.kind == "ach" and candidate.norm == "batchnorm" else ""
     end = end or (f"-{candidate.norm}" if candidate.kind == "ach" and candidate.norm != "dysoft" else "")
     return f"{wide}/{candidate.kernel}{stride}{end}"
