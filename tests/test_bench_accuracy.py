@@ -9,9 +9,15 @@ from tiny import TINY, tiny_config, tiny_spec
 from hadaptive.bench import accuracy
 from hadaptive.bench.accuracy import bench_accuracy, name_of, print_accuracy
 from hadaptive.bench.config import AccuracyConfig
+from hadaptive.bench.floor import FLOORS, floor
+from hadaptive.bench.variants import VARIANTS, variant
 from hadaptive.engine.recipes import Recipe
+from hadaptive.errors import UserError
 from hadaptive.files import read_csv
-from hadaptive.train import RECIPES, Trainer, TrainingInterruptedError
+from hadaptive.models import HadaptiveNet, NetSpec
+from hadaptive.models.spec import HADAPTIVE_NET_S
+from hadaptive.nn import AdaptiveBottleneck, expansions
+from hadaptive.train import RECIPES, TrainConfig, Trainer, TrainingInterruptedError
 
 
 @pytest.fixture
@@ -41,10 +47,12 @@ def test_a_row_per_run_and_none_twice(
             bench_accuracy(config)
     assert config.results is not None
     first = read_csv(config.results)
-    assert len(first) == 2
+    assert [row["model"] for row in first[:2]] == list(FLOORS)
+    assert len(first) == 4
     rows = bench_accuracy(config)
-    assert rows[:2] == first
-    assert [(row["model"], row["seed"]) for row in rows] == [(name_of(m), s) for s in "01" for m in config.models]
+    assert rows[:4] == first
+    trained = [(name_of(m), s) for s in "01" for m in config.models]
+    assert [(row["model"], row["seed"]) for row in rows] == [*((name, "0") for name in FLOORS), *trained]
     assert len({row["test_images"] for row in rows}) == 1
     assert all(0 <= float(row["test_accuracy"]) <= 1 and row["commit"] and row["torch"] for row in rows)
 
@@ -62,7 +70,66 @@ def test_two_files_of_one_name_are_two_networks(config: AccuracyConfig, tmp_path
         (tmp_path / folder).mkdir()
         files.append(str(tmp_path / folder / "net.json"))
         dataclasses.replace(TINY, last_channels=channels).save(files[-1])
-    rows = bench_accuracy(dataclasses.replace(config, models=tuple(files), seeds=(0,)))
+    rows = bench_accuracy(dataclasses.replace(config, models=tuple(files), seeds=(0,)))[len(FLOORS) :]
     assert len({row["model"] for row in rows}) == 2
     assert len({row["parameters"] for row in rows}) == 2
     assert all(row["model"].startswith("tiny@") for row in rows)
+
+
+def test_each_network_gets_the_rate_that_is_best_on_validation(config: AccuracyConfig, tmp_path: Path) -> None:
+    config = dataclasses.replace(config, models=(f"{config.models[0]}:static",), seeds=(1, 2), rates=(1e-9, 3e-3))
+    rows = bench_accuracy(config)[len(FLOORS) :]
+    assert config.results is not None
+    tried = read_csv(config.results.with_stem("rows-rates"))
+    assert [(float(row["lr"]), row["seed"], row["epochs"]) for row in tried] == [
+        (1e-9, "1", "1"),
+        (3e-3, "1", "1"),
+    ]
+    best = max(tried, key=lambda row: (float(row["validation_accuracy"]), -float(row["lr"])))
+    assert {float(row["lr"]) for row in rows} == {float(best["lr"])}
+    assert all(row["model"].startswith("tiny:static@") for row in rows)
+    assert bench_accuracy(config)[len(FLOORS) :] == rows
+
+
+def test_the_floor_is_fitted_to_training_images_and_chance_where_pixels_tell_nothing(tmp_path: Path) -> None:
+    found = floor(TrainConfig.from_recipe("cooccurrence", train_size=400))
+    for summary in found.values():
+        assert summary["train_images"] == 400
+        assert summary["test"]["images"] == 4000
+        assert summary["test"]["accuracy"] < 0.3  # eight classes
+    digits = floor(TrainConfig.from_recipe("quick"))
+    assert min(summary["test"]["accuracy"] for summary in digits.values()) > 0.9
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_is_another_network_of_the_same_width(name: str) -> None:
+    spec = variant(f"hadaptive_net_s:{name}")
+    assert isinstance(spec, NetSpec)
+    assert NetSpec.from_dict(spec.to_dict()) == spec
+    same = name == "norm-dysoft"
+    assert (spec.fingerprint == HADAPTIVE_NET_S.fingerprint) is same
+    ours, theirs = (HadaptiveNet(s, 10) for s in (HADAPTIVE_NET_S, spec))
+    widths = [
+        [b.project[0].in_channels for b in net.modules() if isinstance(b, AdaptiveBottleneck)]
+        for net in (ours, theirs)
+    ]
+    if name not in ("none", "act", "k-half", "k-more"):
+        assert widths[0] == widths[1]
+    assert len(list(expansions(theirs))) == (0 if name in ("none", "act", "linear", "inverted", "ghost") else 6)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("hadaptive_net_s:statik", "there is no variant 'statik' of a network: did you mean static?"),
+        ("mobilenetv3_small_100:static", "mobilenetv3_small_100 is no Hadaptive-Net, and has no variant 'static'"),
+        ("hadaptive_net_z:static", "there is no model 'hadaptive_net_z'"),
+    ],
+)
+def test_a_variant_that_there_is_not_is_said_before_anything_runs(
+    name: str, message: str, config: AccuracyConfig
+) -> None:
+    with pytest.raises(UserError, match=message):
+        bench_accuracy(dataclasses.replace(config, models=(config.models[0], name)))
+    assert config.results is not None
+    assert not config.results.exists()

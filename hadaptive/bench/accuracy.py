@@ -1,49 +1,117 @@
 """Several networks, several seeds, one recipe: the accuracy comparison. A row per run, written as it lands."""
 
+import math
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hadaptive.bench.config import AccuracyConfig
+from hadaptive.bench.floor import FLOORS, floor
+from hadaptive.bench.variants import variant
 from hadaptive.console import console, say
 from hadaptive.errors import UserError
 from hadaptive.files import append_csv, read_csv
 from hadaptive.metrics import mean_interval, with_interval
-from hadaptive.models import NetSpec
+from hadaptive.models import NetSpec, create_model
 from hadaptive.train import TrainConfig, train_or_resume
 
 
 def bench_accuracy(config: AccuracyConfig) -> list[dict[str, Any]]:
-    """Run what is missing and return all rows of this recipe.
+    """Run what is missing and return all rows of these networks under this recipe, and those of the floor.
 
     Raises:
-        UserError: no such recipe or model.
+        UserError: no such recipe, model or variant.
     """
     results = config.results or Path("benchmarks/results") / f"accuracy-{config.recipe}.csv"
+    models = {name_of(model): trainable(model, config.runs) for model in config.models}  # mistakes show here
+    results.parent.mkdir(parents=True, exist_ok=True)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    _add_floor(config, results)
     for seed in config.seeds:
-        for model in config.models:
-            done, name = {(row["model"], row["seed"]) for row in read_csv(results)}, name_of(model)
-            if (name, str(seed)) in done:
+        for name, model in models.items():
+            if (name, str(seed)) in _done(results):
                 continue
-            say(f"== {name}, seed {seed}")
-            output = config.runs / f"{config.recipe}-{name}-seed{seed}"
-            summary = train_or_resume(
-                TrainConfig.from_recipe(config.recipe, model=model, seed=seed, output=output)
+            rate = _rate(config, name, model, results)
+            say(f"== {name}, seed {seed}, learning rate {rate:g}")
+            summary = train_or_resume(_settings(config, name, model, seed=seed, lr=rate))
+            append_csv(results, [_row(name, summary, rate)])
+    wanted = {*models, *FLOORS}
+    return [row for row in read_csv(results) if row["model"] in wanted]
+
+
+def _done(results: Path) -> set[tuple[str, str]]:
+    return {(row["model"], row["seed"]) for row in read_csv(results)}
+
+
+def _settings(config: AccuracyConfig, name: str, model: str, **changes: Any) -> TrainConfig:
+    stem = "-".join([config.recipe, name, *(f"{key}{value:g}" for key, value in changes.items() if key != "lr")])
+    if "epochs" in changes:
+        stem += f"-rate{changes['lr']:g}"
+    output = config.runs / stem.replace(":", "-").replace(" ", "-")
+    return TrainConfig.from_recipe(config.recipe, model=model, output=output, **changes)
+
+
+def _add_floor(config: AccuracyConfig, results: Path) -> None:
+    settings = TrainConfig.from_recipe(config.recipe)
+    if any((name, "0") not in _done(results) for name in FLOORS):
+        say("== logistic regression and nearest neighbour, on pixels")
+        for name, summary in floor(settings).items():
+            if (name, "0") not in _done(results):
+                append_csv(results, [_row(name, summary, math.nan)])
+
+
+def _rate(config: AccuracyConfig, name: str, model: str, results: Path) -> float:
+    """A network's learning rate: the recipe's, or the best of several on validation, ties to the smaller."""
+    whole = TrainConfig.from_recipe(config.recipe).optimisation
+    if not config.rates:
+        return whole.lr
+    path = results.with_stem(f"{results.stem}-rates")
+    scores: dict[float, float] = {}
+    for rate in sorted(config.rates):
+        rows = [row for row in read_csv(path) if row["model"] == name and float(row["lr"]) == rate]
+        if not rows:
+            say(f"== {name}: learning rate {rate:g}")
+            settings = _settings(
+                config, name, model, seed=config.seeds[0], lr=rate, epochs=max(1, whole.epochs // 4)
             )
-            results.parent.mkdir(parents=True, exist_ok=True)
-            append_csv(results, [_row(name, summary)])
-    names = set(map(name_of, config.models))
-    return [row for row in read_csv(results) if row["model"] in names]
+            summary = train_or_resume(settings, test=False)
+            keys = ("seed", "recipe", "epochs", "validation_accuracy", "train_seconds", "device", "commit")
+            rows = [{"model": name, "lr": rate, **{key: summary[key] for key in keys}}]
+            append_csv(path, rows)
+        scores[rate] = float(rows[-1]["validation_accuracy"])
+    return max(scores, key=lambda rate: (scores[rate], -rate))
 
 
 def name_of(model: str) -> str:
     """What rows call a network: a timm name as it is, that of a spec file by its own name and its content."""
-    if not model.endswith(".json"):
+    found = variant(model)
+    if isinstance(found, str) and not found.endswith(".json"):
+        return found
+    if isinstance(found, NetSpec) and not model.partition(":")[0].endswith(".json"):
         return model
-    spec = NetSpec.load(model)
+    spec = NetSpec.load(found) if isinstance(found, str) else found
     return f"{spec.name}@{spec.fingerprint[:8]}"
 
 
-def _row(name: str, summary: dict[str, Any]) -> dict[str, Any]:
+def trainable(model: str, folder: Path) -> str:
+    """The name or file of a network as training takes it: a variant's spec is written into `folder`.
+
+    Raises:
+        UserError: there is no such model or variant.
+    """
+    found = variant(model)
+    if isinstance(found, str):
+        create_model(found, num_classes=2)
+        return found
+    path = folder / f"{found.name.replace(':', '-')}-{found.fingerprint[:8]}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found.save(path)
+    return str(path)
+
+
+def _row(name: str, summary: dict[str, Any], rate: float) -> dict[str, Any]:
     test = summary["test"]
     if test is None:
         raise UserError(f"{summary['data']} has no test part to compare on")
@@ -52,6 +120,7 @@ def _row(name: str, summary: dict[str, Any]) -> dict[str, Any]:
     return {
         "model": name,
         **{key: summary[key] for key in keys},
+        "lr": rate,
         "test_images": test["images"],
         "test_accuracy": test["accuracy"],
         "test_loss": test["loss"],

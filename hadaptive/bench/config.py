@@ -22,14 +22,20 @@ class AccuracyConfig:
     """Train several networks under one recipe with several seeds, and compare them on the test part.
 
     Rows land in the results file one by one; what is there already is not run again, so an interrupted
-    comparison goes on where it stopped.
+    comparison goes on where it stopped. Two that are simple, on the pixels of the same images, are the floor:
+    logistic regression and the nearest neighbour.
 
     Attributes:
         recipe: a recipe of ``hadaptive train``.
-        models: model names or NetSpec files.
+        models: model names or NetSpec files; a Hadaptive-Net's may end in ":" and one of its variants, such as
+            hadaptive_net_s:static.
         seeds: one training per model and seed.
         results: CSV file that the rows are appended to; default benchmarks/results/accuracy-<recipe>.csv.
         runs: folder for the run folders.
+        rates: learning rates of which each network gets the one with the best validation accuracy after a quarter
+            of the epochs, with the first seed; default is the recipe's for all. Beside the results, in
+            ...-rates.csv.
+        threads: PyTorch threads of each training; default as PyTorch chooses.
     """
 
     recipe: str = "fmnist-small"
@@ -37,6 +43,14 @@ class AccuracyConfig:
     seeds: tuple[int, ...] = (0, 1, 2)
     results: Path | None = None
     runs: Path = Path("runs/accuracy")
+    rates: tuple[float, ...] = ()
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if any(not 0 < rate < float("inf") for rate in self.rates):
+            raise UserError(f"rates must be positive, got {self.rates}")
+        if self.threads is not None and self.threads < 1:
+            raise UserError(f"threads must be at least 1, got {self.threads}")
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,8 @@ class DataConfig:
     """Which images a run learns from, and how they are divided into parts where nothing divides them yet.
 
     Attributes:
-        data: digits, fashion-mnist, cifar10, cifar100, a folder of images, a tar file, or timm's hfds/<name>,
-            wds/<name>, tfds/<name>.
+        data: digits, fashion-mnist, cifar10, cifar100, cooccurrence (generated), a folder of images, a tar file,
+            or timm's hfds/<name>, wds/<name>, tfds/<name>.
         data_dir: where the data lie or are downloaded to.
         split: split.csv, or a run folder that has one: its images keep their parts, and only new ones are drawn.
         train_size: use only so many training images.

@@ -1,4 +1,4 @@
-"""The data sets that have a name here: digits, Fashion-MNIST, CIFAR-10 and CIFAR-100."""
+"""The data sets that have a name here: digits, Fashion-MNIST, CIFAR-10, CIFAR-100, and one that is generated."""
 
 import gzip
 import math
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from hadaptive.data import generated
 from hadaptive.data.draw import choose
 from hadaptive.data.sources import ArraySource, Listed, Opened
 from hadaptive.errors import UserError
@@ -18,7 +19,7 @@ FASHION_MNIST_CLASSES = [
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 ]
-NAMED = ("digits", "fashion-mnist", "cifar10", "cifar100")
+NAMED = ("digits", "fashion-mnist", "cifar10", "cifar100", generated.NAME)
 
 
 def open_named(name: str, root: Path | None) -> Opened:
@@ -33,6 +34,8 @@ def open_named(name: str, root: Path | None) -> Opened:
     """
     if name == "digits":
         return _digits()
+    if name == generated.NAME:
+        return generated.open_cooccurrence()
     if name == "fashion-mnist":
         return _fashion_mnist(root)
     return _cifar(name, root)

@@ -12,6 +12,18 @@ class Recipe:
     settings: dict[str, Any]
 
 
+# The trial of operators: augmentation, dropout and EMA are the same for all, the rate is chosen for each.
+_TRIAL = {"label_smoothing": 0.1, "drop_rate": 0.2, "select": "last"}
+_FASHION = {
+    **_TRIAL,
+    "data": "fashion-mnist",
+    "image_size": 64,
+    "pad": 2,
+    "shift": 2,
+    "hflip": 0.5,
+    "val_fraction": 1 / 60,
+}
+
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "interpolation": "bicubic"}
 
 RECIPES: dict[str, Recipe] = {
@@ -45,6 +57,36 @@ RECIPES: dict[str, Recipe] = {
             "label_smoothing": 0.1,
             "ema": 0.998,
             "val_fraction": 1 / 30,
+        },
+    ),
+    "fmnist-long": Recipe(
+        "12,000 images of Fashion-MNIST, 30 epochs: networks compared near their plateau",
+        {**_FASHION, "train_size": 12_000, "epochs": 30, "ema": 0.998},
+    ),
+    "few-50": Recipe(
+        "50 images of each class of Fashion-MNIST, 80 epochs: what a network takes for granted counts",
+        {**_FASHION, "train_size": 500, "epochs": 80, "batch_size": 16, "ema": 0.99},
+    ),
+    "few-500": Recipe(
+        "500 images of each class of Fashion-MNIST, 40 epochs",
+        {**_FASHION, "train_size": 5_000, "epochs": 40, "ema": 0.995},
+    ),
+    "few-digits": Recipe(
+        "50 images of each digit, 80 epochs",
+        {**_TRIAL, "train_size": 500, "epochs": 80, "batch_size": 16, "image_size": 64, "shift": 1, "ema": 0.99},
+    ),
+    "cooccurrence": Recipe(
+        "1,000 generated images in which only pairs of patterns tell the class: what products are made for",
+        {
+            **_TRIAL,
+            "data": "cooccurrence",
+            "val_fraction": 0.05,
+            "train_size": 1_000,
+            "epochs": 60,
+            "batch_size": 32,
+            "in_chans": 1,
+            "hflip": 0.0,
+            "ema": 0.99,
         },
     ),
     "paper": Recipe(

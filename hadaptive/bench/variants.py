@@ -1,0 +1,101 @@
+"""Networks with something else in place of their ACH blocks' parts: ablations as data.
+
+Each variant makes one NetSpec of another; what it does not name stays. Those that replace the expansion keep its
+width, C + P channels, unless they say otherwise.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+
+from hadaptive.errors import UserError
+from hadaptive.models import NetSpec, create_model, spec_of
+from hadaptive.models.spec import BlockSpec
+from hadaptive.nn import NORMS
+from hadaptive.ops import num_pairs
+
+Change = Callable[[NetSpec], NetSpec]
+
+
+def _of_the_network(**values: object) -> Change:
+    return lambda spec: dataclasses.replace(spec, **values)  # pyright: ignore[reportArgumentType]
+
+
+def _each(change: Callable[[BlockSpec, int, int], BlockSpec]) -> Change:
+    """What changes every ACH block: of itself, its channels in, and the width of its expansion."""
+
+    def changed(spec: NetSpec) -> NetSpec:
+        channels, stages = spec.stage1_channels, []
+        for stage in spec.stages:
+            blocks = []
+            for block in stage:
+                if block.k is not None:
+                    blocks.append(change(block, channels, channels + num_pairs(block.k)))
+                else:
+                    blocks.append(block)
+                channels = block.channels
+            stages.append(tuple(blocks))
+        return dataclasses.replace(spec, stages=tuple(stages))
+
+    return changed
+
+
+def _as(kind: str, act: bool = True, widen: bool = True) -> Change:
+    def change(block: BlockSpec, channels: int, width: int) -> BlockSpec:
+        ratio = width / channels if widen else 1.0
+        return BlockSpec(kind, block.channels, block.kernel, block.stride, ratio=ratio, act=act)
+
+    return _each(change)
+
+
+def _norm(name: str) -> Change:
+    return _each(lambda block, *_: dataclasses.replace(block, norm=name))
+
+
+def _k(factor: float) -> Change:
+    def change(block: BlockSpec, channels: int, width: int) -> BlockSpec:
+        assert block.k is not None
+        return dataclasses.replace(block, k=min(channels, max(2, round(block.k * factor))))
+
+    return _each(change)
+
+
+VARIANTS: dict[str, tuple[Change, str]] = {
+    "index": (_of_the_network(order="index"), "selected channels in the order of their numbers"),
+    "softmax_k": (_of_the_network(surrogate="softmax_k"), "selection's gradient scaled by k"),
+    "simple": (_of_the_network(surrogate="simple"), "exact k-subset sampling and marginals"),
+    "quiet": (_of_the_network(noise=0.0), "no noise in the selection"),
+    "quiet-index": (_of_the_network(noise=0.0, order="index"), "no noise, and the order of the numbers"),
+    "grouped": (_of_the_network(selection="grouped"), "one channel of each of k groups per sample"),
+    "grouped-quiet": (_of_the_network(selection="grouped", noise=0.0), "the same without noise"),
+    "static": (_of_the_network(selection="static"), "the first k channels, always"),
+    "random": (_of_the_network(selection="random"), "k channels drawn once"),
+    "none": (_as("inverted", act=False, widen=False), "no products: the mixed channels alone, C wide"),
+    "act": (_as("inverted", widen=False), "no products, and an activation, C wide"),
+    "linear": (_as("inverted", act=False), "linear maps of the input in place of products"),
+    "inverted": (_as("inverted"), "the whole width by one convolution, with an activation"),
+    "ghost": (_as("ghost"), "the whole width by Ghost"),
+    "k-half": (_k(0.5), "half as many channels selected"),
+    "k-more": (_k(1.5), "half as many again"),
+    **{f"norm-{name}": (_norm(name), f"{name} of the products") for name in NORMS},
+}
+
+
+def variant(name: str) -> NetSpec | str:
+    """The network that a name means: a spec for one that ends in ":" and a variant, else the name itself.
+
+    Raises:
+        UserError: there is no such variant, or the network is no Hadaptive-Net.
+    """
+    base, colon, wanted = name.rpartition(":")
+    if not colon or name.endswith(".json") or Path(name).exists():
+        return name
+    if wanted not in VARIANTS:
+        close = difflib.get_close_matches(wanted, VARIANTS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(VARIANTS)}"
+        raise UserError(f"there is no variant {wanted!r} of a network: {hint}")
+    spec = spec_of(create_model(base, num_classes=1))
+    if spec is None:
+        raise UserError(f"{base} is no Hadaptive-Net, and has no variant {wanted!r}")
+    return dataclasses.replace(VARIANTS[wanted][0](spec), name=f"{spec.name}:{wanted}")
