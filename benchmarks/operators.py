@@ -213,7 +213,7 @@ def bench_expansion(shape: tuple[int, int, int, int], layout: str, config: OpsCo
     x = torch.randn(batch, channels, side, side).to(**place).requires_grad_()
     index = torch.rand(batch, channels).topk(k).indices.to(config.device)
     parameters = [torch.rand(batch, k), torch.tensor([0.5]), torch.randn(pairs), torch.randn(pairs)]
-    arguments = (x, index, *(p.to(config.device).requires_grad_() for p in parameters))
+    arguments: Any = (x, index, *(p.to(config.device).requires_grad_() for p in parameters))
     grad = torch.randn(batch, channels + pairs, side, side).to(**place)
     leaves = [a for a in arguments if a.requires_grad]
     y, expected = (

@@ -103,6 +103,8 @@ def _describe(module: nn.Module) -> str:
             expansion = module.expansion.cross_hadamard
             own = {FixedSelection: " fixed", StaticSelection: " static", GroupedSelection: " grouped"}
             how = own.get(type(expansion.select), "")
+            if expansion.block > 1:
+                how = f" in blocks of {expansion.block}"
             return f"ACH k={expansion.k}{how}, {type(expansion.norm).__name__}, depthwise {kernel}x{kernel}"
         if isinstance(module.expansion, GhostExpansion):
             return f"Ghost to {module.expansion.out_channels}, depthwise {kernel}x{kernel}"

@@ -31,8 +31,9 @@ def problem(
     layout: str = "contiguous",
     gated: bool = True,
     scale: float = 1,
+    block: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor]:
-    pairs = ops.num_pairs(k)
+    pairs = ops.num_pairs(k, block)
     x = arranged((torch.randn(shape) * scale).to(dtype), layout)
     index = torch.rand(shape[:2]).topk(k).indices
     gate = torch.rand(shape[0], k) + 0.5 if gated else None

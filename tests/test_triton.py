@@ -37,7 +37,7 @@ PAIRS_AT_ONCE = 131_072 if INTERPRETED else 1024
 @triton.jit
 def _all_pairs_kernel(out, k, pairs, block: tl.constexpr):
     p = tl.program_id(0) * block + tl.arange(0, block)
-    i, j = _pair_of(tl.where(p < pairs, p, 0), k)
+    i, j = _pair_of(tl.where(p < pairs, p, 0), k, 1)
     tl.store(out + p, i, mask=p < pairs)
     tl.store(out + pairs + p, j, mask=p < pairs)
 
@@ -136,6 +136,26 @@ def test_as_many_parts_as_a_gpu_has_room_for(layout: str, monkeypatch: pytest.Mo
 
 
 @needs_kernels
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("shape", "k", "block", "dtype", "gated"),
+    [
+        ((2, 9, 7, 7), 6, 2, torch.float32, True),
+        ((1, 13, 3, 11), 12, 4, torch.bfloat16, False),
+        ((3, 8, 9), 6, 3, torch.float16, True),
+        ((2, 16, 5, 8), 16, 8, torch.float32, False),
+        ((2, 7), 6, 3, torch.float32, True),
+    ],
+    ids=str,
+)
+def test_whole_blocks(
+    shape: tuple[int, ...], k: int, block: int, dtype: torch.dtype, gated: bool, layout: str
+) -> None:
+    for schedule in (None, "direct", "flat", "balanced"):  # which cannot, and becomes direct
+        check(problem(shape, k, dtype, layout, gated, block=block), schedule, layout, block=block)
+
+
+@needs_kernels
 def test_unknown_schedule() -> None:
     with pytest.raises(ValueError, match="native, direct, balanced, tiled, flat; got 'zigzag'"):
         triton_launch.expand_forward(*problem((1, 4, 2), 2, torch.float32), schedule="zigzag")
@@ -153,7 +173,11 @@ def test_direct_indexing_is_right_for_every_k() -> None:
 
 
 def check(
-    arguments: tuple, schedule: str | None, layout_of_gradient: str, truth_in: torch.dtype = torch.float64
+    arguments: tuple,
+    schedule: str | None,
+    layout_of_gradient: str,
+    truth_in: torch.dtype = torch.float64,
+    block: int = 1,
 ) -> None:
     x = arguments[0]
     mine = [a if a is None else a.to(DEVICE) for a in arguments]
@@ -162,15 +186,15 @@ def check(
         for a in arguments
     ]
     y, expected = (
-        triton_launch.expand_forward(*mine, schedule=schedule).cpu(),
-        reference.cross_hadamard_expand(*true),
+        triton_launch.expand_forward(*mine, block, schedule=schedule).cpu(),
+        reference.cross_hadamard_expand(*true, block),
     )
     tolerance = TOLERANCES[x.dtype]
     assert y.dtype == x.dtype
     torch.testing.assert_close(y.double(), expected.double(), **tolerance)
     assert y[:, : x.shape[1]].equal(x)
     grad = arranged(torch.randn(y.shape).to(y.dtype), layout_of_gradient)
-    found = triton_launch.expand_backward(grad.to(DEVICE), *mine[:5])
+    found = triton_launch.expand_backward(grad.to(DEVICE), *mine[:5], block)
     assert len({a.untyped_storage().data_ptr() for a in found if a.numel()}) == sum(
         map(bool, map(torch.numel, found))
     )

@@ -61,6 +61,10 @@ def _k(factor: float) -> Change:
     return _each(change)
 
 
+def _blocks(count: int) -> Change:
+    return _each(lambda block, *_: dataclasses.replace(block, k=count, pairing="blocks"))
+
+
 VARIANTS: dict[str, tuple[Change, str]] = {
     "index": (_of_the_network(order="index"), "selected channels in the order of their numbers"),
     "softmax_k": (_of_the_network(surrogate="softmax_k"), "selection's gradient scaled by k"),
@@ -71,6 +75,8 @@ VARIANTS: dict[str, tuple[Change, str]] = {
     "grouped-quiet": (_of_the_network(selection="grouped", noise=0.0), "the same without noise"),
     "static": (_of_the_network(selection="static"), "the first k channels, always"),
     "random": (_of_the_network(selection="random"), "k channels drawn once"),
+    "blocks3": (_blocks(3), "three whole blocks of C / 3 channels, of another width"),
+    "blocks4": (_blocks(4), "four whole blocks of C / 4 channels, of another width"),
     "none": (_as("inverted", act=False, widen=False), "no products: the mixed channels alone, C wide"),
     "act": (_as("inverted", widen=False), "no products, and an activation, C wide"),
     "linear": (_as("inverted", act=False), "linear maps of the input in place of products"),

@@ -95,7 +95,7 @@ class DeployProducts(nn.Module):
             assert isinstance(select, ChannelSelection)
             self.score, self.order = copy.deepcopy(expansion.score.conv), select.order
             self.groups = self.k if isinstance(select, GroupedSelection) else 0
-        self.left, self.right = (_one_hot(rows, self.k) for rows in pair_indices(self.k))
+        self.left, self.right = (_one_hot(rows, self.k) for rows in pair_indices(self.k, block=expansion.block))
         self.softsign = isinstance(norm, DySoft)
         self.norm = None
         scale = weight = bias = None

@@ -58,12 +58,12 @@ def build_block(
     dd: Any = {"device": device, "dtype": dtype}
     expansion: AdaptiveCrossHadamard | GhostExpansion | InvertedExpansion
     if block.k is not None:
-        how: Any = {"selection": spec.selection, "noise": spec.noise, "temperature": spec.temperature}
-        if spec.selection == "random":
-            how["seed"] = number
-        expansion = AdaptiveCrossHadamard(
-            in_channels, block.k, block.norm, spec.order, spec.surrogate, **dd, **how
-        )
+        how: Any = {"pairing": block.pairing}
+        if block.pairing == "triangle":
+            for name in ("order", "surrogate", "selection", "noise", "temperature"):
+                how[name] = getattr(spec, name)
+            how["seed"] = number if spec.selection == "random" else 0
+        expansion = AdaptiveCrossHadamard(in_channels, block.k, block.norm, **dd, **how)
     elif block.kind == "ghost":
         assert block.ratio is not None
         expansion = GhostExpansion(in_channels, block.ratio, **dd)

@@ -17,18 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from hadaptive.errors import UserError
+from hadaptive.nn.ach import PAIRINGS
 from hadaptive.nn.normalisation import NORMS
 from hadaptive.nn.selection import check_choice, check_selection
 
 FORMAT = "hadaptive-net"
 VERSION = 1
 KINDS = ("ghost", "ach", "inverted")
-LATER = (
-    "selection",
-    "noise",
-    "temperature",
-    "act",
-)  # fields that older files lack: written where they say something
+LATER = ("selection", "noise", "temperature", "act", "pairing")
 
 
 def _check_positive(**values: int | None) -> None:
@@ -99,10 +95,12 @@ class BlockSpec:
         kernel: of the depthwise convolution.
         stride: of the depthwise convolution.
         ratio: expansion ratio of Ghost or of the inverted bottleneck.
-        k: channels ACH selects.
+        k: channels ACH selects; of pairing "blocks" how many blocks.
         norm: of ACH's products, a name in ``hadaptive.nn.NORMS``.
         act: whether the inverted bottleneck's expansion ends in Hardswish. Without, and with a ratio of 1, it is
             what is left of an ACH block without products.
+        pairing: of ACH's channels, "triangle" or "blocks", which are not selected, see
+            :class:`hadaptive.nn.CrossHadamardExpansion`.
     """
 
     kind: str
@@ -113,6 +111,7 @@ class BlockSpec:
     k: int | None = None
     norm: str = "dysoft"
     act: bool = True
+    pairing: str = "triangle"
 
     def __post_init__(self) -> None:
         check_choice("kind", self.kind, KINDS)
@@ -124,6 +123,9 @@ class BlockSpec:
             )
         if self.kind != "ach" and self.norm != "dysoft":
             raise UserError(f"norm is for ach blocks; one of kind {self.kind} cannot have {self.norm!r}")
+        check_choice("pairing", self.pairing, PAIRINGS)
+        if self.kind != "ach" and self.pairing != "triangle":
+            raise UserError(f"pairing is for ach blocks; one of kind {self.kind} cannot have {self.pairing!r}")
         if self.kind == "ach":
             _check_positive(k=self.k)
             if self.k is None or self.k < 2 or self.ratio is not None:
@@ -321,9 +323,11 @@ def inverted(ratio: float, kernel: int, channels: int, stride: int = 1, act: boo
     return BlockSpec("inverted", channels, kernel, stride, ratio=float(ratio), act=act)
 
 
-def ach(k: int, kernel: int, channels: int, stride: int = 1, norm: str = "dysoft") -> BlockSpec:
+def ach(
+    k: int, kernel: int, channels: int, stride: int = 1, norm: str = "dysoft", pairing: str = "triangle"
+) -> BlockSpec:
     """``A<k>/<kernel>``, with norm="batchnorm" the paper's ``A<k>/<kernel>b``."""
-    return BlockSpec("ach", channels, kernel, stride, k=k, norm=norm)
+    return BlockSpec("ach", channels, kernel, stride, k=k, norm=norm, pairing=pairing)
 
 
 def _pair(k: int, kernel: int, channels: int) -> tuple[BlockSpec, BlockSpec]:

@@ -17,9 +17,11 @@ from hadaptive.nn.fixed_selection import FixedSelection, StaticSelection, random
 from hadaptive.nn.grouped_selection import GroupedSelection
 from hadaptive.nn.layers import is_watched, run_layers
 from hadaptive.nn.normalisation import DySoft, create_norm
-from hadaptive.nn.selection import ChannelScore, ChannelSelection, check_k, check_selection
+from hadaptive.nn.selection import ChannelScore, ChannelSelection, check_choice, check_k, check_selection
 from hadaptive.nn.state import rename_children
 from hadaptive.ops import num_pairs
+
+PAIRINGS = ("triangle", "blocks")
 
 LIVE_INTO_FIXED = (
     "the network's selections are fixed, and this state's are not, so that it does not say which channels to fix: "
@@ -40,12 +42,22 @@ def k_for_width(channels: int, width: int) -> int:
     return (1 + math.isqrt(1 + 8 * (width - channels))) // 2
 
 
+def block_size(channels: int, k: int, pairing: str) -> int:
+    """How many channels are multiplied as one: 1, or the size of k blocks.
+
+    Raises:
+        ValueError: there is no such pairing.
+    """
+    check_choice("pairing", pairing, PAIRINGS)
+    return channels // k if pairing == "blocks" else 1
+
+
 class CrossHadamardExpansion(nn.Module):
     """Score, select, multiply, normalise, append: ACH without its mixing layer. (B, C, S...) -> (B, C + P, S...).
 
     Args:
         channels: C.
-        k: channels selected per sample, 2 <= k <= C; P = k(k-1)/2.
+        k: channels selected per sample, 2 <= k <= C; P = k(k-1)/2. Of pairing "blocks" how many blocks.
         norm: of the products; a name in :data:`hadaptive.nn.NORMS`.
         order: of the selected channels, "rank" (the paper's) or "index".
         surrogate: of the selection's gradient, "softmax" (the paper's), "softmax_k" or "simple".
@@ -53,10 +65,16 @@ class CrossHadamardExpansion(nn.Module):
         device, dtype: of parameters and buffers; the temperature is float32.
         selection: "sample" (the paper's: the k highest scores of each sample), "grouped" (the highest score in
             each of k groups), "static" (the first k channels) or "random" (k channels drawn once). The last two
-            have no score.
+            have no score. None is "sample", or, of blocks, "static", the only one they have.
         noise: scale of the Gumbel noise on scores in training, 1 in the paper.
         temperature: a constant one; None adapts it, as the paper does.
         seed: of the random draw.
+        pairing: "triangle" (the paper's: all pairs of k channels) or "blocks" (all pairs of the first k whole
+            blocks of w = C // k channels, channel by channel; P = w k(k-1)/2).
+
+    Attributes:
+        k: channels that are multiplied.
+        block: channels that are multiplied as one; 1 in the triangle.
 
     Raises:
         ValueError: an argument is out of its range, or has no effect on this selection.
@@ -73,17 +91,24 @@ class CrossHadamardExpansion(nn.Module):
         device: Device = None,
         dtype: torch.dtype | None = None,
         *,
-        selection: str = "sample",
+        selection: str | None = None,
         noise: float = 1.0,
         temperature: float | None = None,
         seed: int = 0,
+        pairing: str = "triangle",
     ) -> None:
         super().__init__()
         check_k(k, channels)
+        self.block = block_size(channels, k, pairing)
+        if pairing == "blocks" and selection not in (None, "static"):
+            raise ValueError(f"whole blocks are always the first: leave selection out, got {selection!r}")
+        if selection is None:
+            selection = "static" if pairing == "blocks" else "sample"
         check_selection(selection, order, surrogate, noise, temperature, seed)
+        k *= self.block
         self.channels = channels
         self.k = k
-        self.out_channels = channels + num_pairs(k)
+        self.out_channels = channels + num_pairs(k, self.block)
         self.score: nn.Module = nn.Identity()
         self.select: nn.Module
         if selection == "static":
@@ -95,7 +120,7 @@ class CrossHadamardExpansion(nn.Module):
             how: Any = {"device": device, "dtype": dtype, "noise": noise, "temperature": temperature}
             grouped = selection == "grouped"
             self.select = GroupedSelection(k, **how) if grouped else ChannelSelection(k, order, surrogate, **how)
-        self.norm = create_norm(norm, num_pairs(k), device, dtype)
+        self.norm = create_norm(norm, num_pairs(k, self.block), device, dtype)
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         index, gate = self.select(self.score(x), generator)
@@ -103,8 +128,8 @@ class CrossHadamardExpansion(nn.Module):
             # What is put in its place, hooked to it or pruned shows only where it is called.
             if type(self.norm) is DySoft and not is_watched(self.norm):
                 norm = self.norm
-                return ops.cross_hadamard_expand(x, index, gate, norm.alpha, norm.weight, norm.bias)
-        return ops.append(x, self.norm(ops.selected_products(x, index, gate)).to(x.dtype))
+                return ops.cross_hadamard_expand(x, index, gate, norm.alpha, norm.weight, norm.bias, self.block)
+        return ops.append(x, self.norm(ops.selected_products(x, index, gate, self.block)).to(x.dtype))
 
     def freeze(self, index: Tensor) -> None:
         """Select these channels, (k,) int64, for every sample from now on; the score is gone.
@@ -211,16 +236,17 @@ class AdaptiveCrossHadamard(nn.Module):
 
     Args:
         channels: C, channels in.
-        k: channels selected per sample; the output has C + k(k-1)/2 channels.
+        k: channels selected per sample, or, of pairing "blocks", how many blocks.
         norm: of the products, see :data:`hadaptive.nn.NORMS`.
         order: "rank" (the paper's) or "index", see :func:`hadaptive.nn.top_k_channels`.
         surrogate: "softmax" (the paper's), "softmax_k" or "simple", see :func:`hadaptive.nn.gumbel_top_k`.
         score_kernel: odd width of the score's convolution over channels.
         device, dtype: of parameters and buffers; the temperature is float32.
-        selection, noise, temperature, seed: as in :class:`CrossHadamardExpansion`.
+        selection, noise, temperature, seed, pairing: as in :class:`CrossHadamardExpansion`.
 
     Shape:
-        (B, C, S...) -> (B, C + k(k-1)/2, S...), any number of spatial dims, any floating dtype.
+        (B, C, S...) -> (B, C + P, S...), P = k(k-1)/2 or, of blocks, (C // k) k(k-1)/2; any number
+        of spatial dims, any floating dtype.
 
     Raises:
         ValueError: an argument or the input's shape does not fit.
@@ -241,22 +267,23 @@ class AdaptiveCrossHadamard(nn.Module):
         device: Device = None,
         dtype: torch.dtype | None = None,
         *,
-        selection: str = "sample",
+        selection: str | None = None,
         noise: float = 1.0,
         temperature: float | None = None,
         seed: int = 0,
+        pairing: str = "triangle",
     ) -> None:
         super().__init__()
         check_k(k, channels)
         self.channels = channels
-        self.out_channels = channels + num_pairs(k)
         # No bias: the BatchNorm that follows has one.
         self.mix = nn.Conv2d(channels, channels, 1, bias=False, device=device, dtype=dtype)
         self.bn = nn.BatchNorm2d(channels, device=device, dtype=dtype)
         how: Any = {"selection": selection, "noise": noise, "temperature": temperature, "seed": seed}
         self.cross_hadamard = CrossHadamardExpansion(
-            channels, k, norm, order, surrogate, score_kernel, device, dtype, **how
+            channels, k, norm, order, surrogate, score_kernel, device, dtype, **how, pairing=pairing
         )
+        self.out_channels = self.cross_hadamard.out_channels
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         y = _as_map(x, self.channels)

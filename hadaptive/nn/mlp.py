@@ -43,7 +43,7 @@ class CrossHadamardMlp(nn.Module):
         use_conv: take maps, with 1x1 convolutions for the linear layers.
         device, dtype: of parameters and buffers.
         k: set it to override `hidden_features`.
-        norm, order, surrogate, score_kernel, selection, noise, temperature, seed: as in
+        norm, order, surrogate, score_kernel, selection, noise, temperature, seed, pairing: as in
             :class:`AdaptiveCrossHadamard`.
 
     Shape:
@@ -76,10 +76,11 @@ class CrossHadamardMlp(nn.Module):
         order: str = "rank",
         surrogate: str = "softmax",
         score_kernel: int = 5,
-        selection: str = "sample",
+        selection: str | None = None,
         noise: float = 1.0,
         temperature: float | None = None,
         seed: int = 0,
+        pairing: str = "triangle",
     ) -> None:
         super().__init__()
         if k is None:
@@ -94,7 +95,7 @@ class CrossHadamardMlp(nn.Module):
         self.fc1 = layer(in_features, in_features, bias=biases[0], **dd)
         how: Any = {"selection": selection, "noise": noise, "temperature": temperature, "seed": seed}
         self.cross_hadamard = CrossHadamardExpansion(
-            in_features, k, norm, order, surrogate, score_kernel, **dd, **how
+            in_features, k, norm, order, surrogate, score_kernel, **dd, **how, pairing=pairing
         )
         width = self.cross_hadamard.out_channels
         self.act = act_layer()

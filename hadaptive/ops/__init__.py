@@ -28,7 +28,7 @@ from hadaptive.ops import (
     reference,
 )
 from hadaptive.ops.append import append as _append
-from hadaptive.ops.checks import check_affine, check_beside, check_map, check_selection
+from hadaptive.ops.checks import check_affine, check_beside, check_block, check_map, check_selection
 from hadaptive.ops.reference import compute_dtype, largest_finite
 
 __all__ = [
@@ -138,14 +138,19 @@ def _plain_reason(operator: str, arguments: tuple) -> str | None:
     return reason
 
 
-def num_pairs(k: int) -> int:
-    """Number of unordered pairs of k channels, k(k-1)/2."""
-    return k * (k - 1) // 2
+def num_pairs(k: int, block: int = 1) -> int:
+    """Number of products of k channels: k(k-1)/2, or, of g = k / block whole blocks, block * g(g-1)/2."""
+    groups = k // block
+    return block * (groups * (groups - 1) // 2)
 
 
-def pair_indices(k: int, device: torch.device | None = None) -> Tensor:
-    """The pairs (i, j), i < j < k, in the order of the products. int64, (2, k(k-1)/2)."""
-    return torch.triu_indices(k, k, 1, device=device)
+def pair_indices(k: int, device: torch.device | None = None, block: int = 1) -> Tensor:
+    """The pairs of channels (i, j) in the order of the products. int64, (2, P).
+
+    Those of single channels are all i < j < k in lexicographic order. Of whole blocks, each pair of blocks in that
+    order gives `block` pairs, of the channels at the same place in both.
+    """
+    return reference.pair_indices(k, block, device)
 
 
 @torch.fx.wrap
@@ -189,17 +194,20 @@ def cross_hadamard(z: Tensor, backend: str | None = None) -> Tensor:
 
 
 @torch.fx.wrap
-def selected_products(x: Tensor, index: Tensor, gate: Tensor | None, backend: str | None = None) -> Tensor:
+def selected_products(
+    x: Tensor, index: Tensor, gate: Tensor | None, block: int = 1, backend: str | None = None
+) -> Tensor:
     """Products of all pairs of the gated, selected channels, in one call: what a norm of PyTorch's then takes.
 
     Args:
         x: (B, C, S...), float16, bfloat16, float32 or float64; any memory format.
         index: (B, k) int64, the channels selected for each sample, 2 <= k <= C; entries in [0, C).
         gate: (B, k) floating, multiplies the selected channels; None means ones.
+        block: channels that are multiplied as one, see :func:`pair_indices`; it divides k, at least twice.
         backend: force one of :func:`available_backends`; None lets the dispatcher choose.
 
     Returns:
-        (B, k(k-1)/2, S...) in float32 (float64 for float64), in the order of :func:`pair_indices`.
+        (B, P, S...) in float32 (float64 for float64), in the order of :func:`pair_indices`.
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit.
@@ -208,9 +216,10 @@ def selected_products(x: Tensor, index: Tensor, gate: Tensor | None, backend: st
     Source: arXiv 2505.22226, section 3.
     """
     if torch.jit.is_scripting():
-        return reference.selected_products(x, index, gate)
+        return reference.selected_products(x, index, gate, block)
     check_selection(x, index, gate, channels=2)
-    return _choose("selected_products", backend, x, index, gate).selected_products(x, index, gate)
+    check_block(index, block)
+    return _choose("selected_products", backend, x, index, gate).selected_products(x, index, gate, block)
 
 
 @torch.fx.wrap
@@ -247,6 +256,7 @@ def cross_hadamard_expand(
     alpha: Tensor,
     weight: Tensor,
     bias: Tensor,
+    block: int = 1,
     backend: str | None = None,
 ) -> Tensor:
     """The whole expansion in one call: ``concat(x, DySoft(products of the gated, selected channels))``.
@@ -256,8 +266,9 @@ def cross_hadamard_expand(
         index: (B, k) int64, the channels selected for each sample, 2 <= k <= C; entries in [0, C).
         gate: (B, k) floating, multiplies the selected channels; None means ones.
         alpha: (1,), DySoft's scale.
-        weight: (P,), DySoft's weight, P = k(k-1)/2.
+        weight: (P,), DySoft's weight, P = k(k-1)/2 or, of blocks, :func:`num_pairs` of k and block.
         bias: (P,), DySoft's bias.
+        block: channels that are multiplied as one, see :func:`pair_indices`; it divides k, at least twice.
         backend: force one of :func:`available_backends`; None lets the dispatcher choose.
 
     Returns:
@@ -271,11 +282,12 @@ def cross_hadamard_expand(
     Source: arXiv 2505.22226, section 3.
     """
     if torch.jit.is_scripting():
-        return reference.cross_hadamard_expand(x, index, gate, alpha, weight, bias)
+        return reference.cross_hadamard_expand(x, index, gate, alpha, weight, bias, block)
     check_selection(x, index, gate, channels=2)
-    check_affine(x, alpha, weight, bias, num_pairs(index.shape[1]))
+    check_block(index, block)
+    check_affine(x, alpha, weight, bias, num_pairs(index.shape[1], block))
     chosen = _choose("cross_hadamard_expand", backend, x, index, gate, alpha, weight, bias)
-    return chosen.cross_hadamard_expand(x, index, gate, alpha, weight, bias)
+    return chosen.cross_hadamard_expand(x, index, gate, alpha, weight, bias, block)
 
 
 def expand(
@@ -289,7 +301,7 @@ def expand(
 ) -> Tensor:
     """The name of :func:`cross_hadamard_expand` up to version 0.1; it goes with the next one."""
     warnings.warn("hadaptive.ops.expand is called cross_hadamard_expand now", DeprecationWarning, stacklevel=2)
-    return cross_hadamard_expand(x, index, gate, alpha, weight, bias, backend)
+    return cross_hadamard_expand(x, index, gate, alpha, weight, bias, backend=backend)
 
 
 @torch.fx.wrap

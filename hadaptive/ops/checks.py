@@ -68,3 +68,14 @@ def check_selection(x: Tensor, index: Tensor, gate: Tensor | None, channels: int
         raise ValueError(f"gate must have index's shape {tuple(index.shape)}, got {tuple(gate.shape)}")
     if index.shape[1] < channels:
         raise ValueError(f"index must select at least {channels} channels, got k = {index.shape[1]}")
+
+
+def check_block(index: Tensor, block: int) -> None:
+    """Whether whole blocks of so many channels can be multiplied."""
+    if torch.jit.is_tracing() or (type(block) is int and block == 1):
+        return
+    if isinstance(block, bool) or not isinstance(block, int | torch.SymInt) or block < 1:
+        raise ValueError(f"block must be a positive whole number, got {block!r}")
+    k = index.shape[1]
+    if k % block or k < 2 * block:
+        raise ValueError(f"k = {k} selected channels are not two or more whole blocks of {block}")

@@ -35,11 +35,12 @@ class Task(ctypes.Structure):
 
     x is (batch, channels, positions) or, for the kernels named nhwc, (batch, positions, channels); y and grad have
     kept + pairs in place of channels; sums_* have a row for each chunk. `kept` is how many channels of x come
-    before the products: all of them, or 0 for bare products, which have no alpha, weight, bias and sums.
+    before the products: all of them, or 0 for bare products, which have no alpha, weight, bias and sums. Whole
+    blocks of `block` channels are multiplied.
     """
 
     _fields_ = task_fields(
-        *("batch", "channels", "positions", "k", "kept"),
+        *("batch", "channels", "positions", "k", "block", "kept"),
         *("x", "index", "gate", "alpha", "weight", "bias", "y"),
         *("grad", "grad_x", "grad_gate", "sums_alpha", "sums_weight", "sums_bias"),
     )
@@ -54,9 +55,16 @@ def _out_of_range(index, channels):
 
 
 @compiled
+def _count(k, block):
+    """How many products there are."""
+    groups = k // block
+    return block * (groups * (groups - 1) // 2)
+
+
+@compiled
 def _operands(task):
     """index and gate (batch, k), alpha, weight and bias (pairs,)."""
-    shape, pairs = (task.batch, task.k), task.k * (task.k - 1) // 2
+    shape, pairs = (task.batch, task.k), _count(task.k, task.block)
     return (
         numba.carray(ints(task.index), shape),
         numba.carray(floats(task.gate), shape),
@@ -86,15 +94,15 @@ def _gathered_nhwc(x, index, gate, start, live, per_sample, z):
 
 
 @compiled
-def _pairs(k):
-    """The pairs (i, j), i < j < k, in order: two arrays of k(k-1)/2."""
-    first = np.empty(k * (k - 1) // 2, np.int64)
-    second = np.empty(k * (k - 1) // 2, np.int64)
+def _pairs(k, block):
+    """The pairs of channels of whole blocks, in order: two arrays."""
+    first, second = np.empty(_count(k, block), np.int64), np.empty(_count(k, block), np.int64)
     p = 0
-    for i in range(k - 1):
-        for j in range(i + 1, k):
-            first[p], second[p] = i, j
-            p += 1
+    for i in range(0, k - block, block):
+        for j in range(i + block, k, block):
+            for within in range(block):
+                first[p], second[p] = i + within, j + within
+                p += 1
     return first, second
 
 
@@ -125,7 +133,7 @@ def expand_nchw_fwd_kernel(task, chunk):
     _gathered_nchw(x, index[b], gate[b], z)
     last = np.empty(LANES, np.float32)
     row, step = z.ctypes.data, (whole + 1) * LINE
-    first, second = _pairs(task.k)
+    first, second = _pairs(task.k, task.block)
     for p in range(pairs * part // per_sample, pairs * (part + 1) // per_sample):
         zi, zj, out = row + first[p] * step, row + second[p] * step, y[kept + p].ctypes.data
         for n in range(0, whole * LINE, LINE):
@@ -154,7 +162,7 @@ def expand_nhwc_fwd_kernel(task, chunk):
     z = np.empty((task.k, LANES), np.float32)
     d = np.empty((LANES, LANES), np.float32)
     z_at, d_at, width = z.ctypes.data, d.ctypes.data, 4 * (kept + pairs)
-    first, second = _pairs(task.k)
+    first, second = _pairs(task.k, task.block)
     for start in range(begin, end, LANES):
         live = min(LANES, end - start)
         _gathered_nhwc(x, index, gate, start, live, task.positions, z)
@@ -198,7 +206,7 @@ def _dot(a, b, lanes):
 @compiled
 def _gradients(task, chunk):
     """grad_gate (batch, k), and this chunk's own sums: alpha (1,), weight and bias (pairs,)."""
-    pairs = task.k * (task.k - 1) // 2
+    pairs = _count(task.k, task.block)
     return (
         numba.carray(floats(task.grad_gate), (task.batch, task.k)),
         numba.carray(floats(task.sums_alpha), (task.chunks, 1))[chunk],
@@ -250,7 +258,7 @@ def expand_nchw_bwd_kernel(task, chunk):
     last, of_gate = np.zeros(LANES, np.float32), np.empty(LANES, np.float32)
     lanes = _rows_of_sums(kept, pairs)
     z_at, gz_at, step, lanes_at = z.ctypes.data, gz.ctypes.data, (whole + 1) * LINE, lanes.ctypes.data
-    first, second = _pairs(k)
+    first, second = _pairs(k, task.block)
     for b in range(task.batch * chunk // task.chunks, task.batch * (chunk + 1) // task.chunks):
         if _out_of_range(index[b], channels):
             task.bad = 1
@@ -296,7 +304,7 @@ def expand_nhwc_bwd_kernel(task, chunk):
     lanes = _rows_of_sums(kept, pairs)
     z_at, gz_at, g_at, width = z.ctypes.data, gz.ctypes.data, g.ctypes.data, 4 * (kept + pairs)
     lanes_at = lanes.ctypes.data
-    first, second = _pairs(k)
+    first, second = _pairs(k, task.block)
     samples = range(task.batch * chunk // task.chunks, task.batch * (chunk + 1) // task.chunks)
     for b in samples:
         grad_gate[b] = _ZERO

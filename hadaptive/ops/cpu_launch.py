@@ -43,7 +43,9 @@ def _filled(x: Tensor, value: float, *shape: int) -> Tensor:
     return x.new_full(shape, value, dtype=torch.float32)
 
 
-def _sizes(x: Tensor, index: Tensor, appended: bool) -> dict[str, int]:
+def _sizes(x: Tensor, index: Tensor, block: int, appended: bool) -> dict[str, int]:
+    if index.dim() == 2 and (block < 1 or index.shape[1] % block):
+        raise ValueError(f"k = {index.shape[1]} selected channels are not whole blocks of {block}")
     if x.dim() < 2 or not x.shape[1] or index.dim() != 2 or x.dtype not in DTYPES:
         raise ValueError(
             f"x (B, C, S...) must be float32, bfloat16 or float16, with channels that index (B, k) selects; "
@@ -55,6 +57,7 @@ def _sizes(x: Tensor, index: Tensor, appended: bool) -> dict[str, int]:
         "channels": channels,
         "positions": math.prod(x.shape[2:]),
         "k": index.shape[1],
+        "block": block,
         "kept": channels if appended else 0,
     }
 
@@ -87,7 +90,7 @@ def _run(kernel: Any, sizes: dict[str, int], chunks: int, arrays: dict[str, tupl
 
 def _forward(sizes: dict[str, int], arrays: dict[str, tuple], y: Tensor, nhwc: bool) -> None:
     """Fill y, as it lies in memory."""
-    batch, pairs = sizes["batch"], num_pairs(sizes["k"])
+    batch, pairs = sizes["batch"], num_pairs(sizes["k"], sizes["block"])
     if not y.numel():
         return
     arrays["y"] = (y, batch * sizes["positions"] * (sizes["kept"] + pairs))
@@ -106,7 +109,7 @@ def _backward(
     """Gradients of x, as it lies in memory, and gate, in float32; and what `arrays` has for sums is filled."""
     grad_x, grad_gate = _new_map(x, x.shape[1], nhwc), _filled(x, 0, *index.shape)
     if x.numel():
-        pairs, pixels = num_pairs(sizes["k"]), sizes["batch"] * sizes["positions"]
+        pairs, pixels = num_pairs(sizes["k"], sizes["block"]), sizes["batch"] * sizes["positions"]
         arrays["grad"] = (_dense("grad", grad, nhwc), pixels * (sizes["kept"] + pairs))
         arrays |= {"grad_x": (grad_x, x.numel()), "grad_gate": (grad_gate, index.numel())}
         kernel = kernels.expand_nhwc_bwd_kernel if nhwc else kernels.expand_nchw_bwd_kernel
@@ -119,7 +122,7 @@ def _chunks(x: Tensor) -> int:
 
 
 def expand_forward(
-    x: Tensor, index: Tensor, gate: Tensor | None, alpha: Tensor, weight: Tensor, bias: Tensor
+    x: Tensor, index: Tensor, gate: Tensor | None, alpha: Tensor, weight: Tensor, bias: Tensor, block: int = 1
 ) -> Tensor:
     """Forward of :func:`hadaptive.ops.cross_hadamard_expand` for CPU tensors in float32, bfloat16 or float16.
 
@@ -128,8 +131,8 @@ def expand_forward(
         IndexError: an entry of `index` is no channel of x.
         MemoryError: there is no memory to work in.
     """
-    sizes, nhwc = _sizes(x, index, True), channels_contiguous(x)
-    pairs = num_pairs(sizes["k"])
+    sizes, nhwc = _sizes(x, index, block, True), channels_contiguous(x)
+    pairs = num_pairs(sizes["k"], sizes["block"])
     y = _new_map(x, x.shape[1] + pairs, nhwc)
     arrays = _selection(x, index, gate, nhwc) | _affine(pairs, alpha, weight, bias)
     _forward(sizes, arrays, y, nhwc)
@@ -137,7 +140,7 @@ def expand_forward(
 
 
 def expand_backward(
-    grad: Tensor, x: Tensor, index: Tensor, gate: Tensor | None, alpha: Tensor, weight: Tensor
+    grad: Tensor, x: Tensor, index: Tensor, gate: Tensor | None, alpha: Tensor, weight: Tensor, block: int = 1
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x (B, C, S...), gate (B, k), alpha (1,), weight (P,) and bias (P,), each in its tensor's dtype.
 
@@ -145,8 +148,8 @@ def expand_backward(
 
     Raises: as :func:`expand_forward`.
     """
-    sizes, nhwc = _sizes(x, index, True), channels_contiguous(x)
-    pairs = num_pairs(sizes["k"])
+    sizes, nhwc = _sizes(x, index, block, True), channels_contiguous(x)
+    pairs = num_pairs(sizes["k"], sizes["block"])
     arrays = _selection(x, index, gate, nhwc) | _affine(pairs, alpha, weight, weight)
     widths = {"sums_alpha": 1, "sums_weight": pairs, "sums_bias": pairs}
     sums = {name: _filled(x, 0, _chunks(x), width) for name, width in widths.items()}
@@ -162,19 +165,21 @@ def expand_backward(
     )
 
 
-def products_forward(x: Tensor, index: Tensor, gate: Tensor | None) -> Tensor:
+def products_forward(x: Tensor, index: Tensor, gate: Tensor | None, block: int = 1) -> Tensor:
     """Forward of :func:`hadaptive.ops.selected_products`, float32 (B, P, S...).
 
     Raises: as :func:`expand_forward`.
     """
-    sizes, nhwc = _sizes(x, index, False), channels_contiguous(x)
-    y = _new_map(x, num_pairs(sizes["k"]), nhwc)
+    sizes, nhwc = _sizes(x, index, block, False), channels_contiguous(x)
+    y = _new_map(x, num_pairs(sizes["k"], sizes["block"]), nhwc)
     _forward(sizes, _selection(x, index, gate, nhwc), y, nhwc)
     return _as_map(y, torch.float32, nhwc)
 
 
-def products_backward(grad: Tensor, x: Tensor, index: Tensor, gate: Tensor | None) -> tuple[Tensor, Tensor]:
+def products_backward(
+    grad: Tensor, x: Tensor, index: Tensor, gate: Tensor | None, block: int = 1
+) -> tuple[Tensor, Tensor]:
     """Gradients of x (B, C, S...) and gate (B, k), each in its tensor's dtype (float32 where gate is None)."""
-    sizes, nhwc = _sizes(x, index, False), channels_contiguous(x)
+    sizes, nhwc = _sizes(x, index, block, False), channels_contiguous(x)
     grad_x, grad_gate = _backward(sizes, _selection(x, index, gate, nhwc), grad, x, index, nhwc)
     return _as_map(grad_x, x.dtype, nhwc), grad_gate if gate is None else grad_gate.to(gate.dtype)

@@ -99,9 +99,9 @@ def describe(x: Tensor) -> str:
 
 _NAME = "hadaptive::cross_hadamard_expand"
 _LIBRARY = torch.library.Library("hadaptive", "DEF")  # what it holds lives as long as it does
-_EXPAND = "(Tensor x, Tensor index, Tensor? gate, Tensor alpha, Tensor weight, Tensor bias) -> Tensor"
+_EXPAND = "(Tensor x, Tensor index, Tensor? gate, Tensor alpha, Tensor weight, Tensor bias, int block=1) -> Tensor"
 _EXPAND_BACKWARD = (
-    "(Tensor grad, Tensor x, Tensor index, Tensor? gate, Tensor alpha, Tensor weight)"
+    "(Tensor grad, Tensor x, Tensor index, Tensor? gate, Tensor alpha, Tensor weight, int block=1)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 _LIBRARY.define(f"cross_hadamard_expand{_EXPAND}", tags=torch.Tag.pt2_compliant_tag)
@@ -111,45 +111,51 @@ _expand_backward = torch.ops.hadaptive.cross_hadamard_expand_backward.default
 
 
 @torch.library.impl(_LIBRARY, "cross_hadamard_expand", "CPU")
-def _(x: Tensor, index: Tensor, gate: Tensor | None, alpha: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _(
+    x: Tensor, index: Tensor, gate: Tensor | None, alpha: Tensor, weight: Tensor, bias: Tensor, block: int = 1
+) -> Tensor:
     from hadaptive.ops import cpu_launch  # Numba takes half a second to import
 
-    return cpu_launch.expand_forward(x, index, gate, alpha, weight, bias)
+    return cpu_launch.expand_forward(x, index, gate, alpha, weight, bias, block)
 
 
 @torch.library.impl(_LIBRARY, "cross_hadamard_expand", "CUDA")
-def _(x: Tensor, index: Tensor, gate: Tensor | None, alpha: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _(
+    x: Tensor, index: Tensor, gate: Tensor | None, alpha: Tensor, weight: Tensor, bias: Tensor, block: int = 1
+) -> Tensor:
     from hadaptive.ops import triton_launch
 
-    return triton_launch.expand_forward(x, index, gate, alpha, weight, bias)
+    return triton_launch.expand_forward(x, index, gate, alpha, weight, bias, block)
 
 
 @torch.library.register_fake(_NAME, lib=_LIBRARY)
-def _(x: Tensor, index: Tensor, gate: Tensor | None, alpha: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _(
+    x: Tensor, index: Tensor, gate: Tensor | None, alpha: Tensor, weight: Tensor, bias: Tensor, block: int = 1
+) -> Tensor:
     return empty_map(x, x.shape[1] + weight.shape[0])
 
 
 @torch.library.impl(_LIBRARY, "cross_hadamard_expand_backward", "CPU")
 def _(
-    grad: Tensor, x: Tensor, index: Tensor, gate: Tensor | None, alpha: Tensor, weight: Tensor
+    grad: Tensor, x: Tensor, index: Tensor, gate: Tensor | None, alpha: Tensor, weight: Tensor, block: int = 1
 ) -> tuple[Tensor, ...]:
     from hadaptive.ops import cpu_launch
 
-    return cpu_launch.expand_backward(grad, x, index, gate, alpha, weight)
+    return cpu_launch.expand_backward(grad, x, index, gate, alpha, weight, block)
 
 
 @torch.library.impl(_LIBRARY, "cross_hadamard_expand_backward", "CUDA")
 def _(
-    grad: Tensor, x: Tensor, index: Tensor, gate: Tensor | None, alpha: Tensor, weight: Tensor
+    grad: Tensor, x: Tensor, index: Tensor, gate: Tensor | None, alpha: Tensor, weight: Tensor, block: int = 1
 ) -> tuple[Tensor, ...]:
     from hadaptive.ops import triton_launch
 
-    return triton_launch.expand_backward(grad, x, index, gate, alpha, weight)
+    return triton_launch.expand_backward(grad, x, index, gate, alpha, weight, block)
 
 
 @torch.library.register_fake(f"{_NAME}_backward", lib=_LIBRARY)
 def _(
-    grad: Tensor, x: Tensor, index: Tensor, gate: Tensor | None, alpha: Tensor, weight: Tensor
+    grad: Tensor, x: Tensor, index: Tensor, gate: Tensor | None, alpha: Tensor, weight: Tensor, block: int = 1
 ) -> tuple[Tensor, ...]:
     contiguous = torch.contiguous_format
     return (
@@ -162,15 +168,16 @@ def _(
 
 
 def _save(ctx: Any, inputs: tuple, output: Any) -> None:
-    ctx.save_for_backward(*inputs)
+    *tensors, ctx.block = inputs
+    ctx.save_for_backward(*tensors)
 
 
 def _differentiate_expand(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, index, gate, alpha, weight, bias = ctx.saved_tensors
     # With grad mode on (create_graph, torch.func), these gradients may be differentiated themselves.
     function = reference.cross_hadamard_expand_backward if torch.is_grad_enabled() else _expand_backward
-    of_x, of_gate, of_alpha, of_weight, of_bias = function(grad, x, index, gate, alpha, weight)
-    return of_x, None, None if gate is None else of_gate, of_alpha, of_weight, of_bias.to(bias.dtype)
+    of_x, of_gate, of_alpha, of_weight, of_bias = function(grad, x, index, gate, alpha, weight, ctx.block)
+    return of_x, None, None if gate is None else of_gate, of_alpha, of_weight, of_bias.to(bias.dtype), None
 
 
 torch.library.register_autograd(_NAME, _differentiate_expand, setup_context=_save, lib=_LIBRARY)
@@ -181,7 +188,7 @@ def _differentiate_expand_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | N
     places = [n for n, t in enumerate(saved) if t is not None and n != 2]  # 2 is index
 
     def plain(*tensors: Tensor) -> tuple[Tensor, ...]:
-        arguments = list(saved)
+        arguments = [*saved, ctx.block]
         for n, t in zip(places, tensors, strict=True):
             arguments[n] = t
         return reference.cross_hadamard_expand_backward(*arguments)
@@ -190,7 +197,7 @@ def _differentiate_expand_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | N
     gradients: list[Tensor | None] = [None] * len(saved)
     for n, t in zip(places, found, strict=True):
         gradients[n] = t
-    return tuple(gradients)
+    return (*gradients, None)
 
 
 torch.library.register_autograd(
@@ -212,10 +219,10 @@ torch.library.register_vmap(f"{_NAME}_backward", _map_expand_backward, lib=_LIBR
 
 
 def cross_hadamard_expand(
-    x: Tensor, index: Tensor, gate: Tensor | None, alpha: Tensor, weight: Tensor, bias: Tensor
+    x: Tensor, index: Tensor, gate: Tensor | None, alpha: Tensor, weight: Tensor, bias: Tensor, block: int
 ) -> Tensor:
     """Fused path of :func:`hadaptive.ops.cross_hadamard_expand`."""
-    return _expand(x, index, gate, alpha, weight, bias)
+    return _expand(x, index, gate, alpha, weight, bias, block)
 
 
 # Depthwise convolutions: PyTorch's, with gradients of ours.

@@ -46,14 +46,25 @@ def select_channels(x: Tensor, index: Tensor, gate: Tensor | None) -> Tensor:
     return z
 
 
-def pair_products(z: Tensor) -> Tensor:
-    """All products z_i * z_j, i < j, in lexicographic order. (B, k, S...) -> (B, k(k-1)/2, S...), z's dtype."""
-    k = z.shape[1]
+def pair_indices(k: int, block: int, device: torch.device | None) -> Tensor:
+    """The pairs of k channels in whole blocks, in the order of the products. int64, (2, P)."""
+    groups = k // block
     if torch.jit.is_tracing():  # the older exporter to ONNX does not know triu_indices
-        numbers = torch.arange(k, device=z.device)
+        numbers = torch.arange(groups, device=device)
         pairs = (numbers.unsqueeze(1) < numbers).nonzero().t()
     else:
-        pairs = torch.triu_indices(k, k, 1, device=z.device)
+        pairs = torch.triu_indices(groups, groups, 1, device=device)
+    if block == 1:
+        return pairs
+    return (pairs.unsqueeze(2) * block + torch.arange(block, device=device)).flatten(1)
+
+
+def pair_products(z: Tensor, block: int = 1) -> Tensor:
+    """All products z_i * z_j, i < j, in lexicographic order: (B, k, S...) -> (B, k(k-1)/2, S...), z's dtype.
+
+    With `block` > 1 of whole blocks of so many channels, of which k is a multiple.
+    """
+    pairs = pair_indices(z.shape[1], block, z.device)
     return z.index_select(1, pairs[0]) * z.index_select(1, pairs[1])
 
 
@@ -83,14 +94,14 @@ def cross_hadamard(z: Tensor) -> Tensor:
     return restore_layout(q.to(z.dtype), z)
 
 
-def selected_products(x: Tensor, index: Tensor, gate: Tensor | None) -> Tensor:
+def selected_products(x: Tensor, index: Tensor, gate: Tensor | None, block: int = 1) -> Tensor:
     """Plain path of :func:`hadaptive.ops.selected_products`."""
     z = select_channels(x, index, gate)
-    return restore_layout(pair_products(z), z)
+    return restore_layout(pair_products(z, block), z)
 
 
 def selected_products_backward(
-    grad: Tensor, x: Tensor, index: Tensor, gate: Tensor | None
+    grad: Tensor, x: Tensor, index: Tensor, gate: Tensor | None, block: int = 1
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x (B, C, S...) and gate (B, k): the twin of the kernel, itself differentiable."""
     dtype, k = compute_dtype(x.dtype), index.shape[1]
@@ -99,7 +110,7 @@ def selected_products_backward(
     plain = x.gather(1, places).to(dtype)
     scale = torch.ones_like(index, dtype=dtype) if gate is None else gate.to(dtype)
     z, scale, g = plain * scale.view(per_sample), scale.view(per_sample), grad.to(dtype)
-    first, second = torch.triu_indices(k, k, 1, device=x.device).unbind()
+    first, second = pair_indices(k, block, x.device).unbind()
     of_z = torch.zeros_like(z).index_add(1, first, g * z.index_select(1, second))
     of_z = of_z.index_add(1, second, g * z.index_select(1, first))
     of_x = torch.zeros_like(x, dtype=dtype).scatter_add(1, places, of_z * scale)
@@ -113,22 +124,22 @@ def dysoft(x: Tensor, alpha: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def cross_hadamard_expand(
-    x: Tensor, index: Tensor, gate: Tensor | None, alpha: Tensor, weight: Tensor, bias: Tensor
+    x: Tensor, index: Tensor, gate: Tensor | None, alpha: Tensor, weight: Tensor, bias: Tensor, block: int = 1
 ) -> Tensor:
     """Plain path of :func:`hadaptive.ops.cross_hadamard_expand`."""
-    return restore_layout(concatenated(x, index, gate, alpha, weight, bias), x)
+    return restore_layout(concatenated(x, index, gate, alpha, weight, bias, block), x)
 
 
 def concatenated(
-    x: Tensor, index: Tensor, gate: Tensor | None, alpha: Tensor, weight: Tensor, bias: Tensor
+    x: Tensor, index: Tensor, gate: Tensor | None, alpha: Tensor, weight: Tensor, bias: Tensor, block: int = 1
 ) -> Tensor:
     """The expansion in whatever memory layout comes out."""
-    q = pair_products(select_channels(x, index, gate))
+    q = pair_products(select_channels(x, index, gate), block)
     return torch.cat([x, softsign_affine(q, alpha, weight, bias).to(x.dtype)], dim=1)
 
 
 def cross_hadamard_expand_backward(
-    grad: Tensor, x: Tensor, index: Tensor, gate: Tensor | None, alpha: Tensor, weight: Tensor
+    grad: Tensor, x: Tensor, index: Tensor, gate: Tensor | None, alpha: Tensor, weight: Tensor, block: int = 1
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x (B, C, S...), gate (B, k), alpha (1,), weight (P,) and bias (P,), each in its tensor's dtype.
 
@@ -141,7 +152,7 @@ def cross_hadamard_expand_backward(
     plain = x.gather(1, places).to(dtype)
     scale = torch.ones_like(index, dtype=dtype) if gate is None else gate.to(dtype)
     z, scale = plain * scale.view(per_sample), scale.view(per_sample)
-    first, second = torch.triu_indices(k, k, 1, device=x.device).unbind()
+    first, second = pair_indices(k, block, x.device).unbind()
     zi, zj = z.index_select(1, first), z.index_select(1, second)
     bound = largest_finite(dtype)
     q = (zi * zj).clamp(-bound, bound)

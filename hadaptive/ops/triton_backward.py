@@ -19,6 +19,7 @@ from hadaptive.ops.triton_kernels import (
     _float,
     _number,
     _pair_of,
+    _products,
     _sample,
     _selected,
     _softsign_parts,
@@ -28,13 +29,13 @@ from hadaptive.ops.triton_kernels import (
 @triton.jit
 def expand_slots_bwd_kernel(
     grad, x, index, gate, alpha, weight, gz, of_gate, channels, k, positions,
-    gated: tl.constexpr, cols: tl.constexpr, far: tl.constexpr, unit: tl.constexpr,
+    gated: tl.constexpr, group: tl.constexpr, cols: tl.constexpr, far: tl.constexpr, unit: tl.constexpr,
     block_s: tl.constexpr, block_n: tl.constexpr,
 ):  # fmt: skip
     """Gradients of the gated channels, and partial ones of the gates: a program for each block of slots and of
     positions of a sample, which meets one partner after the other."""
     size = positions if cols else _aligned(positions, unit)
-    width = channels + k * (k - 1) // 2
+    width = channels + _products(k, group)
     blocks = tl.cdiv(size, block_n)
     parts = tl.cdiv(k, block_s)
     rest = tl.program_id(0) // blocks
@@ -50,11 +51,17 @@ def expand_slots_bwd_kernel(
     plain = tl.load(_at(x, c, n, channels, size, cols, far), mask=live, other=0.0).to(tl.float32)
     zs = plain * scale
     total = tl.zeros_like(plain)
-    for t in range(k):
-        ct, gt = _selected(index, gate, t, True, gated)
-        zt = tl.load(_at(x, ct, n, channels, size, cols, far), mask=n < size, other=0.0).to(tl.float32) * gt
+    for turn in range(k // group):
+        if group == 1:
+            t = turn
+            ct, gt = _selected(index, gate, t, True, gated)
+        else:
+            t = turn * group + s % group
+            ct, gt = _selected(index, gate, t, s < k, gated)
+        met = n < size if group == 1 else live
+        zt = tl.load(_at(x, ct, n, channels, size, cols, far), mask=met, other=0.0).to(tl.float32) * gt
         wanted = (s != t) & (s < k)
-        p = _number(s, t, k)
+        p = _number(s, t, k, group)
         w = tl.load(weight + p, mask=wanted, other=0.0).to(tl.float32)
         g = tl.load(_at(grad, channels + p, n, width, size, cols, far), mask=(n < size) & wanted, other=0.0)
         _, _, r = _softsign_parts(zs, zt, a)
@@ -69,13 +76,13 @@ def expand_slots_bwd_kernel(
 @triton.jit
 def expand_pairs_bwd_kernel(
     grad, x, index, gate, alpha, sums, batch, channels, k, positions, parts,
-    gated: tl.constexpr, cols: tl.constexpr, far: tl.constexpr, unit: tl.constexpr,
+    gated: tl.constexpr, group: tl.constexpr, cols: tl.constexpr, far: tl.constexpr, unit: tl.constexpr,
     block_p: tl.constexpr, block_n: tl.constexpr,
 ):  # fmt: skip
     """Partial gradients of weight and bias, and each pair's of alpha, before its weight: a program for each block
     of pairs and part of all positions of all samples."""
     size = positions if cols else _aligned(positions, unit)
-    pairs = k * (k - 1) // 2
+    pairs = _products(k, group)
     if cols:
         channels, pairs = _aligned(channels, unit), _aligned(pairs, unit)
     width = channels + pairs
@@ -83,7 +90,7 @@ def expand_pairs_bwd_kernel(
     part = tl.program_id(0) % parts
     p = _across(tl.program_id(0) // parts * block_p + tl.arange(0, block_p), cols)
     wanted = p < pairs
-    i, j = _pair_of(tl.where(wanted, p, 0), k)
+    i, j = _pair_of(tl.where(wanted, p, 0), k, group)
     a = _float(alpha)
     lane = _along(tl.arange(0, block_n), cols)
     of_weight = tl.zeros_like((p + lane).to(tl.float32))
@@ -114,12 +121,12 @@ def expand_pairs_bwd_kernel(
 @triton.jit
 def expand_input_bwd_kernel(
     grad, gz, index, gate, grad_x, channels, k, positions,
-    gated: tl.constexpr, cols: tl.constexpr, far: tl.constexpr, unit: tl.constexpr,
+    gated: tl.constexpr, group: tl.constexpr, cols: tl.constexpr, far: tl.constexpr, unit: tl.constexpr,
     block_c: tl.constexpr, block_n: tl.constexpr,
 ):  # fmt: skip
     """grad_x: what came through the concatenation, and what came through the selection."""
     size = positions if cols else _aligned(positions, unit)
-    width = channels + k * (k - 1) // 2
+    width = channels + _products(k, group)
     if cols:
         channels, width = _aligned(channels, unit), _aligned(width, unit)
     blocks = tl.cdiv(size, block_n)

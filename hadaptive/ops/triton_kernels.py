@@ -9,6 +9,8 @@ Five schedules walk the triangle of pairs (i, j), i < j:
 * ``tiled``: a program for each block of positions, which holds some selected channels and meets them with all;
 * ``flat``: a program for each run of y, whatever rows are in it: stored in vectors where rows are of odd size.
 
+``direct`` and ``flat`` also multiply whole blocks of `group` channels; in the others it is 1.
+
 Maps are dense, with positions side by side or, where `cols`, channels side by side. `unit` divides the length of
 their rows, so that loads and stores of so many elements are aligned.
 
@@ -102,31 +104,41 @@ def _pairs_before(i, k):
 
 
 @triton.jit
-def _number(s, t, k):
-    """Number of the pair of s and t."""
-    i, j = tl.minimum(s, t), tl.maximum(s, t)
-    return _pairs_before(i, k) + j - i - 1
+def _products(k, group: tl.constexpr):
+    """How many there are, of whole blocks of `group` channels."""
+    groups = k // group
+    return group * (groups * (groups - 1) // 2)
 
 
 @triton.jit
-def _pair_of(p, k):
+def _number(s, t, k, group: tl.constexpr):
+    """Number of the pair of s and t, which are at the same place in their blocks."""
+    i, j = tl.minimum(s, t), tl.maximum(s, t)
+    first, second = i // group, j // group
+    return (_pairs_before(first, k // group) + second - first - 1) * group + i % group
+
+
+@triton.jit
+def _pair_of(p, k, group: tl.constexpr):
     """Direct-Indexing: (i, j) of pair p. The root is a float32's, so it is put right by one where it must."""
-    m = 2 * k - 1
-    i = ((m - tl.sqrt((m * m - 8 * p).to(tl.float32))) * 0.5).to(tl.int32)
-    i = tl.where(_pairs_before(i, k) > p, i - 1, i)
-    i = tl.where(_pairs_before(i + 1, k) <= p, i + 1, i)
-    return i, i + 1 + p - _pairs_before(i, k)
+    q, groups = p // group, k // group
+    m = 2 * groups - 1
+    i = ((m - tl.sqrt((m * m - 8 * q).to(tl.float32))) * 0.5).to(tl.int32)
+    i = tl.where(_pairs_before(i, groups) > q, i - 1, i)
+    i = tl.where(_pairs_before(i + 1, groups) <= q, i + 1, i)
+    within = p - q * group
+    return i * group + within, (i + 1 + q - _pairs_before(i, groups)) * group + within
 
 
 @triton.jit
 def expand_channel_fwd_kernel(
     x, index, gate, alpha, weight, bias, y, channels, k, positions, parts,
-    balanced: tl.constexpr, gated: tl.constexpr, cols: tl.constexpr, far: tl.constexpr, unit: tl.constexpr,
-    block_n: tl.constexpr,
+    balanced: tl.constexpr, gated: tl.constexpr, group: tl.constexpr, cols: tl.constexpr, far: tl.constexpr,
+    unit: tl.constexpr, block_n: tl.constexpr,
 ):  # fmt: skip
     """Native and Parity-Balanced: a program for each selected channel s, part of its pairs, block of positions."""
     size = positions if cols else _aligned(positions, unit)
-    width = channels + k * (k - 1) // 2
+    width = channels + _products(k, group)
     blocks = tl.cdiv(size, block_n)
     rest = tl.program_id(0) // blocks
     n = tl.program_id(0) % blocks * block_n + tl.arange(0, block_n)
@@ -146,7 +158,7 @@ def expand_channel_fwd_kernel(
         t = s + 1 + turn
         if balanced:
             t = tl.where(turn < below, s % 2 + 2 * turn, s + 1 + 2 * (turn - below))
-        p = _number(s, t, k)
+        p = _number(s, t, k, group)
         ct, gt = _selected(index, gate, t, True, gated)
         zt = tl.load(_at(x, ct, n, channels, size, cols, far), mask=live, other=0.0).to(tl.float32) * gt
         d = _dysoft_of_product(zs, zt, a, _float(weight + p), _float(bias + p))
@@ -156,12 +168,12 @@ def expand_channel_fwd_kernel(
 @triton.jit
 def expand_direct_fwd_kernel(
     x, index, gate, alpha, weight, bias, y, channels, k, positions, parts,
-    gated: tl.constexpr, cols: tl.constexpr, far: tl.constexpr, unit: tl.constexpr,
+    gated: tl.constexpr, group: tl.constexpr, cols: tl.constexpr, far: tl.constexpr, unit: tl.constexpr,
     block_p: tl.constexpr, block_n: tl.constexpr,
 ):  # fmt: skip
     """Direct-Indexing: a program for each block of channels to copy or of pairs, and part of the positions."""
     size = positions if cols else _aligned(positions, unit)
-    pairs = k * (k - 1) // 2
+    pairs = _products(k, group)
     if cols:
         channels, pairs = _aligned(channels, unit), _aligned(pairs, unit)
     width = channels + pairs
@@ -181,7 +193,7 @@ def expand_direct_fwd_kernel(
     else:
         p = _across((block - copies) * block_p + tl.arange(0, block_p), cols)
         wanted = p < pairs
-        i, j = _pair_of(tl.where(wanted, p, 0), k)
+        i, j = _pair_of(tl.where(wanted, p, 0), k, group)
         ci, gi = _selected(index, gate, i, wanted, gated)
         cj, gj = _selected(index, gate, j, wanted, gated)
         a = _float(alpha)
@@ -199,12 +211,12 @@ def expand_direct_fwd_kernel(
 @triton.jit
 def expand_tiled_fwd_kernel(
     x, index, gate, alpha, weight, bias, y, channels, k, positions,
-    gated: tl.constexpr, cols: tl.constexpr, far: tl.constexpr, unit: tl.constexpr,
+    gated: tl.constexpr, group: tl.constexpr, cols: tl.constexpr, far: tl.constexpr, unit: tl.constexpr,
     block_s: tl.constexpr, block_n: tl.constexpr,
 ):  # fmt: skip
     """Tiled: a program for each block of positions of a sample; block after block of selected channels."""
     size = positions if cols else _aligned(positions, unit)
-    width = channels + k * (k - 1) // 2
+    width = channels + _products(k, group)
     blocks = tl.cdiv(size, block_n)
     b = tl.program_id(0) // blocks
     x, y = _sample(x, b, tl.cast(channels, tl.int64) * size), _sample(y, b, tl.cast(width, tl.int64) * size)
@@ -226,7 +238,7 @@ def expand_tiled_fwd_kernel(
             ci, gi = _selected(index, gate, i, True, gated)
             zi = tl.load(_at(x, ci, n, channels, size, cols, far), mask=n < size, other=0.0).to(tl.float32) * gi
             wanted = (j > i) & (j < k)
-            p = _number(i, j, k)
+            p = _number(i, j, k, group)
             w = tl.load(weight + p, mask=wanted, other=0.0).to(tl.float32)
             d = _dysoft_of_product(zi, zj, a, w, tl.load(bias + p, mask=wanted, other=0.0).to(tl.float32))
             place = _at(y, channels + p, n, width, size, cols, far)
@@ -234,25 +246,26 @@ def expand_tiled_fwd_kernel(
 
 
 @triton.jit
-def _row_of_y(row, weight, bias, channels, k, width):
+def _row_of_y(row, weight, bias, channels, k, group: tl.constexpr, width):
     """Of row `row` of some samples of y: its sample, channel, whether that is a product, of which slots, and what
     scales and shifts it."""
     b = row // width
     c = row - b * width
     product = c >= channels
     p = tl.where(product, c - channels, 0)
-    i, j = _pair_of(p, k)
+    i, j = _pair_of(p, k, group)
     return b, c, product, i, j, _float(weight + p), _float(bias + p)
 
 
 @triton.jit
 def expand_flat_fwd_kernel(
     x, index, gate, alpha, weight, bias, y, batch, channels, k, positions, parts,
-    gated: tl.constexpr, period: tl.constexpr, ragged: tl.constexpr, vector: tl.constexpr, block: tl.constexpr,
+    gated: tl.constexpr, group: tl.constexpr, period: tl.constexpr, ragged: tl.constexpr, vector: tl.constexpr,
+    block: tl.constexpr,
 ):  # fmt: skip
     """Flat: a program for each block of vectors of y, at the same place in every `period` samples, which are a
     whole number of vectors. A row is no shorter than a vector, so that one has elements of one row or of two."""
-    width = channels + k * (k - 1) // 2
+    width = channels + _products(k, group)
     stretch = _aligned(period * width * positions, vector)
     part = tl.program_id(0) % parts
     place = (tl.program_id(0) // parts * block + tl.arange(0, block)[:, None]) * vector
@@ -262,9 +275,9 @@ def expand_flat_fwd_kernel(
     n = place - row * positions + lane
     first = n < positions
     n = tl.where(first, n, n - positions)
-    b1, c1, product1, i1, j1, w1, v1 = _row_of_y(row, weight, bias, channels, k, width)
+    b1, c1, product1, i1, j1, w1, v1 = _row_of_y(row, weight, bias, channels, k, group, width)
     row = tl.minimum(row + 1, period * width - 1)
-    b2, c2, product2, i2, j2, w2, v2 = _row_of_y(row, weight, bias, channels, k, width)
+    b2, c2, product2, i2, j2, w2, v2 = _row_of_y(row, weight, bias, channels, k, group, width)
     product = tl.where(first, product1, product2)
     w, v = tl.where(first, w1, w2), tl.where(first, v1, v2)
     a = _float(alpha)

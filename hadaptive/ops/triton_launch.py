@@ -14,11 +14,13 @@ import torch
 import triton
 from torch import Tensor
 
+from hadaptive.ops import num_pairs
 from hadaptive.ops import triton_backward as backward
 from hadaptive.ops import triton_kernels as forward
 from hadaptive.ops.layout import channels_contiguous, dense, empty_map
 
 SCHEDULES = ("native", "direct", "balanced", "tiled", "flat")
+OF_BLOCKS = ("direct", "flat")  # those that multiply whole blocks of channels
 PROGRAMS = 32  # of one warp on each multiprocessor: as many as it holds
 WIDEST = 256  # positions of a program: eight for each lane, over which it spreads the work of finding its channels
 
@@ -55,10 +57,11 @@ class Sizes:
     positions: int
     cols: bool
     processors: int
+    block: int = 1
 
     @property
     def pairs(self) -> int:
-        return self.k * (self.k - 1) // 2
+        return num_pairs(self.k, self.block)
 
     @property
     def unit(self) -> int:
@@ -69,7 +72,7 @@ class Sizes:
     def constants(self) -> dict[str, Any]:
         """Those that all kernels take."""
         far = (self.channels + self.pairs) * self.positions >= 2**31
-        return {"cols": self.cols, "far": far, "unit": self.unit}
+        return {"group": self.block, "cols": self.cols, "far": far, "unit": self.unit}
 
     @property
     def period(self) -> int | None:
@@ -91,11 +94,11 @@ class Sizes:
         return max(1, min(most, triton.cdiv(PROGRAMS * self.processors, programs)))
 
 
-def sizes(x: Tensor, index: Tensor, processors: int) -> Sizes:
-    """Of x (B, C, S...), not empty, and index (B, k)."""
+def sizes(x: Tensor, index: Tensor, processors: int, block: int = 1) -> Sizes:
+    """Of x (B, C, S...), not empty, and index (B, k), of which whole blocks are multiplied."""
     batch, channels = x.shape[:2]
     positions = x.numel() // (batch * channels)
-    return Sizes(batch, channels, index.shape[1], positions, channels_contiguous(x), processors)
+    return Sizes(batch, channels, index.shape[1], positions, channels_contiguous(x), processors, block)
 
 
 @cache
@@ -118,6 +121,8 @@ def default_schedule(s: Sizes) -> str:
     """
     if s.cols or s.positions < 32:
         return "direct"
+    if s.block > 1:
+        return "direct" if s.unit >= 4 or s.period is None else "flat"
     return "flat" if s.unit < 4 and s.batch >= 8 and s.period is not None else "balanced"
 
 
@@ -149,6 +154,8 @@ def forward_launch(s: Sizes, schedule: str, tensors: tuple[Any, ...]) -> Launch:
         schedule: one of ``SCHEDULES``.
         tensors: x, index, gate, alpha, weight, bias and y, dense; gate may be None.
     """
+    if s.block > 1 and schedule not in OF_BLOCKS:
+        schedule = "direct"
     x, index, gate, alpha, weight, bias, y = tensors
     tensors = (x, index, _given(gate, alpha), alpha, weight, bias, y)
     common = {"gated": gate is not None}
@@ -166,6 +173,7 @@ def forward_launch(s: Sizes, schedule: str, tensors: tuple[Any, ...]) -> Launch:
         arguments = (*tensors, s.batch, s.channels, s.k, s.positions, parts)
         constants = {
             **common,
+            "group": s.block,
             "period": s.period,
             "ragged": s.batch % s.period != 0,
             "vector": vector,
@@ -261,13 +269,15 @@ def expand_forward(
     alpha: Tensor,
     weight: Tensor,
     bias: Tensor,
+    block: int = 1,
     schedule: str | None = None,
 ) -> Tensor:
     """Forward of :func:`hadaptive.ops.cross_hadamard_expand` for GPU tensors in float32, bfloat16 or float16.
 
     Args:
+        block: channels that are multiplied as one.
         schedule: one of ``SCHEDULES``; None takes ``default_schedule``. ``flat`` is for rows of eight positions or
-            more; else it is ``direct``.
+            more, and blocks are for OF_BLOCKS; else it is ``direct``.
 
     Raises:
         ValueError: there is no such schedule.
@@ -276,7 +286,7 @@ def expand_forward(
         raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}; got {schedule!r}")
     y = empty_map(x, x.shape[1] + weight.shape[0])
     if y.numel():
-        s = sizes(x, index, multiprocessors(x.device))
+        s = sizes(x, index, multiprocessors(x.device), block)
         tensors = (dense(x, s.cols), *map(_plain, (index, gate, alpha, weight, bias)), y)
         with torch.cuda.device_of(x):
             forward_launch(s, schedule or default_schedule(s), tensors).run()
@@ -284,7 +294,7 @@ def expand_forward(
 
 
 def expand_backward(
-    grad: Tensor, x: Tensor, index: Tensor, gate: Tensor | None, alpha: Tensor, weight: Tensor
+    grad: Tensor, x: Tensor, index: Tensor, gate: Tensor | None, alpha: Tensor, weight: Tensor, block: int = 1
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x (B, C, S...), gate (B, k), alpha (1,), weight (P,) and bias (P,), each in its tensor's dtype.
 
@@ -295,7 +305,7 @@ def expand_backward(
         of_gate = torch.zeros_like(index, dtype=gate_dtype)
         of_alpha, of_weight = torch.zeros_like(alpha), torch.zeros_like(weight)
         return empty_map(x, x.shape[1]), of_gate, of_alpha, of_weight, torch.zeros_like(weight)
-    s = sizes(x, index, multiprocessors(x.device))
+    s = sizes(x, index, multiprocessors(x.device), block)
     grad_x, gz = empty_map(x, s.channels), empty_map(x, s.k, torch.float32)
     of_gate = gz.new_empty(s.batch, gate_parts(s), s.k)
     sums = gz.new_empty(pair_parts(s), 3, s.pairs)

@@ -339,14 +339,17 @@ class SearchSpace:
 def label(candidate: Candidate) -> str:
     """A candidate in the notation of the paper's tables: A16/5b is ACH of k 16, kernel 5, with BatchNorm.
 
-    G is Ghost and I the inverted bottleneck, with their ratios; C a plain convolution.
+    B is ACH of whole blocks, G Ghost and I the inverted bottleneck, with their ratios; C a plain convolution.
     """
     if isinstance(candidate, Skip):
         return "skip"
     stride = f"/{candidate.stride}" if candidate.stride > 1 else ""
     if isinstance(candidate, ConvSpec):
         return f"C{candidate.kernel}{stride}→{candidate.channels}"
-    wide = f"A{candidate.k}" if candidate.kind == "ach" else f"{candidate.kind[0].upper()}{candidate.ratio:g}"
+    pairs = "B" if candidate.pairing == "blocks" else "A"
+    wide = (
+        f"{pairs}{candidate.k}" if candidate.kind == "ach" else f"{candidate.kind[0].upper()}{candidate.ratio:g}"
+    )
     wide += "" if candidate.act else "-linear"
     end = "b" if candidate.kind == "ach" and candidate.norm == "batchnorm" else ""
     end = end or (f"-{candidate.norm}" if candidate.kind == "ach" and candidate.norm != "dysoft" else "")
