@@ -23,7 +23,7 @@ def bench_accuracy(config: AccuracyConfig) -> list[dict[str, Any]]:
     Raises:
         UserError: no such recipe, model or variant.
     """
-    results = config.results or Path("benchmarks/results") / f"accuracy-{config.recipe}.csv"
+    results = config.results or Path("benchmarks/results") / f"accuracy-{_regime(config)}.csv"
     models = {name_of(model): trainable(model, config.runs) for model in config.models}  # mistakes show here
     results.parent.mkdir(parents=True, exist_ok=True)
     if config.threads is not None:
@@ -46,15 +46,24 @@ def _done(results: Path) -> set[tuple[str, str]]:
 
 
 def _settings(config: AccuracyConfig, name: str, model: str, **changes: Any) -> TrainConfig:
-    stem = "-".join([config.recipe, name, *(f"{key}{value:g}" for key, value in changes.items() if key != "lr")])
+    stem = "-".join([_regime(config), name, *(f"{key}{value:g}" for key, value in changes.items() if key != "lr")])
     if "epochs" in changes:
         stem += f"-rate{changes['lr']:g}"
     output = config.runs / stem.replace(":", "-").replace(" ", "-")
-    return TrainConfig.from_recipe(config.recipe, model=model, output=output, **changes)
+    return _recipe(config, model=model, output=output, **changes)
+
+
+def _regime(config: AccuracyConfig) -> str:
+    return config.recipe if config.train_size is None else f"{config.recipe}-{config.train_size}"
+
+
+def _recipe(config: AccuracyConfig, **changes: Any) -> TrainConfig:
+    size = {} if config.train_size is None else {"train_size": config.train_size}
+    return TrainConfig.from_recipe(config.recipe, **size, **changes)
 
 
 def _add_floor(config: AccuracyConfig, results: Path) -> None:
-    settings = TrainConfig.from_recipe(config.recipe)
+    settings = _recipe(config)
     if any((name, "0") not in _done(results) for name in FLOORS):
         say("== logistic regression and nearest neighbour, on pixels")
         for name, summary in floor(settings).items():
@@ -64,7 +73,7 @@ def _add_floor(config: AccuracyConfig, results: Path) -> None:
 
 def _rate(config: AccuracyConfig, name: str, model: str, results: Path) -> float:
     """A network's learning rate: the recipe's, or the best of several on validation, ties to the smaller."""
-    whole = TrainConfig.from_recipe(config.recipe).optimisation
+    whole = _recipe(config).optimisation
     if not config.rates:
         return whole.lr
     path = results.with_stem(f"{results.stem}-rates")

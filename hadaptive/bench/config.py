@@ -30,8 +30,10 @@ class AccuracyConfig:
         models: model names or NetSpec files; a Hadaptive-Net's may end in ":" and one of its variants, such as
             hadaptive_net_s:static.
         seeds: one training per model and seed.
-        results: CSV file that the rows are appended to; default benchmarks/results/accuracy-<recipe>.csv.
+        results: CSV file that the rows are appended to; default benchmarks/results/accuracy-<recipe>.csv, with the
+            number of images where it is not the recipe's.
         runs: folder for the run folders.
+        train_size: use only so many training images; default is the recipe's.
         rates: learning rates of which each network gets the one with the best validation accuracy after a quarter
             of the epochs, with the first seed; default is the recipe's for all. Beside the results, in
             ...-rates.csv.
@@ -43,6 +45,7 @@ class AccuracyConfig:
     seeds: tuple[int, ...] = (0, 1, 2)
     results: Path | None = None
     runs: Path = Path("runs/accuracy")
+    train_size: int | None = None
     rates: tuple[float, ...] = ()
     threads: int | None = None
 
