@@ -25,10 +25,11 @@ from hadaptive.nn import (
     GhostExpansion,
     GroupedSelection,
     InvertedExpansion,
+    StaticSelection,
     top_k_channels,
 )
 from hadaptive.nn.grouped_selection import best_of_groups
-from hadaptive.ops import pair_indices
+from hadaptive.ops import num_pairs, pair_indices
 
 
 def conv_of(module: nn.Module) -> nn.Conv2d:
@@ -57,15 +58,17 @@ class DeployProducts(nn.Module):
     """ACH's normalised products, of its mixed channels: (B, C, H, W) -> (B, P, H, W).
 
     The two factors of every product come out of 1x1 convolutions with a single one in each row: no runtime has to
-    gather. Fixed selections are a convolution, too: their rows of the mixing one.
+    gather. Fixed selections are a convolution, too: their rows of the mixing one. Whole blocks are slices of the
+    mixed channels, and their products are concatenated: of what was tried it is the fastest.
 
     Attributes:
         channels: C, channels that are scored.
         k: channels that are multiplied.
+        block: channels that are multiplied as one.
         fixed: the convolution that puts out the k selected channels; None where each image selects its own.
         score: the convolution over channels that scores them; None where selections are fixed.
         groups: of which one channel each is selected; 0 where k are selected of all.
-        left, right: from the k channels to the two factors of each product.
+        left, right: from the k channels to the two factors of each product; None for blocks.
         ties: what lets the lower of two equally scored channels win: "sort", or "key" where a runtime has no sort.
         scale: of every selected channel, (1,), or None: the root of DySoft's alpha.
         softsign: whether products pass through it, as DySoft has it.
@@ -81,13 +84,18 @@ class DeployProducts(nn.Module):
         super().__init__()
         expansion = ach.cross_hadamard
         norm, select = expansion.norm, expansion.select
-        self.channels, self.k = ach.channels, expansion.k
+        self.channels, self.k, self.block = ach.channels, expansion.k, expansion.block
+        self.pairs = num_pairs(self.k, self.block)
         self.fixed: nn.Conv2d | None = None
         self.score: nn.Module | None = None
         self.order = "index"
         self.groups = 0
         self.ties = "sort"
-        if isinstance(select, FixedSelection):
+        self.left: nn.Conv2d | None = None
+        self.right: nn.Conv2d | None = None
+        if self.block > 1 and isinstance(select, StaticSelection):
+            pass
+        elif isinstance(select, FixedSelection):
             self.fixed = copy.deepcopy(mix)
             take(self.fixed, select.index)
         else:
@@ -95,7 +103,8 @@ class DeployProducts(nn.Module):
             assert isinstance(select, ChannelSelection)
             self.score, self.order = copy.deepcopy(expansion.score.conv), select.order
             self.groups = self.k if isinstance(select, GroupedSelection) else 0
-        self.left, self.right = (_one_hot(rows, self.k) for rows in pair_indices(self.k, block=expansion.block))
+        if self.block == 1 or self.fixed is not None:
+            self.left, self.right = (_one_hot(rows, self.k) for rows in pair_indices(self.k, block=self.block))
         self.softsign = isinstance(norm, DySoft)
         self.norm = None
         scale = weight = bias = None
@@ -139,9 +148,18 @@ class DeployProducts(nn.Module):
         index = keys.topk(self.k, dim=1).indices
         return -(-index).topk(self.k, dim=1).values if self.order == "index" else index
 
+    def products(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """The bare products, (B, P, H, W)."""
+        if self.left is not None and self.right is not None:
+            z = self.selected(x, mixed)
+            return self.left(z) * self.right(z)
+        parts = [mixed[:, start : start + self.block] for start in range(0, self.k, self.block)]
+        if self.scale is not None:
+            parts = [part * self.scale for part in parts]
+        return torch.cat([one * other for n, one in enumerate(parts) for other in parts[n + 1 :]], dim=1)
+
     def forward(self, x: Tensor, mixed: Tensor) -> Tensor:
-        z = self.selected(x, mixed)
-        q = self.left(z) * self.right(z)
+        q = self.products(x, mixed)
         if self.softsign:
             q = F.softsign(q)
         if self.norm is not None:

@@ -136,7 +136,7 @@ def align(net: DeployNet, multiple: int = ALIGN) -> str:
         if isinstance(derived, DeployProducts):
             added += _align_products(derived, multiple)
             rows = _fill(conv_of(block.derived_depthwise).out_channels, multiple)
-            rows = rows[: derived.left.out_channels]  # as many as there are where a norm forbids more
+            rows = rows[: derived.pairs]  # as many as there are where nothing can be added
         else:
             assert isinstance(derived, DeployCheap)
             if isinstance(derived.conv, nn.Conv2d):
@@ -153,10 +153,12 @@ def _align_products(products: DeployProducts, multiple: int) -> int:
         columns = _fill(products.k, multiple)
         take(products.fixed, columns)
         for conv in (products.left, products.right):
-            take_inputs(conv, columns)
-    if products.norm is not None:
-        return 0  # it is of so many products, and zeros are none of them
-    rows = _fill(products.left.out_channels, multiple)
+            if conv is not None:
+                take_inputs(conv, columns)
+    if products.norm is not None or products.left is None or products.right is None:
+        return 0  # a norm is of so many products, and blocks are what they are
+    rows = _fill(products.pairs, multiple)
+    products.pairs = len(rows)
     for conv in (products.left, products.right):
         take(conv, rows)
     for name in ("weight", "bias"):
