@@ -10,12 +10,12 @@ from hadaptive.bench import accuracy
 from hadaptive.bench.accuracy import bench_accuracy, name_of, print_accuracy
 from hadaptive.bench.config import AccuracyConfig
 from hadaptive.bench.floor import FLOORS, floor
-from hadaptive.bench.variants import VARIANTS, variant
 from hadaptive.engine.recipes import Recipe
 from hadaptive.errors import UserError
 from hadaptive.files import read_csv
-from hadaptive.models import HadaptiveNet, NetSpec
+from hadaptive.models import HadaptiveNet, NetSpec, meant
 from hadaptive.models.spec import HADAPTIVE_NET_S
+from hadaptive.models.variants import VARIANTS
 from hadaptive.nn import AdaptiveBottleneck, expansions
 from hadaptive.train import RECIPES, TrainConfig, Trainer, TrainingInterruptedError
 
@@ -103,8 +103,7 @@ def test_the_floor_is_fitted_to_training_images_and_chance_where_pixels_tell_not
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_variant_is_another_network_of_the_same_width(name: str) -> None:
-    spec = variant(f"hadaptive_net_s:{name}")
-    assert isinstance(spec, NetSpec)
+    spec = meant(f"hadaptive_net_s:{name}")
     assert NetSpec.from_dict(spec.to_dict()) == spec
     same = name == "norm-dysoft"
     assert (spec.fingerprint == HADAPTIVE_NET_S.fingerprint) is same
@@ -122,7 +121,7 @@ def test_a_variant_is_another_network_of_the_same_width(name: str) -> None:
     ("name", "message"),
     [
         ("hadaptive_net_s:statik", "there is no variant 'statik' of a network: did you mean static?"),
-        ("mobilenetv3_small_100:static", "mobilenetv3_small_100 is no Hadaptive-Net, and has no variant 'static'"),
+        ("mobilenetv3_small_100:static", "there is no model 'mobilenetv3_small_100:static'"),
         ("hadaptive_net_z:static", "there is no model 'hadaptive_net_z'"),
     ],
 )

@@ -94,7 +94,9 @@ def test_accuracy_is_drawn_against_latency(tmp_path: Path) -> None:
 
 def test_mistakes(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="may end in :frozen or :int8"):
-        config_of(tmp_path, models=("hadaptive_net_s:fast",))
+        config_of(tmp_path, models=("mobilenetv3_small_050:fast",))
+    with pytest.raises(ValueError, match="there is no variant 'fast' of a network"):
+        bench_latency(config_of(tmp_path, models=("hadaptive_net_s:fast",)))
     with pytest.raises(ValueError, match="no setting that forbids AVX-512"):
         config_of(tmp_path, isa="avx2", runtimes=("onnxruntime",))
     with pytest.raises(ValueError, match="for a spread"):

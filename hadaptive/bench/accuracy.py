@@ -8,12 +8,11 @@ import torch
 
 from hadaptive.bench.config import AccuracyConfig
 from hadaptive.bench.floor import FLOORS, floor
-from hadaptive.bench.variants import variant
 from hadaptive.console import console, say
 from hadaptive.errors import UserError
 from hadaptive.files import append_csv, read_csv
 from hadaptive.metrics import mean_interval, with_interval
-from hadaptive.models import NetSpec, create_model
+from hadaptive.models import create_model, meant
 from hadaptive.train import TrainConfig, train_or_resume
 
 
@@ -24,7 +23,9 @@ def bench_accuracy(config: AccuracyConfig) -> list[dict[str, Any]]:
         UserError: no such recipe, model or variant.
     """
     results = config.results or Path("benchmarks/results") / f"accuracy-{_regime(config)}.csv"
-    models = {name_of(model): trainable(model, config.runs) for model in config.models}  # mistakes show here
+    models = {name_of(model): model for model in config.models}
+    for model in config.models:
+        create_model(model, num_classes=2)  # mistakes show here
     results.parent.mkdir(parents=True, exist_ok=True)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -94,30 +95,11 @@ def _rate(config: AccuracyConfig, name: str, model: str, results: Path) -> float
 
 
 def name_of(model: str) -> str:
-    """What rows call a network: a timm name as it is, that of a spec file by its own name and its content."""
-    found = variant(model)
-    if isinstance(found, str) and not found.endswith(".json"):
-        return found
-    if isinstance(found, NetSpec) and not model.partition(":")[0].endswith(".json"):
+    """What rows call a network: by its name, that of a spec file by its own name and its content."""
+    if not model.partition(":")[0].endswith(".json"):
         return model
-    spec = NetSpec.load(found) if isinstance(found, str) else found
+    spec = meant(model)
     return f"{spec.name}@{spec.fingerprint[:8]}"
-
-
-def trainable(model: str, folder: Path) -> str:
-    """The name or file of a network as training takes it: a variant's spec is written into `folder`.
-
-    Raises:
-        UserError: there is no such model or variant.
-    """
-    found = variant(model)
-    if isinstance(found, str):
-        create_model(found, num_classes=2)
-        return found
-    path = folder / f"{found.name.replace(':', '-')}-{found.fingerprint[:8]}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    found.save(path)
-    return str(path)
 
 
 def _row(name: str, summary: dict[str, Any], rate: float) -> dict[str, Any]:

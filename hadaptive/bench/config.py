@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from hadaptive.errors import UserError
-from hadaptive.measure.formats import ALIGN
+from hadaptive.measure.formats import ALIGN, source_of
 
 RIVALS = (
     "hadaptive_net_s",
@@ -13,7 +13,6 @@ RIVALS = (
     "mobilenetv3_small_100",
     "starnet_s1",
 )
-VARIANTS = ("frozen", "int8")
 Isa = Literal["native", "avx2"]
 
 
@@ -105,8 +104,12 @@ class LatencyBenchConfig:
         if self.accuracy is not None and not self.accuracy.is_file():
             raise UserError(f"there is no file {self.accuracy} with accuracies to draw")
         for model in self.models:
-            _, _, variant = model.partition(":")
-            if variant and variant not in VARIANTS:
+            source = source_of(model)[0]
+            if (
+                ":" in source
+                and not source.partition(":")[0].startswith("hadaptive_net")
+                and ".json:" not in source
+            ):
                 raise UserError(f"a network's name may end in :frozen or :int8, got {model!r}")
 
 

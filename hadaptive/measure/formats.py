@@ -44,3 +44,12 @@ def format_of(path: Path) -> str:
         if path.suffix == suffix:
             return name
     raise UserError(f"{path} is no exported network: its name must end in one of {', '.join(SUFFIXES.values())}")
+
+
+DEPLOYED = ("frozen", "int8")  # what a network's name may end in, to be measured as it is deployed
+
+
+def source_of(name: str) -> tuple[str, str]:
+    """A network's name without ":frozen" or ":int8", and which of them it had, or ""."""
+    source, _, last = name.rpartition(":")
+    return (source, last) if last in DEPLOYED else (name, "")

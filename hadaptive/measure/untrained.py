@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from hadaptive.errors import UserError
+from hadaptive.measure.formats import source_of
 from hadaptive.models import HadaptiveNet, create_model
 from hadaptive.nn import BatchNorm, DySoft, FixedSelection, expansions
 
@@ -44,10 +45,10 @@ def untrained(name: str, image_size: int) -> nn.Module:
     """A network in eval mode with seeded random weights and none of the constants that would make work vanish.
 
     Args:
-        name: timm name or NetSpec file, with ":frozen" or ":int8" for fixed selections.
+        name: of a network, with ":frozen" or ":int8" at its end for fixed selections.
         image_size: of the noise that gives BatchNorm its statistics.
     """
-    source, _, variant = name.partition(":")
+    source, variant = source_of(name)
     torch.manual_seed(0)
     network = create_model(source, num_classes=1000, image_size=image_size)
     if variant == "frozen" and type(network) is not HadaptiveNet:

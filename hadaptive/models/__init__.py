@@ -1,5 +1,14 @@
-from hadaptive.models.factory import check_image_size, create_model, spec_of
+from hadaptive.models.factory import check_image_size, create_model, meant, spec_of
 from hadaptive.models.hadaptive_net import HadaptiveNet
 from hadaptive.models.spec import BlockSpec, ConvSpec, NetSpec
 
-__all__ = ["BlockSpec", "ConvSpec", "HadaptiveNet", "NetSpec", "check_image_size", "create_model", "spec_of"]
+__all__ = [
+    "BlockSpec",
+    "ConvSpec",
+    "HadaptiveNet",
+    "NetSpec",
+    "check_image_size",
+    "create_model",
+    "meant",
+    "spec_of",
+]

@@ -10,6 +10,7 @@ from torch import nn
 from hadaptive.errors import UserError, first_line
 from hadaptive.models.hadaptive_net import HadaptiveNet
 from hadaptive.models.spec import NetSpec, as_spec
+from hadaptive.models.variants import changed, variant_of
 
 
 def create_model(
@@ -25,7 +26,8 @@ def create_model(
     """Build an untrained network.
 
     Args:
-        model: a timm model name (ours or any other), a path to a NetSpec file (.json), or a NetSpec.
+        model: a timm model name (ours or any other), a path to a NetSpec file (.json), either of a Hadaptive-Net
+            followed by ":" and one of :data:`hadaptive.models.variants.VARIANTS`, or a NetSpec.
         num_classes: outputs.
         in_chans: image channels.
         drop_rate: dropout before the classifier; None leaves the model's own default.
@@ -44,8 +46,8 @@ def create_model(
     for name, value in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)):
         if value is not None:
             options[name] = value
-    if isinstance(model, NetSpec) or model.endswith(".json"):
-        spec = as_spec(model)
+    if isinstance(model, NetSpec) or model.endswith(".json") or variant_of(model) is not None:
+        spec = meant(model)
         try:
             return timm.create_model("hadaptive_net", spec=spec, stem_strides=stem_strides, **options)
         except ValueError as error:  # what a layer says of a number in the spec
@@ -70,6 +72,22 @@ def create_model(
         AssertionError,
     ) as error:  # timm's answers to unknown options and tags, and to sizes that do not fit
         raise UserError(f"{model} cannot be built with these options: {error}") from None
+
+
+def meant(model: str | NetSpec) -> NetSpec:
+    """The spec that a NetSpec, its file, or a variant of a Hadaptive-Net means.
+
+    Raises:
+        UserError: it is none of them.
+    """
+    found = variant_of(model) if isinstance(model, str) else None
+    if found is None:
+        return as_spec(model)
+    base, wanted = found
+    spec = as_spec(base) if base.endswith(".json") else spec_of(create_model(base, num_classes=1))
+    if spec is None:
+        raise UserError(f"{base} has no spec that could be varied")
+    return changed(spec, wanted)
 
 
 def check_image_size(network: nn.Module, size: tuple[int, int, int], name: str, hint: str = "") -> None:

@@ -29,6 +29,7 @@ from hadaptive.ops import (
 )
 from hadaptive.ops.append import append as _append
 from hadaptive.ops.checks import check_affine, check_beside, check_block, check_map, check_selection
+from hadaptive.ops.pairs import num_pairs, pair_indices
 from hadaptive.ops.reference import compute_dtype, largest_finite
 
 __all__ = [
@@ -136,21 +137,6 @@ def _plain_reason(operator: str, arguments: tuple) -> str | None:
     if reason is None and getattr(library, operator) is getattr(reference, operator):
         return "alone it moves the same bytes in plain PyTorch"
     return reason
-
-
-def num_pairs(k: int, block: int = 1) -> int:
-    """Number of products of k channels: k(k-1)/2, or, of g = k / block whole blocks, block * g(g-1)/2."""
-    groups = k // block
-    return block * (groups * (groups - 1) // 2)
-
-
-def pair_indices(k: int, device: torch.device | None = None, block: int = 1) -> Tensor:
-    """The pairs of channels (i, j) in the order of the products. int64, (2, P).
-
-    Those of single channels are all i < j < k in lexicographic order. Of whole blocks, each pair of blocks in that
-    order gives `block` pairs, of the channels at the same place in both.
-    """
-    return reference.pair_indices(k, block, device)
 
 
 @torch.fx.wrap

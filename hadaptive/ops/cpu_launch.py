@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from hadaptive.ops import cpu_kernels as kernels
-from hadaptive.ops import num_pairs
 from hadaptive.ops.cpu_compile import worker
 from hadaptive.ops.cpu_run import run, threads_for
 from hadaptive.ops.layout import channels_contiguous
 from hadaptive.ops.library import DTYPES
+from hadaptive.ops.pairs import num_pairs
 
 MAX_CHUNKS = 32  # of the batch in a backward pass; fixed, so that sums are the same for any number of threads
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from hadaptive.ops import reference
 from hadaptive.ops.batching import each_slice
 from hadaptive.ops.layout import empty_map
+from hadaptive.ops.pairs import num_pairs
 
 _NAME = "hadaptive::selected_products"
 _LIBRARY = torch.library.Library("hadaptive", "FRAGMENT")  # what it holds lives as long as it does
@@ -40,8 +41,7 @@ def _(x: Tensor, index: Tensor, gate: Tensor | None, block: int = 1) -> Tensor:
 
 @torch.library.register_fake(_NAME, lib=_LIBRARY)
 def _(x: Tensor, index: Tensor, gate: Tensor | None, block: int = 1) -> Tensor:
-    groups = index.shape[1] // block
-    return empty_map(x, block * (groups * (groups - 1) // 2), torch.float32)
+    return empty_map(x, num_pairs(index.shape[1], block), torch.float32)
 
 
 @torch.library.impl(_LIBRARY, "selected_products_backward", "CPU")

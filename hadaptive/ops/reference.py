@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hadaptive.ops.convolution import both
+from hadaptive.ops.pairs import pair_indices
 
 ACTS = ("none", "relu", "relu6", "hardswish")  # activations that follow a normalisation
 
@@ -46,25 +47,12 @@ def select_channels(x: Tensor, index: Tensor, gate: Tensor | None) -> Tensor:
     return z
 
 
-def pair_indices(k: int, block: int, device: torch.device | None) -> Tensor:
-    """The pairs of k channels in whole blocks, in the order of the products. int64, (2, P)."""
-    groups = k // block
-    if torch.jit.is_tracing():  # the older exporter to ONNX does not know triu_indices
-        numbers = torch.arange(groups, device=device)
-        pairs = (numbers.unsqueeze(1) < numbers).nonzero().t()
-    else:
-        pairs = torch.triu_indices(groups, groups, 1, device=device)
-    if block == 1:
-        return pairs
-    return (pairs.unsqueeze(2) * block + torch.arange(block, device=device)).flatten(1)
-
-
 def pair_products(z: Tensor, block: int = 1) -> Tensor:
     """All products z_i * z_j, i < j, in lexicographic order: (B, k, S...) -> (B, k(k-1)/2, S...), z's dtype.
 
     With `block` > 1 of whole blocks of so many channels, of which k is a multiple.
     """
-    pairs = pair_indices(z.shape[1], block, z.device)
+    pairs = pair_indices(z.shape[1], z.device, block)
     return z.index_select(1, pairs[0]) * z.index_select(1, pairs[1])
 
 
@@ -110,7 +98,7 @@ def selected_products_backward(
     plain = x.gather(1, places).to(dtype)
     scale = torch.ones_like(index, dtype=dtype) if gate is None else gate.to(dtype)
     z, scale, g = plain * scale.view(per_sample), scale.view(per_sample), grad.to(dtype)
-    first, second = pair_indices(k, block, x.device).unbind()
+    first, second = pair_indices(k, x.device, block).unbind()
     of_z = torch.zeros_like(z).index_add(1, first, g * z.index_select(1, second))
     of_z = of_z.index_add(1, second, g * z.index_select(1, first))
     of_x = torch.zeros_like(x, dtype=dtype).scatter_add(1, places, of_z * scale)
@@ -152,7 +140,7 @@ def cross_hadamard_expand_backward(
     plain = x.gather(1, places).to(dtype)
     scale = torch.ones_like(index, dtype=dtype) if gate is None else gate.to(dtype)
     z, scale = plain * scale.view(per_sample), scale.view(per_sample)
-    first, second = pair_indices(k, block, x.device).unbind()
+    first, second = pair_indices(k, x.device, block).unbind()
     zi, zj = z.index_select(1, first), z.index_select(1, second)
     bound = largest_finite(dtype)
     q = (zi * zj).clamp(-bound, bound)

@@ -14,10 +14,10 @@ import torch
 import triton
 from torch import Tensor
 
-from hadaptive.ops import num_pairs
 from hadaptive.ops import triton_backward as backward
 from hadaptive.ops import triton_kernels as forward
 from hadaptive.ops.layout import channels_contiguous, dense, empty_map
+from hadaptive.ops.pairs import num_pairs
 
 SCHEDULES = ("native", "direct", "balanced", "tiled", "flat")
 OF_BLOCKS = ("direct", "flat")  # those that multiply whole blocks of channels

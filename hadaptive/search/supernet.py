@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hadaptive.models.hadaptive_net import build_block, conv_norm_act
+from hadaptive.models.blocks import build_block, conv_norm_act
 from hadaptive.models.spec import BlockSpec, ConvSpec
 from hadaptive.nn import gumbel_noise
 from hadaptive.search.space import Candidate, Choice, SearchSpace

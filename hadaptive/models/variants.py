@@ -7,11 +7,9 @@ width, C + P channels, unless they say otherwise.
 import dataclasses
 import difflib
 from collections.abc import Callable
-from pathlib import Path
 
 from hadaptive.errors import UserError
-from hadaptive.models import NetSpec, create_model, spec_of
-from hadaptive.models.spec import BlockSpec
+from hadaptive.models.spec import BlockSpec, NetSpec
 from hadaptive.nn import NORMS
 from hadaptive.ops import num_pairs
 
@@ -25,7 +23,7 @@ def _of_the_network(**values: object) -> Change:
 def _each(change: Callable[[BlockSpec, int, int], BlockSpec]) -> Change:
     """What changes every ACH block: of itself, its channels in, and the width of its expansion."""
 
-    def changed(spec: NetSpec) -> NetSpec:
+    def apply(spec: NetSpec) -> NetSpec:
         channels, stages = spec.stage1_channels, []
         for stage in spec.stages:
             blocks = []
@@ -38,7 +36,7 @@ def _each(change: Callable[[BlockSpec, int, int], BlockSpec]) -> Change:
             stages.append(tuple(blocks))
         return dataclasses.replace(spec, stages=tuple(stages))
 
-    return changed
+    return apply
 
 
 def _as(kind: str, act: bool = True, widen: bool = True) -> Change:
@@ -88,20 +86,22 @@ VARIANTS: dict[str, tuple[Change, str]] = {
 }
 
 
-def variant(name: str) -> NetSpec | str:
-    """The network that a name means: a spec for one that ends in ":" and a variant, else the name itself.
+def variant_of(name: str) -> tuple[str, str] | None:
+    """The network and the variant of it that a name means, such as hadaptive_net_s:static; None for other names.
 
     Raises:
-        UserError: there is no such variant, or the network is no Hadaptive-Net.
+        UserError: there is no such variant.
     """
     base, colon, wanted = name.rpartition(":")
-    if not colon or name.endswith(".json") or Path(name).exists():
-        return name
+    if not colon or not (base.startswith("hadaptive_net") or base.endswith(".json")):
+        return None
     if wanted not in VARIANTS:
         close = difflib.get_close_matches(wanted, VARIANTS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(VARIANTS)}"
         raise UserError(f"there is no variant {wanted!r} of a network: {hint}")
-    spec = spec_of(create_model(base, num_classes=1))
-    if spec is None:
-        raise UserError(f"{base} is no Hadaptive-Net, and has no variant {wanted!r}")
+    return base, wanted
+
+
+def changed(spec: NetSpec, wanted: str) -> NetSpec:
+    """One of VARIANTS of a network."""
     return dataclasses.replace(VARIANTS[wanted][0](spec), name=f"{spec.name}:{wanted}")
