@@ -36,7 +36,9 @@ from hadaptive.engine.recipes import RECIPES
 from hadaptive.export.config import ExportConfig
 from hadaptive.models import ConvSpec, NetSpec
 from hadaptive.models.spec import KINDS, ach, ghost, inverted
+from hadaptive.models.variants import VARIANTS
 from hadaptive.nn import NORMS
+from hadaptive.nn.ach import PAIRINGS
 from hadaptive.nn.selection import ORDERS, SELECTIONS, SURROGATES
 from hadaptive.search import LatencyTable, SearchSpace, Setting, latency
 from hadaptive.search.config import SearchConfig, StudyConfig
@@ -76,6 +78,8 @@ REGISTERED: dict[tuple[str, str], tuple[str, ...]] = {
     ("network", "order"): ORDERS,
     ("network", "surrogate"): SURROGATES,
     ("network", "selection"): SELECTIONS,
+    ("network", "pairing"): PAIRINGS,
+    ("network", "variant"): tuple(VARIANTS),
 }
 
 
@@ -119,7 +123,8 @@ def offered() -> set[Choice]:
 
 def network(**options: str) -> NetSpec:
     """Every kind of block, and every norm in a layer of its own."""
-    blocks = (ghost(2, 3, 12), inverted(2, 3, 12), *(ach(4, 3, 12, norm=norm) for norm in NORMS))
+    linear, whole = inverted(2, 3, 12, act=False), ach(3, 3, 12, pairing="blocks")
+    blocks = (ghost(2, 3, 12), inverted(2, 3, 12), linear, whole, *(ach(4, 3, 12, norm=norm) for norm in NORMS))
     return NetSpec("all", ConvSpec(8, 3, 1), (ConvSpec(8, 2, 2),), (blocks,), 16, 16, **options)
 
 
@@ -150,9 +155,11 @@ TRAININGS = [
     "--recipe quick --model one-ach.json --compile --train-size 24 --batch-size 12 --quiet",
     "--recipe folder --model rank-softmax.json --interpolation bilinear --track tensorboard",
     "--recipe imagenet --model rank-simple.json --interpolation bicubic",
-    "--recipe quick --model static.json",
-    "--recipe quick --model grouped.json",
-    "--recipe quick --model random.json",
+    "--recipe few-50 --train-size 24 --val-fraction 0.2 --model static.json",
+    "--recipe few-500 --train-size 24 --val-fraction 0.2 --model grouped.json",
+    "--recipe few-digits --train-size 24 --model random.json",
+    "--recipe fmnist-long --train-size 24 --val-fraction 0.2 --model one-ach.json",
+    "--recipe cooccurrence --train-size 24 --model one-ach.json",
 ]
 SEARCHES = [
     "--space one.json --estimator gdas --no-channels-last --quiet --mixed-precision bf16",
@@ -191,8 +198,8 @@ COMMAND_LINES = [
     "predict run pets --weights best --json",
     "predict run pets --weights last",
     "predict torch.pt2 pets/cat/0.png --trust",
-    "info rank-softmax.json --image-size 16",
     "info run --json",
+    *(f"info one-ach.json:{name} --image-size 16" for name in VARIANTS),
     f"bench latency {BENCH} --runtimes eager compile --isa avx2",
     f"bench latency {BENCH} --runtimes onnxruntime openvino",
 ]
@@ -228,6 +235,8 @@ def chosen(line: str) -> set[Choice]:
             blocks = [block for stage in spec.stages for block in stage]
             found |= {("network", "kind", block.kind) for block in blocks}
             found |= {("network", "norm", block.norm) for block in blocks}
+            found |= {("network", "pairing", block.pairing) for block in blocks}
+    found |= {("network", "variant", word.rpartition(":")[2]) for word in words if ".json:" in word}
     return found
 
 
