@@ -155,10 +155,10 @@ TRAININGS = [
     "--recipe quick --model one-ach.json --compile --train-size 24 --batch-size 12 --quiet",
     "--recipe folder --model rank-softmax.json --interpolation bilinear --track tensorboard",
     "--recipe imagenet --model rank-simple.json --interpolation bicubic",
-    "--recipe few-50 --train-size 24 --val-fraction 0.2 --model static.json",
-    "--recipe few-500 --train-size 24 --val-fraction 0.2 --model grouped.json",
+    "--recipe few-50 --train-size 20 --val-fraction 0.2 --model static.json",
+    "--recipe few-500 --train-size 20 --val-fraction 0.2 --model grouped.json",
     "--recipe few-digits --train-size 24 --model random.json",
-    "--recipe fmnist-long --train-size 24 --val-fraction 0.2 --model one-ach.json",
+    "--recipe fmnist-long --train-size 20 --val-fraction 0.2 --model one-ach.json",
     "--recipe cooccurrence --train-size 24 --model one-ach.json",
 ]
 SEARCHES = [

@@ -10,7 +10,8 @@ from torch import nn
 from hadaptive.errors import UserError, first_line
 from hadaptive.models.hadaptive_net import HadaptiveNet
 from hadaptive.models.spec import NetSpec, as_spec
-from hadaptive.models.variants import changed, variant_of
+from hadaptive.models.variants import changed, plug_of, variant_of
+from hadaptive.nn import plug
 
 
 def create_model(
@@ -27,7 +28,8 @@ def create_model(
 
     Args:
         model: a timm model name (ours or any other), a path to a NetSpec file (.json), either of a Hadaptive-Net
-            followed by ":" and one of :data:`hadaptive.models.variants.VARIANTS`, or a NetSpec.
+            followed by ":" and one of :data:`hadaptive.models.variants.VARIANTS`, another followed by ":plug" or
+            ":plug-static" for ACH in place of its last two expansions, or a NetSpec.
         num_classes: outputs.
         in_chans: image channels.
         drop_rate: dropout before the classifier; None leaves the model's own default.
@@ -52,6 +54,23 @@ def create_model(
             return timm.create_model("hadaptive_net", spec=spec, stem_strides=stem_strides, **options)
         except ValueError as error:  # what a layer says of a number in the spec
             raise UserError(f"{spec.name} cannot be built: {error}") from None
+    plugged = plug_of(model)
+    if plugged is not None:
+        base, how = plugged
+        network = create_model(
+            base,
+            num_classes=num_classes,
+            in_chans=in_chans,
+            drop_rate=drop_rate,
+            drop_path_rate=drop_path_rate,
+            stem_strides=stem_strides,
+            image_size=image_size,
+        )
+        try:
+            plug(network, 2, **how)
+        except ValueError as error:
+            raise UserError(f"{model} cannot be built: {error}") from None
+        return network
     if not timm.is_model(model.split(".")[0]):
         close = difflib.get_close_matches(model, timm.list_models(), n=3)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""

@@ -7,6 +7,7 @@ width, C + P channels, unless they say otherwise.
 import dataclasses
 import difflib
 from collections.abc import Callable
+from typing import Any
 
 from hadaptive.errors import UserError
 from hadaptive.models.spec import BlockSpec, NetSpec
@@ -84,6 +85,16 @@ VARIANTS: dict[str, tuple[Change, str]] = {
     "k-more": (_k(1.5), "half as many again"),
     **{f"norm-{name}": (_norm(name), f"{name} of the products") for name in NORMS},
 }
+
+
+PLUGS: dict[str, dict[str, Any]] = {"plug": {}, "plug-static": {"selection": "static"}}
+
+
+def plug_of(name: str) -> tuple[str, dict[str, Any]] | None:
+    """The network that a name such as starnet_s1:plug means with ACH in its last two expansions, and how."""
+    base, colon, wanted = name.rpartition(":")
+    ours = base.startswith("hadaptive_net") or base.endswith(".json")
+    return (base, PLUGS[wanted]) if colon and not ours and wanted in PLUGS else None
 
 
 def variant_of(name: str) -> tuple[str, str] | None:

@@ -21,6 +21,7 @@ from hadaptive.nn.normalisation import (
     DyT,
     create_norm,
 )
+from hadaptive.nn.plugging import Plugged, plug
 from hadaptive.nn.selection import (
     ChannelScore,
     ChannelSelection,
@@ -51,6 +52,7 @@ __all__ = [
     "GroupedSelection",
     "InvertedExpansion",
     "Layers",
+    "Plugged",
     "SelectionRecorder",
     "SelectionReport",
     "StaticSelection",
@@ -60,6 +62,7 @@ __all__ = [
     "gumbel_noise",
     "gumbel_top_k",
     "k_for_width",
+    "plug",
     "simple_top_k",
     "top_k_channels",
     "update_temperatures",
