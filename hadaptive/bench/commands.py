@@ -2,8 +2,12 @@
 
 from collections.abc import Callable
 
-from hadaptive.bench.config import AccuracyConfig, LatencyBenchConfig, NetworksConfig
+import tyro
+
+from hadaptive.bench.config import AblationConfig, AccuracyConfig, LatencyBenchConfig, NetworksConfig, PluginConfig
 from hadaptive.parsing import parsed
+
+FLAT = (tyro.conf.OmitArgPrefixes,)  # a part's settings are flags like any other
 
 
 def _accuracy(arguments: list[str]) -> None:
@@ -27,8 +31,24 @@ def _networks(arguments: list[str]) -> None:
     bench_networks(config)
 
 
+def _ablation(arguments: list[str]) -> None:
+    config = parsed(AblationConfig, "hadaptive bench ablation", arguments, config=FLAT)
+    from hadaptive.bench.trial import bench_ablation
+
+    bench_ablation(config)
+
+
+def _plugin(arguments: list[str]) -> None:
+    config = parsed(PluginConfig, "hadaptive bench plugin", arguments, config=FLAT)
+    from hadaptive.bench.trial import bench_plugin
+
+    bench_plugin(config)
+
+
 BENCHMARKS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "accuracy": (_accuracy, "trained under one recipe with several seeds"),
     "latency": (_latency, "timed where they are deployed: PyTorch, ONNX Runtime, OpenVINO"),
+    "ablation": (_ablation, "a network with each part of its ACH blocks changed: accuracy beside its cost"),
+    "plugin": (_plugin, "networks with and without ACH in place of their last two expansions"),
     "networks": (_networks, "a training step and the latency of one image, in PyTorch"),
 }

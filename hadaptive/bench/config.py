@@ -1,6 +1,6 @@
 """The settings of every benchmark for users; also the flags of ``hadaptive bench``."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -53,6 +53,69 @@ class AccuracyConfig:
             raise UserError(f"rates must be positive, got {self.rates}")
         if self.threads is not None and self.threads < 1:
             raise UserError(f"threads must be at least 1, got {self.threads}")
+
+
+@dataclass(frozen=True)
+class TrialConfig:
+    """How networks of a trial are trained and timed.
+
+    Attributes:
+        recipe: a recipe of ``hadaptive train``.
+        seeds: one training per network and seed.
+        train_size: use only so many training images; default is the recipe's.
+        rates: learning rates of which each network gets the best on validation, as in ``bench accuracy``.
+        results: folder of the result rows; what is there already is not measured again.
+        runs: folder for the run folders.
+        train: train what has no row yet; without, only networks that have rows are shown.
+        measure: time a training step and the exported network, all networks in turns.
+        threads: of trainings and timings; default as PyTorch chooses, for exported networks 2.
+    """
+
+    recipe: str = "few-50"
+    seeds: tuple[int, ...] = (0, 1, 2)
+    train_size: int | None = None
+    rates: tuple[float, ...] = (1e-3, 2e-3, 4e-3, 8e-3)
+    results: Path = Path("benchmarks/results")
+    runs: Path = Path("runs/accuracy")
+    train: bool = True
+    measure: bool = True
+    threads: int | None = None
+
+
+Group = Literal["selection", "pairing", "controls", "norm", "k"]
+
+
+@dataclass(frozen=True)
+class AblationConfig:
+    """A network with each of its ACH blocks' parts changed: accuracy beside what it costs, by one command.
+
+    Attributes:
+        model: a Hadaptive-Net or NetSpec file.
+        groups: which parts; default all.
+        trial: how.
+    """
+
+    model: str = "hadaptive_net_s"
+    groups: tuple[Group, ...] = ("selection", "pairing", "controls", "norm", "k")
+    trial: TrialConfig = field(default_factory=TrialConfig)
+
+
+@dataclass(frozen=True)
+class PluginConfig:
+    """Networks with and without ACH in place of their last two expansions, as the paper's plug-in table has it.
+
+    Attributes:
+        models: timm names.
+        trial: how.
+    """
+
+    models: tuple[str, ...] = (
+        "mobilenetv3_small_100",
+        "mobilenetv4_conv_small",
+        "starnet_s050",
+        "starnet_s1",
+    )
+    trial: TrialConfig = field(default_factory=TrialConfig)
 
 
 @dataclass(frozen=True)

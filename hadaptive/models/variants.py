@@ -64,29 +64,36 @@ def _blocks(count: int) -> Change:
     return _each(lambda block, *_: dataclasses.replace(block, k=count, pairing="blocks"))
 
 
-VARIANTS: dict[str, tuple[Change, str]] = {
-    "index": (_of_the_network(order="index"), "selected channels in the order of their numbers"),
-    "softmax_k": (_of_the_network(surrogate="softmax_k"), "selection's gradient scaled by k"),
-    "simple": (_of_the_network(surrogate="simple"), "exact k-subset sampling and marginals"),
-    "quiet": (_of_the_network(noise=0.0), "no noise in the selection"),
-    "quiet-index": (_of_the_network(noise=0.0, order="index"), "no noise, and the order of the numbers"),
-    "grouped": (_of_the_network(selection="grouped"), "one channel of each of k groups per sample"),
-    "grouped-quiet": (_of_the_network(selection="grouped", noise=0.0), "the same without noise"),
-    "static": (_of_the_network(selection="static"), "the first k channels, always"),
-    "random": (_of_the_network(selection="random"), "k channels drawn once"),
-    "blocks3": (_blocks(3), "three whole blocks of C / 3 channels, of another width"),
-    "blocks4": (_blocks(4), "four whole blocks of C / 4 channels, of another width"),
-    "none": (_as("inverted", act=False, widen=False), "no products: the mixed channels alone, C wide"),
-    "act": (_as("inverted", widen=False), "no products, and an activation, C wide"),
-    "linear": (_as("inverted", act=False), "linear maps of the input in place of products"),
-    "inverted": (_as("inverted"), "the whole width by one convolution, with an activation"),
-    "ghost": (_as("ghost"), "the whole width by Ghost"),
-    "k-half": (_k(0.5), "half as many channels selected"),
-    "k-more": (_k(1.5), "half as many again"),
-    **{f"norm-{name}": (_norm(name), f"{name} of the products") for name in NORMS},
+GROUPS: dict[str, dict[str, tuple[Change, str]]] = {
+    "selection": {
+        "static": (_of_the_network(selection="static"), "the first k channels, always"),
+        "random": (_of_the_network(selection="random"), "k channels drawn once"),
+        "grouped": (_of_the_network(selection="grouped"), "one channel of each of k groups per sample"),
+        "grouped-quiet": (_of_the_network(selection="grouped", noise=0.0), "the same without noise"),
+        "index": (_of_the_network(order="index"), "selected channels in the order of their numbers"),
+        "quiet": (_of_the_network(noise=0.0), "no noise in the selection"),
+        "quiet-index": (_of_the_network(noise=0.0, order="index"), "no noise, and the order of the numbers"),
+        "softmax_k": (_of_the_network(surrogate="softmax_k"), "selection's gradient scaled by k"),
+        "simple": (_of_the_network(surrogate="simple"), "exact k-subset sampling and marginals"),
+    },
+    "pairing": {
+        "blocks3": (_blocks(3), "three whole blocks of C / 3 channels, of another width"),
+        "blocks4": (_blocks(4), "four whole blocks of C / 4 channels, of another width"),
+    },
+    "controls": {
+        "none": (_as("inverted", act=False, widen=False), "no products: the mixed channels alone, C wide"),
+        "act": (_as("inverted", widen=False), "no products, and an activation, C wide"),
+        "linear": (_as("inverted", act=False), "linear maps of the input in place of products"),
+        "inverted": (_as("inverted"), "the whole width by one convolution, with an activation"),
+        "ghost": (_as("ghost"), "the whole width by Ghost"),
+    },
+    "norm": {f"norm-{name}": (_norm(name), f"{name} of the products") for name in NORMS if name != "dysoft"},
+    "k": {
+        "k-half": (_k(0.5), "half as many channels selected"),
+        "k-more": (_k(1.5), "half as many again"),
+    },
 }
-
-
+VARIANTS = {name: variant for group in GROUPS.values() for name, variant in group.items()}
 PLUGS: dict[str, dict[str, Any]] = {"plug": {}, "plug-static": {"selection": "static"}}
 
 

@@ -8,9 +8,8 @@ Source: arXiv 2505.22226, section 5, where the last two blocks of four networks 
 """
 
 import fnmatch
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,9 +17,7 @@ from torch import Tensor, nn
 
 from hadaptive.errors import first_line
 from hadaptive.nn.ach import AdaptiveCrossHadamard, CrossHadamardExpansion, k_for_width
-
-_NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm)
-_DENSE = (nn.Conv2d, nn.Linear)
+from hadaptive.nn.plug_sites import DENSE, NORMS_OF_TORCH, Expansion, cost, find_expansions, is_depthwise
 
 
 class TokenCrossHadamard(nn.Module):
@@ -88,29 +85,6 @@ class _Change:
             step()
 
 
-@dataclass
-class _Call:
-    """A layer without children, as it ran."""
-
-    name: str
-    module: nn.Module
-    input: Tensor
-    output: Tensor
-
-
-@dataclass
-class _Expansion:
-    """What is found: the layers in the order in which they ran."""
-
-    name: str
-    layer: nn.Conv2d | nn.Linear
-    channels: int
-    width: int
-    between: list[_Call] = field(default_factory=list)
-    project: _Call | None = None
-    twin: _Call | None = None
-
-
 def plug(
     model: nn.Module,
     where: int | str | Sequence[str] = 2,
@@ -142,18 +116,18 @@ def plug(
     size = _input_size(model, input_size)
     weight = next(model.parameters())
     image = torch.zeros(1, *size, device=weight.device, dtype=weight.dtype)
-    found = _expansions(model, image, any_width=k is not None)
+    found = find_expansions(model, image, any_width=k is not None)
     wanted, names = _wanted(found, where)
     changes: list[_Change] = []
     refused: list[str] = []
-    cost = _cost(model, image)
+    spent = cost(model, image)
     for expansion in wanted:
         if isinstance(where, int) and len(changes) == where:
             break
         change = _Change()
         try:
             width, multiplied, products = _replace(model, expansion, k, options, change)
-            now = _cost(model, image)
+            now = cost(model, image)
         except _NOT_HERE as error:
             change.undo()
             refused.append(f"{expansion.name} ({first_line(error)})")
@@ -164,10 +138,10 @@ def plug(
             raise
         channels, before = expansion.channels, expansion.width
         change.report = Plugged(
-            expansion.name, channels, before, width, multiplied, cost[0] - now[0], cost[1] - now[1], products
+            expansion.name, channels, before, width, multiplied, spent[0] - now[0], spent[1] - now[1], products
         )
         changes.append(change)
-        cost = now
+        spent = now
     short = len(changes) < where if isinstance(where, int) else bool(refused)
     if short:
         for done in reversed(changes):
@@ -191,112 +165,7 @@ def _input_size(model: nn.Module, given: tuple[int, int, int] | None) -> tuple[i
     return (size[0] if first is None else first.in_channels, *size[1:])
 
 
-@contextmanager
-def _watched(model: nn.Module) -> Iterator[list[_Call]]:
-    """Inside, what runs in `model`, in order, of layers without children."""
-    calls: list[_Call] = []
-
-    def hook(name: str) -> Any:
-        def record(module: nn.Module, args: tuple, output: Any) -> None:
-            if args and isinstance(args[0], Tensor) and isinstance(output, Tensor):
-                calls.append(_Call(name, module, args[0], output))
-
-        return record
-
-    handles, whole = [], ""
-    for name, module in model.named_modules():
-        if whole and name.startswith(whole):
-            continue  # the activation of a norm that has its own: the norm is the layer
-        if isinstance(module, _NORMS) or not any(True for _ in module.children()):
-            handles.append(module.register_forward_hook(hook(name)))
-            whole = f"{name}."
-    try:
-        yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@torch.no_grad()
-def _run(model: nn.Module, image: Tensor) -> list[_Call]:
-    was_training = model.training
-    model.eval()
-    try:
-        with _watched(model) as calls:
-            model(image)
-    finally:
-        model.train(was_training)
-    return calls
-
-
-def _cost(model: nn.Module, image: Tensor) -> tuple[int, int]:
-    """Parameters, and multiply-accumulates of convolutions and linear layers for the image."""
-    macs = 0
-    for call in _run(model, image):
-        layer = call.module
-        if isinstance(layer, nn.Conv2d):
-            macs += layer.weight.numel() * call.output[0, 0].numel()
-        elif isinstance(layer, nn.Linear):
-            macs += layer.weight.numel() * (call.output.numel() // layer.out_features)
-    return sum(p.numel() for p in model.parameters()), macs
-
-
-def _widths(layer: nn.Module) -> tuple[int, int] | None:
-    """Channels in and out of a dense 1x1 convolution or linear layer; None of anything else."""
-    if isinstance(layer, nn.Linear):
-        return layer.in_features, layer.out_features
-    if isinstance(layer, nn.Conv2d) and layer.kernel_size == layer.stride == (1, 1) and layer.groups == 1:
-        return layer.in_channels, layer.out_channels
-    return None
-
-
-def _is_depthwise(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels == layer.out_channels > 1
-
-
-def _expansions(model: nn.Module, image: Tensor, any_width: bool) -> list[_Expansion]:
-    """Those of the network, in order; layers that do not widen as well if `any_width`."""
-    calls = _run(model, image)
-    count: dict[int, int] = {}
-    for call in calls:
-        count[id(call.module)] = count.get(id(call.module), 0) + 1
-    found: list[_Expansion] = []
-    twins: set[str] = set()
-    for place, call in enumerate(calls):
-        widths = _widths(call.module)
-        if widths is None or call.name in twins or count[id(call.module)] > 1:
-            continue
-        axis = -1 if isinstance(call.module, nn.Linear) else 1
-        if widths[1] < widths[0] + (not any_width) or call.input.numel() == call.input.shape[axis]:
-            continue  # it does not widen, or is of pooled maps: a head, or part of a squeeze-and-excite
-        assert isinstance(call.module, nn.Conv2d | nn.Linear)
-        expansion = _Expansion(call.name, call.module, *widths)
-        if _follow(expansion, call, calls[place + 1 :]):
-            found.append(expansion)
-            if expansion.twin is not None:
-                twins.add(expansion.twin.name)
-    return found
-
-
-def _follow(expansion: _Expansion, first: _Call, later: list[_Call]) -> bool:
-    """Add what runs behind an expansion, as far as its projection; whether all of it is understood."""
-    n, axis = expansion.width, -1 if isinstance(expansion.layer, nn.Linear) else 1
-    for call in later:
-        layer, widths = call.module, _widths(call.module)
-        if call.input is first.input and widths == (expansion.channels, n) and expansion.twin is None:
-            expansion.twin = call
-            continue
-        pooled = call.input.numel() == call.input.shape[axis] < first.output.numel()
-        if widths is not None and widths[0] == n and not pooled:
-            expansion.project = call
-            return True
-        if isinstance(layer, _DENSE) and not pooled and not (_is_depthwise(layer) and layer.in_channels == n):
-            return False
-        expansion.between.append(call)
-    return False
-
-
-def _wanted(found: list[_Expansion], where: int | str | Sequence[str]) -> tuple[list[_Expansion], list[str]]:
+def _wanted(found: list[Expansion], where: int | str | Sequence[str]) -> tuple[list[Expansion], list[str]]:
     """The expansions to try, in order of preference, and the names of all."""
     if not found:
         raise ValueError("the network has no expansion that ACH could take the place of")
@@ -316,7 +185,7 @@ def _wanted(found: list[_Expansion], where: int | str | Sequence[str]) -> tuple[
 
 
 def _replace(
-    model: nn.Module, expansion: _Expansion, k: int | None, options: dict[str, Any], change: _Change
+    model: nn.Module, expansion: Expansion, k: int | None, options: dict[str, Any], change: _Change
 ) -> tuple[int, int, int]:
     """Put ACH in its place; how wide it is, how many channels it multiplies, and products for an image."""
     layer, n, channels = expansion.layer, expansion.width, expansion.channels
@@ -334,7 +203,7 @@ def _replace(
         new = AdaptiveCrossHadamard(channels, pairs, **options, **dd)
     new.train(layer.training)
     width = new.out_channels
-    depthwise = any(_is_depthwise(call.module) for call in expansion.between)
+    depthwise = any(is_depthwise(call.module) for call in expansion.between)
     unit, acts = _unit_behind(model, expansion)
     _put(model, unit, nn.Sequential(new, *acts) if acts and not depthwise else new, change)
     behind = True  # until something has been done to the channels
@@ -342,7 +211,7 @@ def _replace(
         module = call.module
         if call.name.startswith(f"{unit}."):
             continue
-        if behind and isinstance(module, _NORMS):
+        if behind and isinstance(module, NORMS_OF_TORCH):
             _put(model, call.name, nn.Identity() if depthwise else _activation_of(module), change)
             continue
         if behind and _is_activation(module):
@@ -358,11 +227,11 @@ def _replace(
     return width, inner.k, (width - channels) * (expansion.project.input.numel() // n)
 
 
-def _unit_behind(model: nn.Module, expansion: _Expansion) -> tuple[str, list[nn.Module]]:
+def _unit_behind(model: nn.Module, expansion: Expansion) -> tuple[str, list[nn.Module]]:
     """The outermost module of this layer, a norm and an activation, which may be fused; and its activations."""
     allowed, acts = {expansion.name}, dict[str, nn.Module]()
     for call in expansion.between:
-        if isinstance(call.module, _NORMS):
+        if isinstance(call.module, NORMS_OF_TORCH):
             act = _activation_of(call.module)
         elif _is_activation(call.module):
             act = call.module
@@ -402,7 +271,7 @@ def _unit(model: nn.Module, name: str) -> str:
     """The outermost module that holds this layer and nothing else that is dense."""
     while "." in name:
         parent = name.rpartition(".")[0]
-        dense = [m for m in model.get_submodule(parent).modules() if isinstance(m, _DENSE)]
+        dense = [m for m in model.get_submodule(parent).modules() if isinstance(m, DENSE)]
         if len(dense) > 1:
             break
         name = parent
@@ -432,10 +301,10 @@ def _resize(module: nn.Module, n: int, width: int, change: _Change, inputs_only:
         module._buffers.update(buffers)
 
     change.steps.append(restore)
-    if isinstance(module, nn.Conv2d) and _is_depthwise(module) and not inputs_only:
+    if isinstance(module, nn.Conv2d) and is_depthwise(module) and not inputs_only:
         module.in_channels = module.out_channels = module.groups = width
         _fit(module, 0, width)
-    elif isinstance(module, _DENSE):
+    elif isinstance(module, DENSE):
         ins, outs = ("in_features", "out_features") if isinstance(module, nn.Linear) else _SIZES[:2]
         if getattr(module, outs) == n and not inputs_only:
             setattr(module, outs, width)

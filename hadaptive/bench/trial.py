@@ -1,0 +1,202 @@
+"""Networks on trial: accuracy over seeds beside parameters, a training step and the exported network's latency."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hadaptive.bench.accuracy import bench_accuracy, name_of
+from hadaptive.bench.config import (
+    AblationConfig,
+    AccuracyConfig,
+    LatencyBenchConfig,
+    NetworksConfig,
+    PluginConfig,
+    TrialConfig,
+)
+from hadaptive.bench.floor import FLOORS
+from hadaptive.bench.latency import bench_latency
+from hadaptive.bench.networks import bench_networks
+from hadaptive.bench.tradeoff import plot_tradeoff
+from hadaptive.console import console, say
+from hadaptive.errors import UserError
+from hadaptive.files import read_csv
+from hadaptive.metrics import mean_interval, welch_difference, with_interval
+from hadaptive.models.variants import GROUPS, PLUGS
+from hadaptive.train import TrainConfig
+
+Rows = list[dict[str, Any]]
+
+
+def bench_ablation(config: AblationConfig) -> list[dict[str, Any]]:
+    """Train and time a network and its variants; a line for each.
+
+    Raises:
+        UserError: no such network or recipe.
+    """
+    variants = [name for group in config.groups for name in GROUPS[group]]
+    models = [config.model, *(f"{config.model}:{name}" for name in variants)]
+    return _bench(models, dict.fromkeys(models, models[0]), config.trial, "ablation")
+
+
+def bench_plugin(config: PluginConfig) -> list[dict[str, Any]]:
+    """Train and time networks with and without ACH; a line for each.
+
+    Raises:
+        UserError: no such network or recipe, or ACH does not fit into one.
+    """
+    based = {name: model for model in config.models for name in (model, *(f"{model}:{plug}" for plug in PLUGS))}
+    return _bench(list(based), based, config.trial, "plugin")
+
+
+def regime(trial: TrialConfig) -> str:
+    """What the files of a trial's accuracies are called by."""
+    return trial.recipe if trial.train_size is None else f"{trial.recipe}-{trial.train_size}"
+
+
+def _bench(models: list[str], based: dict[str, str], trial: TrialConfig, what: str) -> list[dict[str, Any]]:
+    accuracies = trial.results / f"accuracy-{regime(trial)}.csv"
+    latencies, steps = (trial.results / f"{what}-{kind}.csv" for kind in ("latency", "steps"))
+    size = TrainConfig.from_recipe(trial.recipe).preprocessing.image_size
+    names = {name_of(model): model for model in models}
+    if trial.train:
+        bench_accuracy(
+            AccuracyConfig(
+                trial.recipe,
+                tuple(models),
+                trial.seeds,
+                accuracies,
+                trial.runs,
+                trial.train_size,
+                trial.rates,
+                trial.threads,
+            )
+        )
+    if trial.measure:
+        _measure(models, size, trial, latencies, steps)
+    lines = table(
+        {name: name_of(based[model]) for name, model in names.items()},
+        read_csv(accuracies),
+        _of_the_size(read_csv(latencies), size, models, names),
+        _of_the_size(read_csv(steps), size, models, names),
+    )
+    if not lines:
+        raise UserError(f"{accuracies} has no rows of these networks: train them, without --no-train")
+    picture = trial.results / f"{what}-{regime(trial)}.png"
+    drawn = [{**row, "model": row["name"]} for row in _of_the_size(read_csv(latencies), size, models, names)]
+    if plot_tradeoff(drawn, read_csv(accuracies), picture):
+        console().print(f"accuracy against latency: {picture}", soft_wrap=True)
+    print_trial(lines)
+    return lines
+
+
+def _measure(models: Sequence[str], size: int, trial: TrialConfig, latencies: Path, steps: Path) -> None:
+    """Time all of them in one session, if one of them has no rows of this size yet."""
+    timed = [
+        {row["model"] for row in read_csv(path) if row["image_size"] == str(size)} for path in (latencies, steps)
+    ]
+    threads = trial.threads or 2
+    if not timed[0].issuperset(models):
+        say(f"== {len(models)} networks, exported to ONNX Runtime")
+        bench_latency(
+            LatencyBenchConfig(
+                tuple(models), ("onnxruntime",), (threads,), results=latencies, image_size=size, rounds=3
+            )
+        )
+    if not timed[1].issuperset(models):
+        say(f"== {len(models)} networks, a training step")
+        bench_networks(NetworksConfig(tuple(models), steps, size, batch=64, rounds=8, threads=trial.threads))
+
+
+def _of_the_size(rows: Rows, size: int, models: Sequence[str], names: dict[str, str]) -> Rows:
+    """The last session's rows of these networks at this size, with the names that accuracies have."""
+    known = {model: name for name, model in names.items()}
+    own = [row for row in rows if row["image_size"] == str(size) and row["model"] in known]
+    return [{**row, "name": known[row["model"]]} for row in own]
+
+
+def table(based: dict[str, str], accuracies: Rows, latencies: Rows, steps: Rows) -> list[dict[str, Any]]:
+    """A line for each network that has an accuracy, best first.
+
+    Args:
+        based: of each network the one that it is compared with.
+        accuracies: of ``bench accuracy``, those of the floor as well.
+        latencies, steps: of ``bench latency`` and ``bench networks``, with "name"; a network's last one counts.
+
+    Returns:
+        name, parameters, macs, products, step_ms and latency_ms with their ratios to the base's, accuracy and
+        half of its interval in %, the difference to the base and half of that interval, and the seeds.
+    """
+    scores: dict[str, list[float]] = {}
+    for row in accuracies:
+        scores.setdefault(row["model"], []).append(100 * float(row["test_accuracy"]))
+    size = {row["model"]: int(row["parameters"]) for row in accuracies}
+    timed = {row["name"]: row for row in latencies}
+    trained = {
+        row["name"]: float(row["median_ms"])
+        for row in steps
+        if row["what"] == "training step" and row["layout"] == "channels_last"
+    }
+    lines = []
+    for name in [*based, *FLOORS]:
+        if name not in scores:
+            continue
+        base, (mean, half) = based.get(name, name), mean_interval(scores[name])
+        difference = (math.nan, math.nan)
+        if base != name and base in scores:
+            difference = welch_difference(scores[name], scores[base])
+        cost, other = timed.get(name), timed.get(base)
+        ms, base_ms = (math.nan if row is None else float(row["median_ms"]) for row in (cost, other))
+        lines.append(
+            {
+                "name": name,
+                "base": base,
+                "parameters": size[name],
+                "macs": None if cost is None else int(cost["macs"]),
+                "products": None if cost is None else int(cost["products"]),
+                "step_ms": trained.get(name, math.nan),
+                "step_ratio": trained.get(name, math.nan) / trained.get(base, math.nan),
+                "latency_ms": ms,
+                "latency_ratio": ms / base_ms,
+                "accuracy": mean,
+                "half": half,
+                "difference": difference[0],
+                "difference_half": difference[1],
+                "seeds": len(scores[name]),
+            }
+        )
+    return sorted(lines, key=lambda line: -line["accuracy"])
+
+
+COLUMNS = ("parameters", "MMACs", "products, k", "step", "exported", "accuracy, %", "to the base", "seeds")
+
+
+def cells(line: dict[str, Any]) -> list[str]:
+    """A line of :func:`table` as COLUMNS have it; times are ratios to the base."""
+
+    def ratio(value: float) -> str:
+        return "" if math.isnan(value) else f"{value:.2f}"
+
+    difference = line["difference"]
+    return [
+        f"{line['parameters']:,}",
+        "" if line["macs"] is None else f"{line['macs'] / 1e6:.1f}",
+        "" if line["products"] is None else f"{line['products'] / 1e3:.1f}",
+        ratio(line["step_ratio"]),
+        ratio(line["latency_ratio"]),
+        with_interval(line["accuracy"], line["half"]),
+        "" if math.isnan(difference) else with_interval(difference, line["difference_half"], "+"),
+        str(line["seeds"]),
+    ]
+
+
+def print_trial(lines: list[dict[str, Any]]) -> None:
+    """Print the lines as a table."""
+    from rich.table import Table
+
+    out = Table("network")
+    for column in COLUMNS:
+        out.add_column(column, justify="right")
+    for line in lines:
+        out.add_row(line["name"], *cells(line))
+    console().print(out)

@@ -1,0 +1,128 @@
+"""Ablation and plug-in tables: every network trained and timed once, compared with what it is based on."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+from test_bench_accuracy import config as accuracy_config  # noqa: F401  the fixture registers a recipe of seconds
+from tiny import tiny_spec
+
+from hadaptive.bench import trial as trials
+from hadaptive.bench.config import AblationConfig, PluginConfig, TrialConfig
+from hadaptive.bench.floor import FLOORS
+from hadaptive.bench.trial import bench_ablation, bench_plugin, table
+from hadaptive.cli import main
+from hadaptive.errors import UserError
+from hadaptive.files import read_csv
+from hadaptive.models.variants import GROUPS
+
+# Libraries' own, while they export.
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
+]
+
+
+@pytest.fixture
+def trial(accuracy_config, tmp_path: Path) -> TrialConfig:  # noqa: F811
+    return TrialConfig("tiny", (0,), None, (3e-3,), tmp_path / "results", tmp_path / "runs")
+
+
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Timings of a few calls."""
+    for name, changes in (
+        ("LatencyBenchConfig", {"rounds": 1, "calls": 2}),
+        ("NetworksConfig", {"rounds": 2, "batch": 2}),
+    ):
+        kind = getattr(trials, name)
+        monkeypatch.setattr(
+            trials, name, lambda *a, _kind=kind, _changes=changes, **k: _kind(*a, **{**k, **_changes})
+        )
+
+
+def test_an_ablation_is_trained_and_timed_once(
+    trial: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    brief(monkeypatch)
+    config = AblationConfig(tiny_spec(tmp_path), ("pairing", "k"), trial)
+    lines = bench_ablation(config)
+    names = [line["name"] for line in lines]
+    assert len(names) == 1 + len(GROUPS["pairing"]) + len(GROUPS["k"]) + len(FLOORS)
+    assert [line["accuracy"] for line in lines] == sorted((line["accuracy"] for line in lines), reverse=True)
+    by_name = {line["name"].partition("@")[0]: line for line in lines}
+    assert by_name["tiny"]["step_ratio"] == by_name["tiny"]["latency_ratio"] == 1
+    for name in ("tiny:blocks3", "tiny:k-half"):
+        line = by_name[name]
+        assert line["difference"] == pytest.approx(line["accuracy"] - by_name["tiny"]["accuracy"])
+        assert line["latency_ms"] > 0
+        assert line["step_ms"] > 0
+        assert line["macs"] > 0
+    assert by_name["tiny:k-half"]["products"] < by_name["tiny"]["products"]
+    assert all(math.isnan(by_name[name]["step_ratio"]) for name in FLOORS)
+    assert (trial.results / "ablation-tiny.png").stat().st_size > 1000
+    capsys.readouterr()
+    # Everything is there: nothing is trained or timed again.
+    for name in ("bench_latency", "bench_networks"):
+        monkeypatch.setattr(trials, name, None)
+    again = bench_ablation(config)
+    assert [(line["name"], line["accuracy"], line["step_ms"]) for line in again] == [
+        (line["name"], line["accuracy"], line["step_ms"]) for line in lines
+    ]
+    assert "tiny:blocks4" in capsys.readouterr().out
+
+
+def test_plugged_networks_are_compared_with_what_they_are_of(
+    trial: TrialConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    brief(monkeypatch)
+    config = PluginConfig(("mobilenetv3_small_050",), dataclasses.replace(trial, measure=False))
+    lines = {line["name"]: line for line in bench_plugin(config)}
+    assert {name for name in lines if name not in FLOORS} == {
+        "mobilenetv3_small_050",
+        "mobilenetv3_small_050:plug",
+        "mobilenetv3_small_050:plug-static",
+    }
+    plugged = lines["mobilenetv3_small_050:plug"]
+    assert plugged["parameters"] < lines["mobilenetv3_small_050"]["parameters"]
+    assert plugged["base"] == "mobilenetv3_small_050"
+    assert not math.isnan(plugged["difference"])
+
+
+def test_nothing_to_show_is_said(trial: TrialConfig) -> None:
+    with pytest.raises(UserError, match="has no rows of these networks: train them, without --no-train"):
+        bench_plugin(PluginConfig(trial=dataclasses.replace(trial, train=False, measure=False)))
+
+
+def test_as_typed(trial: TrialConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = (
+        f"--recipe tiny --seeds 0 --rates 3e-3 --no-measure --results {trial.results} --runs {trial.runs}".split()
+    )
+    assert main(["bench", "ablation", "--model", tiny_spec(tmp_path), "--groups", "k", *flags]) == 0
+    assert main(["bench", "plugin", "--models", "mobilenetv3_small_050", *flags]) == 0
+    assert "mobilenetv3_small_050:plug-static" in capsys.readouterr().out
+    assert {row["model"] for row in read_csv(trial.results / "accuracy-tiny.csv")} >= {
+        "mobilenetv3_small_050:plug"
+    }
+    assert main(["bench", "plugin", "--models", "resnet10t", *flags]) == 1
+    assert "resnet10t:plug cannot be built" in capsys.readouterr().err
+
+
+def test_differences_have_intervals_and_the_last_timing_counts() -> None:
+    accuracies = [
+        {"model": name, "test_accuracy": str(score), "parameters": "10"}
+        for name, scores in (("a", (0.8, 0.82)), ("b", (0.9, 0.91)))
+        for score in scores
+    ]
+    latencies = [
+        {"name": name, "median_ms": str(ms), "macs": "5", "products": "2"}
+        for name, ms in (("a", 2.0), ("b", 9.0), ("b", 1.0))
+    ]
+    steps = [{"name": "a", "what": "training step", "layout": "channels_last", "median_ms": "4"}]
+    first, second = table({"a": "a", "b": "a"}, accuracies, latencies, steps)
+    assert (first["name"], second["name"]) == ("b", "a")
+    assert first["difference"] == pytest.approx(9.5)
+    assert first["difference_half"] > 0
+    assert first["latency_ratio"] == 0.5
+    assert math.isnan(first["step_ms"])
+    assert math.isnan(second["difference"])
