@@ -9,7 +9,7 @@ from test_bench_accuracy import config as accuracy_config  # noqa: F401  the fix
 from tiny import tiny_spec
 
 from hadaptive.bench import trial as trials
-from hadaptive.bench.config import AblationConfig, PluginConfig, TrialConfig
+from hadaptive.bench.config import AblationConfig, Group, PluginConfig, TrialConfig
 from hadaptive.bench.floor import FLOORS
 from hadaptive.bench.trial import bench_ablation, bench_plugin, table
 from hadaptive.cli import main
@@ -41,35 +41,49 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
         )
 
 
-def test_an_ablation_is_trained_and_timed_once(
-    trial: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_variant_of_a_group_is_trained(group: Group, trial: TrialConfig, tmp_path: Path) -> None:
+    config = AblationConfig(tiny_spec(tmp_path), (group,), dataclasses.replace(trial, measure=False))
+    lines = [line["name"].partition("@")[0] for line in bench_ablation(config)]
+    assert sorted(lines) == sorted(["tiny", *(f"tiny:{name}" for name in GROUPS[group]), *FLOORS])
+
+
+@pytest.mark.parametrize("measure", [True, False])
+@pytest.mark.parametrize("train", [True, False])
+def test_trained_and_timed_once_as_asked(
+    train: bool,
+    measure: bool,
+    trial: TrialConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     brief(monkeypatch)
-    config = AblationConfig(tiny_spec(tmp_path), ("pairing", "k"), trial)
+    config = AblationConfig(tiny_spec(tmp_path), ("k",), dataclasses.replace(trial, train=train, measure=measure))
+    if not train:  # another time somebody did
+        bench_ablation(dataclasses.replace(config, trial=dataclasses.replace(trial, measure=False)))
+        monkeypatch.setattr(trials, "bench_accuracy", None)
+    if not measure:
+        for name in ("bench_latency", "bench_networks"):
+            monkeypatch.setattr(trials, name, None)
     lines = bench_ablation(config)
-    names = [line["name"] for line in lines]
-    assert len(names) == 1 + len(GROUPS["pairing"]) + len(GROUPS["k"]) + len(FLOORS)
     assert [line["accuracy"] for line in lines] == sorted((line["accuracy"] for line in lines), reverse=True)
     by_name = {line["name"].partition("@")[0]: line for line in lines}
-    assert by_name["tiny"]["step_ratio"] == by_name["tiny"]["latency_ratio"] == 1
-    for name in ("tiny:blocks3", "tiny:k-half"):
-        line = by_name[name]
-        assert line["difference"] == pytest.approx(line["accuracy"] - by_name["tiny"]["accuracy"])
-        assert line["latency_ms"] > 0
-        assert line["step_ms"] > 0
-        assert line["macs"] > 0
-    assert by_name["tiny:k-half"]["products"] < by_name["tiny"]["products"]
-    assert all(math.isnan(by_name[name]["step_ratio"]) for name in FLOORS)
-    assert (trial.results / "ablation-tiny.png").stat().st_size > 1000
-    capsys.readouterr()
-    # Everything is there: nothing is trained or timed again.
-    for name in ("bench_latency", "bench_networks"):
-        monkeypatch.setattr(trials, name, None)
-    again = bench_ablation(config)
-    assert [(line["name"], line["accuracy"], line["step_ms"]) for line in again] == [
-        (line["name"], line["accuracy"], line["step_ms"]) for line in lines
-    ]
-    assert "tiny:blocks4" in capsys.readouterr().out
+    assert set(by_name) == {"tiny", "tiny:k-half", "tiny:k-more", *FLOORS}
+    line = by_name["tiny:k-half"]
+    assert line["difference"] == pytest.approx(line["accuracy"] - by_name["tiny"]["accuracy"])
+    assert math.isnan(line["latency_ms"]) is math.isnan(line["step_ms"]) is not measure
+    if measure:
+        assert by_name["tiny"]["step_ratio"] == by_name["tiny"]["latency_ratio"] == 1
+        assert line["products"] < by_name["tiny"]["products"]
+        assert all(math.isnan(by_name[name]["step_ratio"]) for name in FLOORS)
+        assert (trial.results / "ablation-tiny.png").stat().st_size > 1000
+        # Everything is there: nothing is timed again.
+        for name in ("bench_latency", "bench_networks"):
+            monkeypatch.setattr(trials, name, None)
+        again = {one["name"]: one for one in bench_ablation(config)}
+        assert again[line["name"]]["step_ms"] == line["step_ms"]
+    assert "tiny:k-more" in capsys.readouterr().out
 
 
 def test_plugged_networks_are_compared_with_what_they_are_of(

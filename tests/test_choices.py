@@ -13,13 +13,21 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
+import test_bench_trial
 import test_latency_table
+import test_plug
 import test_tracking
 from folders import picture
 from PIL import Image
 from tiny import WIDE_CHOICE, WIDE_SPACE
 
-from hadaptive.bench.config import AccuracyConfig, LatencyBenchConfig, NetworksConfig
+from hadaptive.bench.config import (
+    AblationConfig,
+    AccuracyConfig,
+    LatencyBenchConfig,
+    NetworksConfig,
+    PluginConfig,
+)
 from hadaptive.cli import COMMANDS, main
 from hadaptive.commands import (
     DemoCommand,
@@ -36,7 +44,7 @@ from hadaptive.engine.recipes import RECIPES
 from hadaptive.export.config import ExportConfig
 from hadaptive.models import ConvSpec, NetSpec
 from hadaptive.models.spec import KINDS, ach, ghost, inverted
-from hadaptive.models.variants import VARIANTS
+from hadaptive.models.variants import PLUGS, VARIANTS
 from hadaptive.nn import NORMS
 from hadaptive.nn.ach import PAIRINGS
 from hadaptive.nn.selection import ORDERS, SELECTIONS, SURROGATES
@@ -66,6 +74,8 @@ CONFIGURATIONS: dict[str, type] = {
     "bench accuracy": AccuracyConfig,
     "bench latency": LatencyBenchConfig,
     "bench networks": NetworksConfig,
+    "bench ablation": AblationConfig,
+    "bench plugin": PluginConfig,
 }
 # Names that are no type: those of registries.
 REGISTERED: dict[tuple[str, str], tuple[str, ...]] = {
@@ -80,6 +90,7 @@ REGISTERED: dict[tuple[str, str], tuple[str, ...]] = {
     ("network", "selection"): SELECTIONS,
     ("network", "pairing"): PAIRINGS,
     ("network", "variant"): tuple(VARIANTS),
+    ("network", "plug"): tuple(PLUGS),
 }
 
 
@@ -207,6 +218,10 @@ COMMAND_LINES = [
 ELSEWHERE: dict[tuple[str, str], tuple[Any, str]] = {
     ("Setting", "runtime"): (test_latency_table.test_a_table_in_each_runtime_and_nothing_else_is_said, "runtime"),
     ("Execution", "track"): (test_tracking.test_other_trackers_are_told_settings_and_figures, "name"),
+    ("bench ablation", "groups"): (test_bench_trial.test_every_variant_of_a_group_is_trained, "group"),
+    ("TrialConfig", "train"): (test_bench_trial.test_trained_and_timed_once_as_asked, "train"),
+    ("TrialConfig", "measure"): (test_bench_trial.test_trained_and_timed_once_as_asked, "measure"),
+    ("network", "plug"): (test_plug.test_a_plugged_network_has_a_name_that_commands_take, "plugged"),
     ("LatencyGoal", "runtime"): (test_latency_table.test_a_search_for_a_runtime_of_exported_files, "runtime"),
 }
 
