@@ -54,3 +54,16 @@ def nan_empty(monkeypatch: pytest.MonkeyPatch) -> None:
         (torch.Tensor, "new_empty"),
     ):
         monkeypatch.setattr(owner, name, filled(getattr(owner, name)))
+
+
+@pytest.fixture
+def tiny_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a recipe for a training of a second."""
+    from tiny import tiny_config
+
+    from hadaptive.engine.recipes import RECIPES, Recipe
+
+    keep = ("epochs", "batch_size", "image_size", "train_size", "shift", "cpu")
+    settings = {name: tiny_config(tmp_path, epochs=1).flat()[name] for name in keep}
+    monkeypatch.setitem(RECIPES, "tiny", Recipe("for tests", settings))
+    return "tiny"

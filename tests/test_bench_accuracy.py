@@ -4,29 +4,25 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from tiny import TINY, tiny_config, tiny_spec
+from tiny import TINY, tiny_spec
 
 from hadaptive.bench import accuracy
 from hadaptive.bench.accuracy import bench_accuracy, name_of, print_accuracy
 from hadaptive.bench.config import AccuracyConfig
 from hadaptive.bench.floor import FLOORS, floor
-from hadaptive.engine.recipes import Recipe
 from hadaptive.errors import UserError
 from hadaptive.files import read_csv
 from hadaptive.models import HadaptiveNet, NetSpec, meant
 from hadaptive.models.spec import HADAPTIVE_NET_S
 from hadaptive.models.variants import VARIANTS
 from hadaptive.nn import AdaptiveBottleneck, expansions
-from hadaptive.train import RECIPES, TrainConfig, Trainer, TrainingInterruptedError
+from hadaptive.train import TrainConfig, Trainer, TrainingInterruptedError
 
 
 @pytest.fixture
-def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AccuracyConfig:
-    keep = ("epochs", "batch_size", "image_size", "train_size", "shift", "cpu")
-    settings = {name: tiny_config(tmp_path, epochs=1).flat()[name] for name in keep}
-    monkeypatch.setitem(RECIPES, "tiny", Recipe("for tests", settings))
+def config(tiny_recipe: str, tmp_path: Path) -> AccuracyConfig:
     models = (tiny_spec(tmp_path), "mobilenetv3_small_050")
-    return AccuracyConfig("tiny", models, (0, 1), tmp_path / "results" / "rows.csv", tmp_path / "runs")
+    return AccuracyConfig(tiny_recipe, models, (0, 1), tmp_path / "results" / "rows.csv", tmp_path / "runs")
 
 
 def test_a_row_per_run_and_none_twice(

@@ -5,7 +5,6 @@ import math
 from pathlib import Path
 
 import pytest
-from test_bench_accuracy import config as accuracy_config  # noqa: F401  the fixture registers a recipe of seconds
 from tiny import tiny_spec
 
 from hadaptive.bench import trial as trials
@@ -25,8 +24,8 @@ pytestmark = [
 
 
 @pytest.fixture
-def trial(accuracy_config, tmp_path: Path) -> TrialConfig:  # noqa: F811
-    return TrialConfig("tiny", (0,), None, (3e-3,), tmp_path / "results", tmp_path / "runs")
+def trial(tiny_recipe: str, tmp_path: Path) -> TrialConfig:
+    return TrialConfig(tiny_recipe, (0,), None, (3e-3,), tmp_path / "results", tmp_path / "runs")
 
 
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:

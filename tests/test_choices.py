@@ -16,6 +16,7 @@ import pytest
 import test_bench_trial
 import test_latency_table
 import test_plug
+import test_stability
 import test_tracking
 from folders import picture
 from PIL import Image
@@ -27,6 +28,7 @@ from hadaptive.bench.config import (
     LatencyBenchConfig,
     NetworksConfig,
     PluginConfig,
+    StabilityConfig,
 )
 from hadaptive.cli import COMMANDS, main
 from hadaptive.commands import (
@@ -76,6 +78,7 @@ CONFIGURATIONS: dict[str, type] = {
     "bench networks": NetworksConfig,
     "bench ablation": AblationConfig,
     "bench plugin": PluginConfig,
+    "bench stability": StabilityConfig,
 }
 # Names that are no type: those of registries.
 REGISTERED: dict[tuple[str, str], tuple[str, ...]] = {
@@ -218,6 +221,7 @@ COMMAND_LINES = [
 ELSEWHERE: dict[tuple[str, str], tuple[Any, str]] = {
     ("Setting", "runtime"): (test_latency_table.test_a_table_in_each_runtime_and_nothing_else_is_said, "runtime"),
     ("Execution", "track"): (test_tracking.test_other_trackers_are_told_settings_and_figures, "name"),
+    ("bench stability", "norms"): (test_stability.test_rows_and_a_picture, "norms"),
     ("bench ablation", "groups"): (test_bench_trial.test_every_variant_of_a_group_is_trained, "group"),
     ("TrialConfig", "train"): (test_bench_trial.test_trained_and_timed_once_as_asked, "train"),
     ("TrialConfig", "measure"): (test_bench_trial.test_trained_and_timed_once_as_asked, "measure"),

@@ -4,7 +4,14 @@ from collections.abc import Callable
 
 import tyro
 
-from hadaptive.bench.config import AblationConfig, AccuracyConfig, LatencyBenchConfig, NetworksConfig, PluginConfig
+from hadaptive.bench.config import (
+    AblationConfig,
+    AccuracyConfig,
+    LatencyBenchConfig,
+    NetworksConfig,
+    PluginConfig,
+    StabilityConfig,
+)
 from hadaptive.parsing import parsed
 
 FLAT = (tyro.conf.OmitArgPrefixes,)  # a part's settings are flags like any other
@@ -45,10 +52,18 @@ def _plugin(arguments: list[str]) -> None:
     bench_plugin(config)
 
 
+def _stability(arguments: list[str]) -> None:
+    config = parsed(StabilityConfig, "hadaptive bench stability", arguments)
+    from hadaptive.bench.stability import bench_stability
+
+    bench_stability(config)
+
+
 BENCHMARKS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "accuracy": (_accuracy, "trained under one recipe with several seeds"),
     "latency": (_latency, "timed where they are deployed: PyTorch, ONNX Runtime, OpenVINO"),
     "ablation": (_ablation, "a network with each part of its ACH blocks changed: accuracy beside its cost"),
     "plugin": (_plugin, "networks with and without ACH in place of their last two expansions"),
+    "stability": (_stability, "products and gradients over a training, under each norm"),
     "networks": (_networks, "a training step and the latency of one image, in PyTorch"),
 }

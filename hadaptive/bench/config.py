@@ -118,6 +118,32 @@ class PluginConfig:
     trial: TrialConfig = field(default_factory=TrialConfig)
 
 
+Norm = Literal["dysoft", "dysig", "dyalge", "dyt", "rmsnorm", "batchnorm", "identity"]
+
+
+@dataclass(frozen=True)
+class StabilityConfig:
+    """Products and gradients of every ACH layer over a training, under each norm: what DySoft is for.
+
+    Attributes:
+        model: a Hadaptive-Net or NetSpec file.
+        norms: of the products.
+        recipe: a recipe of ``hadaptive train``.
+        seeds: one training per norm and seed.
+        epochs: fewer than the recipe's.
+        results: folder of the rows and the picture; what is there already is not trained again.
+        runs: folder for the run folders.
+    """
+
+    model: str = "hadaptive_net_s"
+    norms: tuple[Norm, ...] = ("dysoft", "dysig", "dyalge", "dyt", "rmsnorm", "batchnorm", "identity")
+    recipe: str = "few-digits"
+    seeds: tuple[int, ...] = (0,)
+    epochs: int | None = None
+    results: Path = Path("benchmarks/results")
+    runs: Path = Path("runs/stability")
+
+
 @dataclass(frozen=True)
 class LatencyBenchConfig:
     """Time networks with seeded random weights in several runtimes, in turns, after a check of their outputs.

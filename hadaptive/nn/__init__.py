@@ -22,6 +22,7 @@ from hadaptive.nn.normalisation import (
     create_norm,
 )
 from hadaptive.nn.plugging import Plugged, plug
+from hadaptive.nn.product_stats import ProductRecorder, ProductReport
 from hadaptive.nn.selection import (
     ChannelScore,
     ChannelSelection,
@@ -53,6 +54,8 @@ __all__ = [
     "InvertedExpansion",
     "Layers",
     "Plugged",
+    "ProductRecorder",
+    "ProductReport",
     "SelectionRecorder",
     "SelectionReport",
     "StaticSelection",

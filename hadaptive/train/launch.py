@@ -27,7 +27,12 @@ def default_output(config: TrainConfig) -> Path:
 
 
 def train(
-    config: TrainConfig, *, given: Iterable[str] = (), quiet: bool = False, test: bool = True
+    config: TrainConfig,
+    *,
+    given: Iterable[str] = (),
+    quiet: bool = False,
+    test: bool = True,
+    kind: type[Trainer] = Trainer,
 ) -> dict[str, Any]:
     """Train a network and leave a run folder.
 
@@ -36,6 +41,7 @@ def train(
         given: settings that are refused where these images leave them without an effect; a person gave them.
         quiet: print nothing.
         test: measure on the test part at the end, where there is one.
+        kind: of training, such as one that also looks at what it trains.
 
     Returns:
         The summary that is also in the folder, with its path under "run".
@@ -48,7 +54,7 @@ def train(
     output = config.output or on_main(accelerator, lambda: default_output(config))  # by the clock of one process
     RunFolder.check_new(output)
     # Every mistake in the settings shows here, before there is a folder.
-    trainer, manifest = new_trainer(config, accelerator, given=given, quiet=quiet, test=test)
+    trainer, manifest = new_trainer(config, accelerator, given=given, quiet=quiet, test=test, kind=kind)
     documents = {
         "config.json": trainer.config.changed(output=output).to_dict(),
         "model.json": trainer.card.to_dict(),
@@ -68,13 +74,14 @@ def new_trainer(
     given: Iterable[str] = (),
     quiet: bool = False,
     test: bool = True,
+    kind: type[Trainer] = Trainer,
 ) -> tuple[Trainer, Manifest | None]:
     """A training that has not begun, with its settings as they turned out, and the division of its images.
 
     Args:
         config: its settings.
         accelerator: devices and processes.
-        given, quiet, test: as in :func:`train`.
+        given, quiet, test, kind: as in :func:`train`.
 
     Raises:
         UserError: a setting, the data or the model do not fit.
@@ -91,7 +98,7 @@ def new_trainer(
     batches.notes += notes
     network, card = starting_network(config, batches.classes)
     config = replace(config, network=as_done(config.network, card))
-    trainer = Trainer(config, accelerator, batches, network, card, quiet=quiet)
+    trainer = kind(config, accelerator, batches, network, card, quiet=quiet)
     return trainer, None if data is None else data.manifest
 
 

@@ -1,0 +1,125 @@
+"""Products and gradients under each norm, over a training: rows per layer and epoch, and a picture."""
+
+import dataclasses
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+from hadaptive.bench.config import StabilityConfig
+from hadaptive.console import console, say
+from hadaptive.files import append_csv, read_csv
+from hadaptive.models import create_model
+from hadaptive.nn.product_stats import ProductRecorder
+from hadaptive.provenance import provenance
+from hadaptive.runs import RunFolder
+from hadaptive.train import TrainConfig, Trainer, train
+
+RECORD_EVERY = 5  # steps; the layers run unfused while they are recorded
+
+
+class _Observed(Trainer):
+    """A training that keeps what the products were like in each epoch."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.products = ProductRecorder(self.network, RECORD_EVERY)
+
+    def summarise_epoch(self, folder: RunFolder) -> Any:
+        rows, line = super().summarise_epoch(folder)
+        accuracy = rows[folder.metrics][0]["val_accuracy"]
+        for report in self.products.reports():
+            row = {"epoch": self.epoch, "val_accuracy": accuracy, **dataclasses.asdict(report)}
+            append_csv(folder.path / "products.csv", [row])
+        self.products.reset()
+        return rows, line
+
+
+def bench_stability(config: StabilityConfig) -> list[dict[str, Any]]:
+    """Train the network with each norm, unless its rows are there; returns all rows.
+
+    Raises:
+        UserError: no such network, norm or recipe.
+    """
+    results = config.results / f"stability-{config.recipe}.csv"
+    results.parent.mkdir(parents=True, exist_ok=True)
+    for norm in config.norms:
+        name = config.model if norm == "dysoft" else f"{config.model}:norm-{norm}"
+        create_model(name, num_classes=2)  # mistakes show here
+    for seed in config.seeds:
+        for norm in config.norms:
+            done = {(row["model"], row["norm"], row["seed"]) for row in read_csv(results)}
+            if (config.model, norm, str(seed)) in done:
+                continue
+            say(f"== {norm}, seed {seed}")
+            name = config.model if norm == "dysoft" else f"{config.model}:norm-{norm}"
+            output = config.runs / f"stability-{config.recipe}-{name}-seed{seed}".replace(":", "-").replace(
+                "/", "-"
+            )
+            settings = {"model": name, "seed": seed, "output": output}
+            if config.epochs is not None:
+                settings["epochs"] = config.epochs
+            train(TrainConfig.from_recipe(config.recipe, **settings), kind=_Observed)
+            where = provenance("cpu")
+            append_csv(
+                results,
+                [
+                    {"model": config.model, "norm": norm, "seed": seed, "recipe": config.recipe, **row, **where}
+                    for row in read_csv(output / "products.csv")
+                ],
+            )
+    rows = [row for row in read_csv(results) if row["model"] == config.model]
+    picture = results.with_suffix(".png")
+    plot_stability(rows, picture)
+    console().print(f"products over training: {picture}", soft_wrap=True)
+    print_stability(rows)
+    return rows
+
+
+PANELS = {
+    "kurtosis": "excess kurtosis of the products",
+    "normed_largest": "largest magnitude behind the norm",
+    "gradient": "gradient behind the norm, r.m.s.",
+    "val_accuracy": "validation accuracy",
+}
+
+
+def by_epoch(rows: list[dict[str, Any]], norm: str, column: str) -> dict[int, float]:
+    """The median over layers and seeds in each epoch; values that are not finite are left out."""
+    values: dict[int, list[float]] = {}
+    for row in rows:
+        value = float(row[column])
+        if row["norm"] == norm and math.isfinite(value):
+            values.setdefault(int(row["epoch"]), []).append(value)
+    return {epoch: statistics.median(found) for epoch, found in sorted(values.items())}
+
+
+def plot_stability(rows: list[dict[str, Any]], path: Path) -> None:
+    """A panel for each of PANELS with a line for each norm."""
+    from matplotlib.figure import Figure
+
+    from hadaptive.pictures import save_png
+
+    figure = Figure(figsize=(12, 7), layout="constrained")
+    for number, (column, title) in enumerate(PANELS.items(), 1):
+        axes = figure.add_subplot(2, 2, number)
+        for norm in dict.fromkeys(row["norm"] for row in rows):
+            points = by_epoch(rows, norm, column)
+            axes.plot([epoch + 1 for epoch in points], list(points.values()), label=norm, marker=".")
+        axes.set(title=title, xlabel="epoch")
+        if column != "val_accuracy":
+            axes.set_yscale("symlog" if column == "kurtosis" else "log")
+        if number == 1:
+            axes.legend(fontsize="small")
+    save_png(figure, path)
+
+
+def print_stability(rows: list[dict[str, Any]]) -> None:
+    """The last epoch of each norm."""
+    from rich.table import Table
+
+    table = Table("norm", *PANELS.values())
+    for norm in dict.fromkeys(row["norm"] for row in rows):
+        last = [list(by_epoch(rows, norm, column).values())[-1:] for column in PANELS]
+        table.add_row(norm, *(f"{value[0]:.4g}" if value else "" for value in last))
+    console().print(table)

@@ -1,0 +1,90 @@
+"""What is recorded of products and gradients, and the benchmark of it."""
+
+import math
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+from networks import seeded
+from tiny import TINY, tiny_spec
+
+from hadaptive.bench.config import Norm
+from hadaptive.cli import main
+from hadaptive.files import read_csv
+from hadaptive.models import HadaptiveNet
+from hadaptive.nn import NORMS, CrossHadamardExpansion, ProductRecorder
+
+
+def test_figures_are_those_of_the_products() -> None:
+    torch.manual_seed(0)
+    layer = CrossHadamardExpansion(6, 4, "dyt", noise=0.0)
+    x = torch.randn(5, 6, 7, 7, generator=seeded())
+    with ProductRecorder(layer) as recorder:
+        y = layer(x)
+        grads = []
+        y.register_hook(grads.append)
+        y.square().sum().backward()
+        layer.eval()(x)  # is no training
+    (report,) = recorder.reports()
+    index = layer.select(layer.score(x))[0]
+    first, second = torch.triu_indices(4, 4, 1)
+    q = torch.stack([row[i][first] * row[i][second] for row, i in zip(x, index, strict=True)]).double().flatten()
+    assert report.scale == pytest.approx(float(q.square().mean().sqrt()), rel=1e-5)
+    centred = q - q.mean()
+    kurtosis = float(centred.pow(4).mean() / centred.square().mean().square() - 3)
+    assert report.kurtosis == pytest.approx(kurtosis, rel=1e-4)
+    assert report.kurtosis > 1  # products of normal variables have heavy tails
+    assert report.largest == pytest.approx(float(q.abs().max()) / report.scale, rel=1e-5)
+    d = y[:, 6:].detach().double()
+    assert report.normed_scale == pytest.approx(float(d.square().mean().sqrt()), rel=1e-5)
+    assert report.normed_largest == pytest.approx(float(d.abs().max()), rel=1e-5)
+    assert report.gradient == pytest.approx(float(grads[0][:, 6:].double().square().mean().sqrt()), rel=1e-5)
+    assert report.finite
+
+
+def test_recording_changes_nothing_that_is_learned() -> None:
+    found = []
+    for recorded in (False, True):
+        torch.manual_seed(0)
+        net = HadaptiveNet(TINY, 3)
+        x = torch.randn(4, 3, 16, 16)
+        recorder = ProductRecorder(net, every=2) if recorded else None
+        torch.manual_seed(1)
+        net(x).square().sum().backward()
+        if recorder is not None:
+            assert [report.layer for report in recorder.reports()] == list(recorder.layers)
+            recorder.reset()
+            assert recorder.reports() == []
+            recorder.close()
+        found.append([p.grad for p in net.parameters()])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_not_finite_is_said() -> None:
+    layer = CrossHadamardExpansion(4, 3, "identity")
+    with ProductRecorder(layer) as recorder:
+        layer(torch.full((1, 4, 2, 2), math.inf))
+    assert not recorder.reports()[0].finite
+
+
+def test_every_norm_can_be_asked_for() -> None:
+    assert set(get_args(Norm)) == set(NORMS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norms", NORMS)
+def test_rows_and_a_picture(
+    norms: str, tiny_recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--model", tiny_spec(tmp_path), "--recipe", tiny_recipe, "--norms", norms, "--epochs", "2"]
+    flags += ["--results", str(tmp_path / "results"), "--runs", str(tmp_path / "runs")]
+    for _ in range(2):  # the second time everything is there
+        assert main(["bench", "stability", *flags]) == 0
+    rows = read_csv(tmp_path / "results/stability-tiny.csv")
+    assert len(rows) == 2 * 2  # epochs and layers
+    assert {row["norm"] for row in rows} == {norms}
+    assert all(float(row["scale"]) > 0 and float(row["gradient"]) > 0 for row in rows)
+    assert (tmp_path / "results/stability-tiny.png").stat().st_size > 1000
+    assert norms in capsys.readouterr().out
