@@ -37,11 +37,12 @@ def accuracy_table(rows: Rows) -> str:
     for name in sorted(groups, key=lambda n: -mean_interval(scores[n])[0]):
         mean, half = mean_interval(scores[name])
         first = groups[name][0]
+        trained = first["epochs"] != "0"
         lines.append(
             [
-                name,
+                name.partition("@")[0],
                 f"{int(first['parameters']):,}",
-                f"{int(first['train_images']):,} x {first['epochs']}",
+                f"{int(first['train_images']):,}" + (f" x {first['epochs']}" if trained else ""),
                 with_interval(mean, half),
                 " ".join(f"{score:.2f}" for score in scores[name]),
             ]

@@ -49,7 +49,7 @@ from hadaptive.models.spec import KINDS, ach, ghost, inverted
 from hadaptive.models.variants import PLUGS, VARIANTS
 from hadaptive.nn import NORMS
 from hadaptive.nn.ach import PAIRINGS
-from hadaptive.nn.selection import ORDERS, SELECTIONS, SURROGATES
+from hadaptive.nn.checks import ORDERS, SELECTIONS, SURROGATES
 from hadaptive.search import LatencyTable, SearchSpace, Setting, latency
 from hadaptive.search.config import SearchConfig, StudyConfig
 from hadaptive.search.spaces import names as spaces
@@ -166,6 +166,7 @@ TRAININGS = [
     "--mixed-precision fp16 --clip-grad 1",
     "--recipe fmnist-small --train-size 20 --val-fraction 0.2 --model index-softmax.json --interpolation hamming",
     "--recipe paper --model index-softmax_k.json --interpolation lanczos --fit stretch",
+    "--recipe quick --model rank-sfess.json",
     "--recipe quick --model one-ach.json --compile --train-size 24 --batch-size 12 --quiet",
     "--recipe folder --model rank-softmax.json --interpolation bilinear --track tensorboard",
     "--recipe imagenet --model rank-simple.json --interpolation bicubic",

@@ -145,6 +145,29 @@ def test_a_wider_one_gets_new_rows() -> None:
     shufflenet(torch.randn(2, 3, 64, 64)).sum().backward()
 
 
+class Branches(nn.Module):
+    """Two branches of one input, C -> n, and a projection of what becomes of both."""
+
+    def __init__(self, multiplied: bool) -> None:
+        super().__init__()
+        self.stem, self.multiplied = nn.Conv2d(3, 8, 3, padding=1), multiplied
+        self.one, self.other = (nn.Sequential(nn.Conv2d(8, 32, 1), nn.BatchNorm2d(32)) for _ in range(2))
+        self.act, self.project = nn.ReLU(), nn.Conv2d(32, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        a, b = self.act(self.one(x)), self.other(x)
+        return self.project(a * b if self.multiplied else a + b)
+
+
+def test_branches_that_are_added_are_no_expansion_of_ours() -> None:
+    model = Branches(multiplied=True)
+    assert [report.name for report in plug(model, 1, input_size=(3, 9, 9))] == ["one.0"]
+    assert sum(p.numel() for p in model.other.parameters()) == 0
+    with pytest.raises(ValueError, match="ACH was put nowhere of other.0"):
+        plug(Branches(multiplied=False), 1, input_size=(3, 9, 9))
+
+
 @pytest.mark.parametrize(
     ("name", "where", "options", "message"),
     [

@@ -1,7 +1,9 @@
 """The selections that can be chosen: what each selects, its gradient, its state, and how it is deployed."""
 
+import copy
 import dataclasses
 import itertools
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from networks import close, seeded
 from test_export import card_of, deployed
-from tiny import WIDE_CHOICE, WIDE_SPACE
+from tiny import TINY, WIDE_CHOICE, WIDE_SPACE, tiny_config, trainer_of
 from torch import Tensor
 
 from hadaptive.errors import UserError
@@ -34,12 +36,14 @@ from hadaptive.nn import (
     StaticSelection,
     expansions,
     gumbel_top_k,
+    learns_by_score_function,
+    score_function_term,
     simple_top_k,
     top_k_channels,
 )
+from hadaptive.nn.checks import SELECTIONS
 from hadaptive.nn.grouped_selection import best_of_groups, group_starts
-from hadaptive.nn.selection import SELECTIONS
-from hadaptive.nn.subsets import k_subset_marginals, sample_k_subset
+from hadaptive.nn.subsets import k_subset_marginals, log_probability, sample_k_subset
 from hadaptive.search import SearchSpace
 
 # Libraries' own, while they export.
@@ -122,6 +126,82 @@ def test_simple_at_a_temperature_of_its_noise_is_unbiased_for_a_linear_loss() ->
     rows = torch.autograd.functional.jacobian(lambda s: k_subset_marginals(s, 2)[0], scores)[:, 0]
     torch.testing.assert_close(many.grad[0], (weight[index[0]].unsqueeze(1) * rows[index[0]]).sum(0))
     assert expected.isfinite().all()
+
+
+# ---------------------------------------------------------------- score-function estimator
+
+
+def test_log_probabilities_are_those_of_all_subsets() -> None:
+    logits = torch.tensor([1.0, 0.0, -0.5, 2.0, 0.3])
+    for subset, probability in by_enumeration(logits, 3)[1].items():
+        found = log_probability(logits.unsqueeze(0), torch.tensor([subset]))
+        assert float(found.exp()) == pytest.approx(probability, rel=1e-5)
+
+
+class Judged(torch.nn.Module):
+    """An expansion whose loss is any function of what is selected: no gate could tell it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = CrossHadamardExpansion(4, 2, "identity", surrogate="sfess")
+        self.scores = torch.nn.Parameter(torch.tensor([0.3, -0.2, 0.5, 0.0]))
+        self.worth = {(0, 1): 13.0, (0, 2): 9.0, (0, 3): 10.5, (1, 2): 12.0, (1, 3): 14.0, (2, 3): 8.0}
+
+    def expected_loss(self) -> Tensor:
+        subsets = list(itertools.combinations(range(4), 2))
+        logits = torch.stack([self.scores[list(subset)].sum() for subset in subsets])
+        return (logits.softmax(0) * torch.tensor([self.worth[subset] for subset in subsets])).sum()
+
+    def losses(self, batch: int, generator: torch.Generator) -> Tensor:
+        index, gate = self.layer.select(self.scores.expand(batch, -1), generator)
+        assert gate is None
+        return torch.tensor([self.worth[tuple(sorted(row))] for row in index.tolist()])
+
+
+def test_the_score_function_estimate_is_unbiased_and_its_control_variate_lessens_its_spread() -> None:
+    model, generator = Judged(), seeded(3)
+    expected = torch.autograd.grad(model.expected_loss(), model.scores)[0]
+    found, plain = [], []
+    for _ in range(1500):
+        losses = model.losses(16, generator)
+        logs = model.layer.select.sampled.log_probability
+        assert logs is not None
+        plain.append(torch.autograd.grad((losses * logs).mean(), model.scores, retain_graph=True)[0])
+        found.append(torch.autograd.grad(score_function_term(model, losses), model.scores)[0])
+    mean, spread = torch.stack(found).mean(0), torch.stack(found).std(0) / len(found) ** 0.5
+    assert ((mean - expected).abs() < 4 * spread).all()
+    assert (torch.stack(found).var(0) < torch.stack(plain).var(0)).all()
+
+
+def test_what_was_sampled_is_used_once_and_never_copied() -> None:
+    torch.manual_seed(0)
+    net = HadaptiveNet(dataclasses.replace(network("sample"), surrogate="sfess"), 3)
+    x = torch.randn(4, 3, 8, 8)
+    logits = net(x)
+    twin, text = copy.deepcopy(net), pickle.dumps(net)
+    assert score_function_term(twin, torch.ones(4)) == 0
+    assert score_function_term(pickle.loads(text), torch.ones(4)) == 0
+    losses = torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1, 2, 0]), reduction="none")
+    with pytest.raises(ValueError, match=r"losses must have shape \(4,\), one for each sample, got \(3,\)"):
+        score_function_term(net, losses[:3])
+    net(x)
+    (losses.mean() + score_function_term(net, losses)).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for n, p in net.named_parameters() if "score" in n)
+    assert score_function_term(net, losses) == 0
+    assert learns_by_score_function(net)
+    assert not learns_by_score_function(HadaptiveNet(network("sample"), 3))
+
+
+def test_a_training_adds_the_term(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def trained(surrogate: str) -> dict[str, Tensor]:
+        dataclasses.replace(TINY, surrogate=surrogate).save(tmp_path / "net.json")
+        trainer = trainer_of(tiny_config(tmp_path, surrogate, epochs=1, model=str(tmp_path / "net.json")))
+        before = {n: p.detach().clone() for n, p in trainer.network.named_parameters() if "score" in n}
+        trainer.network.train()
+        trainer.micro_step(torch.randn(8, 3, 8, 8), torch.arange(8) % 10, 0)
+        return {n: p.detach() - before[n] for n, p in trainer.network.named_parameters() if n in before}
+
+    assert all(moved.abs().sum() > 0 for moved in trained("sfess").values())
 
 
 # ---------------------------------------------------------------- groups
@@ -331,6 +411,7 @@ def test_wherever_it_is_made(selection: str) -> None:
         ({"selection": "random", "temperature": 1.0}, "no effect on selection='random'"),
         ({"selection": "grouped", "order": "index"}, "order and surrogate are for selection='sample'"),
         ({"selection": "static", "surrogate": "simple"}, "order and surrogate are for selection='sample'"),
+        ({"surrogate": "sfess", "noise": 0.0}, "surrogate='sfess' learns from what chance selects"),
         ({"seed": 3}, "seed is for selection='random'"),
         ({"selection": "random", "seed": 1.5}, "seed must be a whole number"),
         ({"noise": -1.0}, "noise must be a number from 0 on, got -1.0"),

@@ -68,7 +68,7 @@ class TrialConfig:
         runs: folder for the run folders.
         train: train what has no row yet; without, only networks that have rows are shown.
         measure: time a training step and the exported network, all networks in turns.
-        threads: of trainings and timings; default as PyTorch chooses, for exported networks 2.
+        threads: of trainings and timings; default as PyTorch chooses, for exported networks 1.
     """
 
     recipe: str = "few-50"

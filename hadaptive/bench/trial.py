@@ -95,7 +95,7 @@ def _measure(models: Sequence[str], size: int, trial: TrialConfig, latencies: Pa
     timed = [
         {row["model"] for row in read_csv(path) if row["image_size"] == str(size)} for path in (latencies, steps)
     ]
-    threads = trial.threads or 2
+    threads = trial.threads or 1  # two make times of less than a millisecond jump
     if not timed[0].issuperset(models):
         say(f"== {len(models)} networks, exported to ONNX Runtime")
         bench_latency(

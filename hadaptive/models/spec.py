@@ -18,8 +18,8 @@ from typing import Any
 
 from hadaptive.errors import UserError
 from hadaptive.nn.ach import PAIRINGS
+from hadaptive.nn.checks import check_choice, check_selection
 from hadaptive.nn.normalisation import NORMS
-from hadaptive.nn.selection import check_choice, check_selection
 
 FORMAT = "hadaptive-net"
 VERSION = 1
@@ -150,7 +150,7 @@ class NetSpec:
         last_channels: width of the 1x1 convolution after the last stage.
         head_channels: width of the hidden linear layer before the classifier.
         order: of ACH's selected channels, "rank" or "index".
-        surrogate: of ACH's selection gradient, "softmax", "softmax_k" or "simple".
+        surrogate: of ACH's selection gradient, "softmax", "softmax_k", "simple" or "sfess".
         selection: which channels ACH selects, "sample" (the paper's), "grouped", "static" or "random", see
             :class:`hadaptive.nn.CrossHadamardExpansion`. Random ones are drawn by the number of the block.
         noise: scale of the selection's noise in training.

@@ -74,6 +74,7 @@ GROUPS: dict[str, dict[str, tuple[Change, str]]] = {
         "quiet": (_of_the_network(noise=0.0), "no noise in the selection"),
         "quiet-index": (_of_the_network(noise=0.0, order="index"), "no noise, and the order of the numbers"),
         "softmax_k": (_of_the_network(surrogate="softmax_k"), "selection's gradient scaled by k"),
+        "sfess": (_of_the_network(surrogate="sfess"), "score-function gradient of exact k-subsets"),
         "simple": (_of_the_network(surrogate="simple"), "exact k-subset sampling and marginals"),
     },
     "pairing": {

@@ -23,6 +23,7 @@ from hadaptive.nn.normalisation import (
 )
 from hadaptive.nn.plugging import Plugged, plug
 from hadaptive.nn.product_stats import ProductRecorder, ProductReport
+from hadaptive.nn.score_function import learns_by_score_function, score_function_term
 from hadaptive.nn.selection import (
     ChannelScore,
     ChannelSelection,
@@ -65,7 +66,9 @@ __all__ = [
     "gumbel_noise",
     "gumbel_top_k",
     "k_for_width",
+    "learns_by_score_function",
     "plug",
+    "score_function_term",
     "simple_top_k",
     "top_k_channels",
     "update_temperatures",

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.types import Device
 
 from hadaptive import ops
+from hadaptive.nn.checks import check_choice, check_k, check_selection
 from hadaptive.nn.fixed_selection import FixedSelection, StaticSelection, random_selection
 from hadaptive.nn.grouped_selection import GroupedSelection
 from hadaptive.nn.layers import is_watched, run_layers
 from hadaptive.nn.normalisation import DySoft, create_norm
-from hadaptive.nn.selection import ChannelScore, ChannelSelection, check_choice, check_k, check_selection
+from hadaptive.nn.selection import ChannelScore, ChannelSelection
 from hadaptive.nn.state import rename_children
 from hadaptive.ops import num_pairs
 
@@ -60,7 +61,7 @@ class CrossHadamardExpansion(nn.Module):
         k: channels selected per sample, 2 <= k <= C; P = k(k-1)/2. Of pairing "blocks" how many blocks.
         norm: of the products; a name in :data:`hadaptive.nn.NORMS`.
         order: of the selected channels, "rank" (the paper's) or "index".
-        surrogate: of the selection's gradient, "softmax" (the paper's), "softmax_k" or "simple".
+        surrogate: of the selection's gradient, "softmax" (the paper's), "softmax_k", "simple" or "sfess".
         score_kernel: odd width of the score's convolution over channels.
         device, dtype: of parameters and buffers; the temperature is float32.
         selection: "sample" (the paper's: the k highest scores of each sample), "grouped" (the highest score in
@@ -239,7 +240,7 @@ class AdaptiveCrossHadamard(nn.Module):
         k: channels selected per sample, or, of pairing "blocks", how many blocks.
         norm: of the products, see :data:`hadaptive.nn.NORMS`.
         order: "rank" (the paper's) or "index", see :func:`hadaptive.nn.top_k_channels`.
-        surrogate: "softmax" (the paper's), "softmax_k" or "simple", see :func:`hadaptive.nn.gumbel_top_k`.
+        surrogate: "softmax" (the paper's), "softmax_k", "simple" or "sfess", see :class:`ChannelSelection`.
         score_kernel: odd width of the score's convolution over channels.
         device, dtype: of parameters and buffers; the temperature is float32.
         selection, noise, temperature, seed, pairing: as in :class:`CrossHadamardExpansion`.

@@ -115,11 +115,37 @@ def find_expansions(model: nn.Module, image: Tensor, any_width: bool) -> list[Ex
             continue  # it does not widen, or is of pooled maps: a head, or part of a squeeze-and-excite
         assert isinstance(call.module, nn.Conv2d | nn.Linear)
         expansion = Expansion(call.name, call.module, *widths)
-        if _follow(expansion, call, calls[place + 1 :]):
+        if _follow(expansion, call, calls[place + 1 :]) and _multiplies(model, image, expansion):
             found.append(expansion)
             if expansion.twin is not None:
                 twins.add(expansion.twin.name)
     return found
+
+
+def _multiplies(model: nn.Module, image: Tensor, expansion: Expansion) -> bool:
+    """Whether a second branch is multiplied with the first, if there is one: without it nothing is left."""
+    if expansion.twin is None:
+        return True
+    assert expansion.project is not None
+    noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(0)).to(image)
+    branch = model.get_submodule(unit_of(model, expansion.twin.name))
+    handle = branch.register_forward_hook(lambda module, args, output: torch.zeros_like(output))
+    try:
+        calls = _run(model, noise)
+    finally:
+        handle.remove()
+    return all(not call.input.any() for call in calls if call.name == expansion.project.name)
+
+
+def unit_of(model: nn.Module, name: str) -> str:
+    """The outermost module that holds this layer and nothing else that is dense."""
+    while "." in name:
+        parent = name.rpartition(".")[0]
+        dense = [m for m in model.get_submodule(parent).modules() if isinstance(m, DENSE)]
+        if len(dense) > 1:
+            break
+        name = parent
+    return name
 
 
 def _follow(expansion: Expansion, first: Call, later: list[Call]) -> bool:

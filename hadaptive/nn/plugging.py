@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hadaptive.errors import first_line
 from hadaptive.nn.ach import AdaptiveCrossHadamard, CrossHadamardExpansion, k_for_width
-from hadaptive.nn.plug_sites import DENSE, NORMS_OF_TORCH, Expansion, cost, find_expansions, is_depthwise
+from hadaptive.nn.plug_sites import DENSE, NORMS_OF_TORCH, Expansion, cost, find_expansions, is_depthwise, unit_of
 
 
 class TokenCrossHadamard(nn.Module):
@@ -221,7 +221,7 @@ def _replace(
         behind = behind and not any(True for _ in module.parameters())
         _resize(module, n, width, change)
     if expansion.twin is not None:
-        _put(model, _unit(model, expansion.twin.name), _One(), change)
+        _put(model, unit_of(model, expansion.twin.name), _One(), change)
     _resize(expansion.project.module, n, width, change, inputs_only=True)
     inner = new.cross_hadamard
     return width, inner.k, (width - channels) * (expansion.project.input.numel() // n)
@@ -265,17 +265,6 @@ def _activation_of(norm: nn.Module) -> nn.Module:
     """The activation that a norm of timm's may have."""
     act = getattr(norm, "act", None)
     return act if isinstance(act, nn.Module) else nn.Identity()
-
-
-def _unit(model: nn.Module, name: str) -> str:
-    """The outermost module that holds this layer and nothing else that is dense."""
-    while "." in name:
-        parent = name.rpartition(".")[0]
-        dense = [m for m in model.get_submodule(parent).modules() if isinstance(m, DENSE)]
-        if len(dense) > 1:
-            break
-        name = parent
-    return name
 
 
 def _put(model: nn.Module, name: str, new: nn.Module, change: _Change) -> None:

@@ -3,7 +3,6 @@
 Source: arXiv 2505.22226, section 3; ECA (arXiv 1910.03151) for the score; Gumbel-softmax (arXiv 1611.01144).
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,67 +11,14 @@ import torch.fx
 from torch import Tensor, nn
 from torch.types import Device
 
+from hadaptive.nn.checks import ORDERS, SURROGATES, check_choice, check_noise, check_temperature
 from hadaptive.nn.layers import is_watched
-from hadaptive.nn.subsets import k_subset_marginals, sample_k_subset
+from hadaptive.nn.subsets import k_subset_marginals, log_probability, sample_k_subset
 from hadaptive.ops import compute_dtype
-
-SELECTIONS = ("sample", "static", "grouped", "random")
-ORDERS = ("rank", "index")
-SURROGATES = ("softmax", "softmax_k", "simple")
 
 TEMPERATURE_MAX = 4.0
 TEMPERATURE_MIN = 0.01
 TEMPERATURE_RATE = 0.005
-
-
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raise one clear ValueError unless `value` is among `choices`."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
-
-
-def check_noise(noise: float) -> None:
-    """Raise one clear ValueError unless `noise` is a finite number that is not negative."""
-    if isinstance(noise, bool) or not isinstance(noise, int | float) or not 0 <= noise < math.inf:
-        raise ValueError(f"noise must be a number from 0 on, got {noise!r}")
-
-
-def check_temperature(temperature: float | None) -> None:
-    """Raise one clear ValueError unless `temperature` is None or a finite positive number."""
-    if temperature is None:
-        return
-    number = isinstance(temperature, int | float) and not isinstance(temperature, bool)
-    if not number or not 0 < temperature < math.inf:
-        raise ValueError(f"temperature must be a positive number, or None to adapt it, got {temperature!r}")
-
-
-def check_selection(
-    selection: str, order: str, surrogate: str, noise: float, temperature: float | None, seed: int | None = None
-) -> None:
-    """Raise one clear ValueError unless these fit each other: what would have no effect is refused."""
-    check_choice("selection", selection, SELECTIONS)
-    check_choice("order", order, ORDERS)
-    check_choice("surrogate", surrogate, SURROGATES)
-    check_noise(noise)
-    check_temperature(temperature)
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
-        raise ValueError(f"seed must be a whole number, got {seed!r}")
-    if selection != "sample" and (order, surrogate) != ("rank", "softmax"):
-        raise ValueError(f"order and surrogate are for selection='sample', not for {selection!r}")
-    if selection in ("static", "random") and (noise, temperature) != (1.0, None):
-        raise ValueError(
-            f"noise and temperature have no effect on selection={selection!r}, which is always the same"
-        )
-    if selection != "random" and seed:
-        raise ValueError(f"seed is for selection='random', not for {selection!r}")
-
-
-def check_k(k: int, channels: int) -> None:
-    """Raise one clear ValueError unless 2 <= k <= channels."""
-    if k < 2:
-        raise ValueError(f"k must be at least 2, because products are of channel pairs; got {k}")
-    if k > channels:
-        raise ValueError(f"k = {k} channels cannot be selected out of only {channels}")
 
 
 @torch.fx.wrap
@@ -221,6 +167,17 @@ def gumbel_top_k(
     return index, straight_through(soft)
 
 
+def sampled_subset(
+    scores: Tensor, k: int, order: str = "rank", generator: torch.Generator | None = None, noise: float = 1.0
+) -> Tensor:
+    """k channels of each row, sampled exactly with a probability proportional to exp(sum of scores / noise).
+
+    Args, returns: index (B, k) int64, as :func:`gumbel_top_k`.
+    """
+    taken = sample_k_subset(scores.detach().float() / noise, k, generator)
+    return top_k_channels(scores.detach().float().masked_fill(~taken, -float("inf")), k, order)
+
+
 def simple_top_k(
     scores: Tensor,
     k: int,
@@ -240,9 +197,7 @@ def simple_top_k(
     if noise == 0:
         index = top_k_channels(scores.detach(), k, order)
     else:
-        # By score, so that "rank" means what it does elsewhere.
-        taken = sample_k_subset(scores.detach().float() / noise, k, generator)
-        index = top_k_channels(scores.detach().float().masked_fill(~taken, -float("inf")), k, order)
+        index = sampled_subset(scores, k, order, generator, noise)  # by score, so that "rank" means what it does
     return index, straight_through(k_subset_marginals(scores.float() / temperature, k).gather(1, index))
 
 
@@ -272,6 +227,23 @@ def _unusual(noise: float, temperature: float | None) -> str:
     )
 
 
+class Sampled:
+    """What a selection last sampled, for a score-function estimator; copies and saved modules have none of it.
+
+    Attributes:
+        log_probability: (B,), with a gradient to the scores; None before anything was sampled.
+    """
+
+    def __init__(self) -> None:
+        self.log_probability: Tensor | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Sampled":
+        return Sampled()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Sampled, ()
+
+
 class ChannelSelection(nn.Module):
     """Select k channels per sample: Gumbel top-k while training, plain top-k in eval mode.
 
@@ -281,7 +253,9 @@ class ChannelSelection(nn.Module):
     Args:
         k: channels to select.
         order: "rank" (the paper's) or "index".
-        surrogate: "softmax" (the paper's), "softmax_k", or "simple", see :func:`simple_top_k`.
+        surrogate: "softmax" (the paper's), "softmax_k", "simple", see :func:`simple_top_k`, or "sfess": no
+            gradient through gates at all, but through the probability of what was selected, see
+            :func:`hadaptive.nn.score_function_term`, which the training must add to its loss.
         device: of the buffers.
         dtype: taken as other layers take it, and without effect.
         noise: scale of the Gumbel noise in training, 1 in the paper.
@@ -315,6 +289,7 @@ class ChannelSelection(nn.Module):
         self.surrogate = surrogate
         self.noise = float(noise)
         self.constant_temperature = temperature
+        self.sampled = Sampled()
         for name in ("temperature", "gradient_norm"):
             self.register_buffer(name, torch.empty((), device=device, dtype=torch.float32))
         self.reset_parameters()
@@ -340,6 +315,11 @@ class ChannelSelection(nn.Module):
         return self
 
     def forward(self, scores: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor | None]:
+        if not torch.jit.is_scripting():  # noqa: SIM102  TorchScript skips what stands under this alone
+            if self.surrogate == "sfess" and self.training:
+                chosen = sampled_subset(scores, self.k, self.order, generator, self.noise)
+                self.sampled.log_probability = log_probability(scores.float() / self.noise, chosen)
+                return chosen, None
         index, gate = _selected(
             scores, self.k, self.temperature, self.order, self.surrogate, self.training, generator, self.noise
         )

@@ -44,6 +44,13 @@ def k_subset_marginals(logits: Tensor, k: int) -> Tensor:
     return (k * torch.softmax(logits + others, dim=1)).to(dtype)
 
 
+def log_probability(logits: Tensor, index: Tensor) -> Tensor:
+    """Log of the probability of the subsets `index` (B, k) in the distribution of `logits` (B, C): (B,)."""
+    logits = _exact(logits)
+    k = index.shape[1]
+    return logits.gather(1, index).sum(1) - _log_ways(logits, k)[-1][:, k]
+
+
 def sample_k_subset(logits: Tensor, k: int, generator: torch.Generator | None = None) -> Tensor:
     """One subset of k elements for each row, exactly: (B, C) -> (B, C) bool.
 

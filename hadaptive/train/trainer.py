@@ -21,7 +21,7 @@ from hadaptive.engine.loop import Engine, Rows
 from hadaptive.engine.optimiser import backward_twice, create_optimiser, is_second_order, take_step
 from hadaptive.errors import UserError
 from hadaptive.metrics import Evaluation, evaluate_model, share_text
-from hadaptive.nn import SelectionRecorder, adapt_temperatures
+from hadaptive.nn import SelectionRecorder, adapt_temperatures, learns_by_score_function, score_function_term
 from hadaptive.nn.temperature import watched
 from hadaptive.runs import RunFolder
 from hadaptive.train.config import TrainConfig
@@ -82,6 +82,7 @@ class Trainer(Engine):
             self.mixup = Mixup(
                 config.mixup, config.cutmix, label_smoothing=smoothing, num_classes=self.num_classes
             )
+        self.by_score_function = learns_by_score_function(self.network)
         self.criterion = nn.CrossEntropyLoss(label_smoothing=0.0 if self.mixup else smoothing)
         self.best_accuracy = -1.0
         self.best_loss = float("inf")
@@ -144,10 +145,13 @@ class Trainer(Engine):
         # The fused kernels have no second derivative.
         backend = ops.backend("reference") if self.second_order else nullcontext()
         with accelerator.accumulate(self.model), backend:
-            loss = self.criterion(self.model(images).float(), targets)
+            logits = self.model(images).float()
+            loss = self.criterion(logits, targets)
             value = loss.item()
             if not abs(value) < float("inf"):
                 raise self._non_finite(f"the loss is {value}", first_non_finite(self.network, images))
+            if self.by_score_function:
+                loss = loss + self._score_function_term(logits, targets)
             if self.second_order:
                 backward_twice(accelerator, loss)
             else:
@@ -162,6 +166,11 @@ class Trainer(Engine):
                 "the gradients are not finite", "however little the loss is scaled up, fp16 cannot hold them"
             )
         return value
+
+    def _score_function_term(self, logits: Tensor, targets: Tensor) -> Tensor:
+        smoothing = self.criterion.label_smoothing
+        losses = nn.functional.cross_entropy(logits.detach(), targets, reduction="none", label_smoothing=smoothing)
+        return score_function_term(self.network, losses)
 
     def _clip(self, *_: Any) -> None:
         """Before the optimiser's step, whose gradients are unscaled by then."""
