@@ -164,7 +164,7 @@ def test_branches_that_are_added_are_no_expansion_of_ours() -> None:
     model = Branches(multiplied=True)
     assert [report.name for report in plug(model, 1, input_size=(3, 9, 9))] == ["one.0"]
     assert sum(p.numel() for p in model.other.parameters()) == 0
-    with pytest.raises(ValueError, match="ACH was put nowhere of other.0"):
+    with pytest.raises(ValueError, match=r"ACH was put nowhere of other\.0"):
         plug(Branches(multiplied=False), 1, input_size=(3, 9, 9))
 
 

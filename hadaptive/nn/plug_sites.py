@@ -129,7 +129,11 @@ def _multiplies(model: nn.Module, image: Tensor, expansion: Expansion) -> bool:
     assert expansion.project is not None
     noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(0)).to(image)
     branch = model.get_submodule(unit_of(model, expansion.twin.name))
-    handle = branch.register_forward_hook(lambda module, args, output: torch.zeros_like(output))
+
+    def silence(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return torch.zeros_like(output)
+
+    handle = branch.register_forward_hook(silence)
     try:
         calls = _run(model, noise)
     finally:
