@@ -103,7 +103,7 @@ def test_plugged_networks_are_compared_with_what_they_are_of(
 
 
 def test_nothing_to_show_is_said(trial: TrialConfig) -> None:
-    with pytest.raises(UserError, match="has no rows of these networks: train them, without --no-train"):
+    with pytest.raises(UserError, match="has no rows of these networks: train them first"):
         bench_plugin(PluginConfig(trial=dataclasses.replace(trial, train=False, measure=False)))
 
 

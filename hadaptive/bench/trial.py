@@ -81,7 +81,7 @@ def _bench(models: list[str], based: dict[str, str], trial: TrialConfig, what: s
         _of_the_size(read_csv(steps), size, models, names),
     )
     if not lines:
-        raise UserError(f"{accuracies} has no rows of these networks: train them, without --no-train")
+        raise UserError(f"{accuracies} has no rows of these networks: train them first")
     picture = trial.results / f"{what}-{regime(trial)}.png"
     drawn = [{**row, "model": row["name"]} for row in _of_the_size(read_csv(latencies), size, models, names)]
     if plot_tradeoff(drawn, read_csv(accuracies), picture):
