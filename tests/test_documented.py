@@ -50,7 +50,8 @@ SHORTER = {
     "hadaptive bench ablation": "--model tiny.json --groups k --seeds 0 --rates 3e-3 --no-measure",
     "hadaptive bench plugin": "--models mobilenetv3_small_050 --seeds 0 --rates 3e-3 --no-measure",
     "hadaptive bench networks": "--models tiny.json --image-size 32 --batch 2 --rounds 2",
-    "hadaptive bench latency": "--image-size 32 --runtimes onnxruntime --rounds 1 --calls 2",
+    "hadaptive bench latency": "--models tiny.json --image-size 32 --runtimes onnxruntime --rounds 1 --calls 2",
+    "hadaptive bench latency --models": "--image-size 32 --runtimes onnxruntime --rounds 1 --calls 2",
     "python -m benchmarks accuracy": "--models tiny.json --seeds 0",
     "python -m benchmarks search": (
         "--space tiny-space.json --table-space tiny-space.json --image-size 32 --batch 2 --rounds 2 --networks 3 "
