@@ -9,10 +9,12 @@ import torch
 from hadaptive.bench.config import AccuracyConfig
 from hadaptive.bench.floor import FLOORS, floor
 from hadaptive.console import console, say
+from hadaptive.engine.finite import NonFiniteLossError
 from hadaptive.errors import UserError
 from hadaptive.files import append_csv, read_csv
 from hadaptive.metrics import mean_interval, with_interval
 from hadaptive.models import create_model, meant
+from hadaptive.provenance import provenance
 from hadaptive.train import TrainConfig, train_or_resume
 
 
@@ -86,8 +88,13 @@ def _rate(config: AccuracyConfig, name: str, model: str, results: Path) -> float
             settings = _settings(
                 config, name, model, seed=config.seeds[0], lr=rate, epochs=max(1, whole.epochs // 4)
             )
-            summary = train_or_resume(settings, test=False)
             keys = ("seed", "recipe", "epochs", "validation_accuracy", "train_seconds", "device", "commit")
+            try:
+                summary = train_or_resume(settings, test=False)
+            except NonFiniteLossError as error:
+                say(f"{error}: this rate is out")
+                known = {"seed": config.seeds[0], "recipe": config.recipe, "validation_accuracy": 0.0}
+                summary = {**dict.fromkeys(keys, ""), **known, **provenance()}
             rows = [{"model": name, "lr": rate, **{key: summary[key] for key in keys}}]
             append_csv(path, rows)
         scores[rate] = float(rows[-1]["validation_accuracy"])

@@ -12,6 +12,7 @@ from hadaptive.console import console
 from hadaptive.files import append_csv
 from hadaptive.measure.timing import interleaved, quartiles, threads
 from hadaptive.models import create_model
+from hadaptive.nn import learns_by_score_function, score_function_term
 from hadaptive.provenance import provenance
 
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -30,12 +31,15 @@ def _model_and_images(
 def _training_step(name: str, config: NetworksConfig, memory_format: torch.memory_format) -> Callable[[], None]:
     model, x = _model_and_images(name, config.batch, config, memory_format)
     model.train()
+    by_score_function = learns_by_score_function(model)
     optimiser = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
     y = torch.randint(0, 1000, (config.batch,), device=config.device)
 
     def run() -> None:
         optimiser.zero_grad()
-        F.cross_entropy(model(x), y).backward()
+        losses = F.cross_entropy(model(x), y, reduction="none")
+        loss = losses.mean() + score_function_term(model, losses) if by_score_function else losses.mean()
+        loss.backward()
         optimiser.step()
 
     return run

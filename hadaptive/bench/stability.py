@@ -8,6 +8,7 @@ from typing import Any
 
 from hadaptive.bench.config import StabilityConfig
 from hadaptive.console import console, say
+from hadaptive.engine.finite import NonFiniteLossError
 from hadaptive.files import append_csv, read_csv
 from hadaptive.models import create_model
 from hadaptive.nn.product_stats import ProductRecorder
@@ -59,7 +60,10 @@ def bench_stability(config: StabilityConfig) -> list[dict[str, Any]]:
             settings = {"model": name, "seed": seed, "output": output}
             if config.epochs is not None:
                 settings["epochs"] = config.epochs
-            train(TrainConfig.from_recipe(config.recipe, **settings), kind=_Observed)
+            try:
+                train(TrainConfig.from_recipe(config.recipe, **settings), kind=_Observed)
+            except NonFiniteLossError as error:
+                say(f"{norm} diverged: {error}")  # which is a result
             where = provenance("cpu")
             append_csv(
                 results,

@@ -1,9 +1,10 @@
 """Images made for a question: whether a network sees which of two local patterns stand together.
 
-Sixteen cells tile an image. Each holds one of four patterns A and one of four patterns B, one upon the other, each
-bright or dark by chance. A class is a table of 4 x 4 signs: for A of kind i and B of kind j the two are bright
-together, or one is the opposite of the other, as its entry says. In every class each pattern is as often bright as
-dark, and as often there as any other, and so is each pixel: only the product of an A and a B tells.
+Sixteen cells tile an image. The upper half of each holds one of four patterns A and the lower half one of four
+patterns B, each bright or dark by chance. A class is a table of 4 x 4 signs: for A of kind i and B of kind j the
+two are bright together, or one is the opposite of the other, as its entry says. In every class each pattern is as
+often bright as dark, and as often there as any other, and each pixel has the same distribution: only a pixel of the
+upper half and one of the lower, taken together, tell.
 """
 
 from pathlib import Path
@@ -16,7 +17,7 @@ from hadaptive.data.sources import ArraySource, Listed, Opened
 NAME = "cooccurrence"
 CLASSES, KINDS, CELL, SIDE = 8, 4, 8, 32
 SIZES = {"train": 20_000, "test": 4_000}
-CONTRAST, NOISE = 24.0, 36.0  # grey levels: of a pattern, and the standard deviation of what hides it
+CONTRAST, NOISE = 30.0, 36.0  # grey levels: of a pattern, and the standard deviation of what hides it
 
 
 def open_cooccurrence(root: Path | None = None) -> Opened:
@@ -31,9 +32,9 @@ def open_cooccurrence(root: Path | None = None) -> Opened:
 def cooccurrences(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 (count, 32, 32) and targets int64 (count,), of all classes equally often."""
     random = np.random.default_rng(seed)
-    waves = scipy.linalg.hadamard(CELL)
-    first = np.stack([np.outer(waves[1 + kind], waves[1]) for kind in range(KINDS)])
-    second = np.stack([np.outer(waves[1], waves[2 + kind]) for kind in range(KINDS)])
+    waves, empty = scipy.linalg.hadamard(CELL), np.zeros((KINDS, CELL // 2, CELL), np.int64)
+    patterns = np.stack([np.outer(waves[kind, : CELL // 2], waves[1 + kind]) for kind in range(KINDS)])
+    first, second = np.concatenate([patterns, empty], 1), np.concatenate([empty, patterns], 1)
     tables = scipy.linalg.hadamard(KINDS * KINDS)[1 : CLASSES + 1].reshape(CLASSES, KINDS, KINDS)
     targets = random.permutation(np.arange(count) % CLASSES)
     cells = (SIDE // CELL) ** 2

@@ -137,7 +137,7 @@ def _default_output(config: ExportConfig) -> Path:
     kind = ("frozen" if config.freeze else "network") + ("-finetuned" if config.finetune else "")
     name = kind + ("-int8" if config.int8 else "") + SUFFIXES[config.format]
     source = Path(config.source)
-    return source / name if source.is_dir() else Path(f"{source.stem}-{name}")
+    return source / name if source.is_dir() else Path(f"{source.stem.replace(':', '-')}-{name}")
 
 
 def _open(config: ExportConfig) -> tuple[nn.Module, ModelCard, RunFolder | None]:

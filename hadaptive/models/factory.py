@@ -67,7 +67,10 @@ def create_model(
             image_size=image_size,
         )
         try:
-            plug(network, 2, **how)
+            config = timm.get_pretrained_cfg(base, allow_unregistered=True)
+            fixed = config is not None and config.fixed_input_size
+            size = (in_chans, image_size, image_size) if fixed and image_size is not None else None
+            plug(network, 2, input_size=size, **how)
         except ValueError as error:
             raise UserError(f"{model} cannot be built: {error}") from None
         return network

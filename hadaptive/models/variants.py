@@ -12,6 +12,7 @@ from typing import Any
 from hadaptive.errors import UserError
 from hadaptive.models.spec import BlockSpec, NetSpec
 from hadaptive.nn import NORMS
+from hadaptive.nn.ach import block_size
 from hadaptive.ops import num_pairs
 
 Change = Callable[[NetSpec], NetSpec]
@@ -30,7 +31,8 @@ def _each(change: Callable[[BlockSpec, int, int], BlockSpec]) -> Change:
             blocks = []
             for block in stage:
                 if block.k is not None:
-                    blocks.append(change(block, channels, channels + num_pairs(block.k)))
+                    size = block_size(channels, block.k, block.pairing)
+                    blocks.append(change(block, channels, channels + num_pairs(size * block.k, size)))
                 else:
                     blocks.append(block)
                 channels = block.channels
@@ -55,7 +57,8 @@ def _norm(name: str) -> Change:
 def _k(factor: float) -> Change:
     def change(block: BlockSpec, channels: int, width: int) -> BlockSpec:
         assert block.k is not None
-        return dataclasses.replace(block, k=min(channels, max(2, round(block.k * factor))))
+        most = channels // 2 if block.pairing == "blocks" else channels
+        return dataclasses.replace(block, k=min(most, max(2, round(block.k * factor))))
 
     return _each(change)
 

@@ -41,6 +41,8 @@ def check_selection(
         raise ValueError(f"seed must be a whole number, got {seed!r}")
     if surrogate == "sfess" and noise == 0:
         raise ValueError("surrogate='sfess' learns from what chance selects: it needs noise above 0")
+    if surrogate == "sfess" and temperature is not None:
+        raise ValueError("temperature has no effect on surrogate='sfess', which has no gates: leave it out")
     if selection != "sample" and (order, surrogate) != ("rank", "softmax"):
         raise ValueError(f"order and surrogate are for selection='sample', not for {selection!r}")
     if selection in ("static", "random") and (noise, temperature) != (1.0, None):

@@ -63,13 +63,14 @@ def _watched(model: nn.Module) -> Iterator[list[Call]]:
 
 @torch.no_grad()
 def _run(model: nn.Module, image: Tensor) -> list[Call]:
-    was_training = model.training
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         with _watched(model) as calls:
             model(image)
     finally:
-        model.train(was_training)
+        for module in training:  # each its own: a frozen norm may be in eval mode while the rest is not
+            module.training = True
     return calls
 
 

@@ -116,7 +116,10 @@ def plug(
     size = _input_size(model, input_size)
     weight = next(model.parameters())
     image = torch.zeros(1, *size, device=weight.device, dtype=weight.dtype)
-    found = find_expansions(model, image, any_width=k is not None)
+    try:
+        found = find_expansions(model, image, any_width=k is not None)
+    except _NOT_HERE as error:
+        raise ValueError(f"the network takes no images of {size} ({first_line(error)}): pass input_size") from None
     wanted, names = _wanted(found, where)
     changes: list[_Change] = []
     refused: list[str] = []
@@ -191,6 +194,8 @@ def _replace(
     layer, n, channels = expansion.layer, expansion.width, expansion.channels
     assert expansion.project is not None
     pairs = k
+    if pairs is None and options.get("pairing") == "blocks":
+        raise ValueError("how many blocks there are is k: pass it, such as k=4")
     if pairs is None:
         pairs = min(k_for_width(channels, n), channels)
         if pairs < 2:

@@ -32,6 +32,10 @@ def score_function_term(model: nn.Module, losses: Tensor) -> Tensor:
         if not isinstance(layer.select, ChannelSelection):
             continue
         found, layer.select.sampled.log_probability = layer.select.sampled.log_probability, None
+        if found is not None and torch.is_grad_enabled() and not found.requires_grad:
+            raise ValueError(
+                "what was selected has no gradient to the scores: reentrant checkpointing loses it, use the other"
+            )
         if found is not None:
             total = found if total is None else total + found
     if total is None:

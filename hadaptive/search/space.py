@@ -98,6 +98,8 @@ class SearchSpace:
     temperature: float | None = None
 
     def __post_init__(self) -> None:
+        if self.surrogate == "sfess":
+            raise UserError("a search does not know the losses that surrogate 'sfess' learns from: choose another")
         for number, position in enumerate(self.positions, start=1):
             _check_agree(f"position {number}", position)
         if not self.stages or not all(self.stages):

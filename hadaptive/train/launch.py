@@ -22,8 +22,8 @@ from hadaptive.train.trainer import Trainer
 
 def default_output(config: TrainConfig) -> Path:
     """A new folder's name under runs/, from the time, the model and the data."""
-    stem = f"{datetime.now():%Y%m%d-%H%M%S}-{Path(config.model_name).stem}-{Path(config.data.data).name}"
-    return Path("runs") / stem
+    model = Path(config.model_name.replace(":", "-")).stem  # a variant's colon is no part of a name everywhere
+    return Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{model}-{Path(config.data.data).name}"
 
 
 def train(

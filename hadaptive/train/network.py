@@ -11,6 +11,7 @@ from torch import nn
 from hadaptive.cards import ModelCard, card_for, open_weights
 from hadaptive.errors import UserError, first_line
 from hadaptive.models import check_image_size, create_model, spec_of
+from hadaptive.models.variants import variant_of
 from hadaptive.runs import RunFolder
 from hadaptive.text import alike
 from hadaptive.train.config import DEFAULT_MODEL, NetworkConfig, TrainConfig
@@ -113,7 +114,7 @@ def identity_of(config: TrainConfig) -> str:
 
 
 def _is_ours(name: str) -> bool:
-    return name.endswith(".json") or name.startswith("hadaptive")
+    return name.endswith(".json") or name.startswith("hadaptive") or variant_of(name) is not None
 
 
 def as_done(how: NetworkConfig, card: ModelCard) -> NetworkConfig:
@@ -122,4 +123,6 @@ def as_done(how: NetworkConfig, card: ModelCard) -> NetworkConfig:
     if how.init is not None:
         return replace(how, init=how.init.resolve(), **rates)
     model = how.model or DEFAULT_MODEL
-    return replace(how, model=str(Path(model).resolve()) if model.endswith(".json") else model, **rates)
+    base, colon, variant = model.rpartition(":") if variant_of(model) is not None else (model, "", "")
+    resolved = str(Path(base).resolve()) if base.endswith(".json") else base
+    return replace(how, model=f"{resolved}{colon}{variant}", **rates)
