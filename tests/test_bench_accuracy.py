@@ -4,19 +4,23 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from tiny import TINY, tiny_spec
+from tiny import TINY, tiny_config, tiny_spec
 
 from hadaptive.bench import accuracy
 from hadaptive.bench.accuracy import bench_accuracy, name_of, print_accuracy
 from hadaptive.bench.config import AccuracyConfig
 from hadaptive.bench.floor import FLOORS, floor
+from hadaptive.data.generated import cooccurrences
+from hadaptive.engine.finite import NonFiniteLossError
 from hadaptive.errors import UserError
 from hadaptive.files import read_csv
 from hadaptive.models import HadaptiveNet, NetSpec, meant
 from hadaptive.models.spec import HADAPTIVE_NET_S
 from hadaptive.models.variants import VARIANTS
 from hadaptive.nn import AdaptiveBottleneck, expansions
-from hadaptive.train import TrainConfig, Trainer, TrainingInterruptedError
+from hadaptive.runs import RunFolder
+from hadaptive.train import TrainConfig, Trainer, TrainingInterruptedError, train_or_resume
+from hadaptive.train.launch import read_config
 
 
 @pytest.fixture
@@ -128,3 +132,49 @@ def test_a_variant_that_there_is_not_is_said_before_anything_runs(
         bench_accuracy(dataclasses.replace(config, models=(config.models[0], name)))
     assert config.results is not None
     assert not config.results.exists()
+
+
+def test_controls_of_whole_blocks_are_as_wide_as_those() -> None:
+    nets = [HadaptiveNet(meant(f"hadaptive_net_s:blocks3{more}"), 10) for more in ("", ":inverted")]
+    widths = [
+        [b.project[0].in_channels for b in net.modules() if isinstance(b, AdaptiveBottleneck)] for net in nets
+    ]
+    assert widths[0] == widths[1]
+
+
+def test_a_variant_of_a_file_is_the_network_that_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name was taken for its identity, so that no such run could be gone on with."""
+    monkeypatch.chdir(tmp_path)
+    config = tiny_config(tmp_path, epochs=1, model=f"{Path(tiny_spec(tmp_path)).name}:static")
+    first = train_or_resume(config)
+    again = train_or_resume(config)
+    assert again["validation_accuracy"] == first["validation_accuracy"]
+    stored = read_config(RunFolder.open(tmp_path / "run")).network.model
+    assert stored == f"{tmp_path / 'tiny.json'}:static"
+
+
+def test_neither_pixels_nor_their_squares_tell_what_stands_together() -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    parts = [cooccurrences(count, seed) for count, seed in ((3000, 0), (1500, 1))]
+    for power in (1, 2):
+        (x, y), (xt, yt) = (
+            (
+                (((images - 128.0) / 48) ** power).reshape(-1, 4, 8, 4, 8).sum((1, 3)).reshape(len(images), -1),
+                targets,
+            )
+            for images, targets in parts
+        )
+        assert LogisticRegression(max_iter=300).fit(x, y).score(xt, yt) < 0.18  # of eight classes
+
+
+def test_a_rate_that_diverges_is_out(config: AccuracyConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train_as_it_may(settings: TrainConfig, **how: bool) -> dict:
+        if settings.optimisation.lr > 1:
+            raise NonFiniteLossError("the loss is nan")
+        return train_or_resume(settings, **how)
+
+    monkeypatch.setattr(accuracy, "train_or_resume", train_as_it_may)
+    config = dataclasses.replace(config, models=config.models[:1], seeds=(0,), rates=(3e-3, 9.0))
+    (row,) = bench_accuracy(config)[len(FLOORS) :]
+    assert float(row["lr"]) == 3e-3

@@ -10,7 +10,7 @@ from tiny import tiny_spec
 from hadaptive.bench import trial as trials
 from hadaptive.bench.config import AblationConfig, Group, PluginConfig, TrialConfig
 from hadaptive.bench.floor import FLOORS
-from hadaptive.bench.trial import bench_ablation, bench_plugin, table
+from hadaptive.bench.trial import bench_ablation, bench_plugin, last_session, table
 from hadaptive.cli import main
 from hadaptive.errors import UserError
 from hadaptive.files import read_csv
@@ -121,17 +121,17 @@ def test_as_typed(trial: TrialConfig, tmp_path: Path, capsys: pytest.CaptureFixt
     assert "resnet10t:plug cannot be built" in capsys.readouterr().err
 
 
-def test_differences_have_intervals_and_the_last_timing_counts() -> None:
+def test_differences_have_intervals() -> None:
     accuracies = [
         {"model": name, "test_accuracy": str(score), "parameters": "10"}
         for name, scores in (("a", (0.8, 0.82)), ("b", (0.9, 0.91)))
         for score in scores
     ]
     latencies = [
-        {"name": name, "median_ms": str(ms), "macs": "5", "products": "2"}
-        for name, ms in (("a", 2.0), ("b", 9.0), ("b", 1.0))
+        {"model": name, "median_ms": str(ms), "macs": "5", "products": "2"}
+        for name, ms in (("a", 2.0), ("b", 1.0))
     ]
-    steps = [{"name": "a", "what": "training step", "layout": "channels_last", "median_ms": "4"}]
+    steps = [{"model": "a", "what": "training step", "layout": "channels_last", "median_ms": "4"}]
     first, second = table({"a": "a", "b": "a"}, accuracies, latencies, steps)
     assert (first["name"], second["name"]) == ("b", "a")
     assert first["difference"] == pytest.approx(9.5)
@@ -139,3 +139,18 @@ def test_differences_have_intervals_and_the_last_timing_counts() -> None:
     assert first["latency_ratio"] == 0.5
     assert math.isnan(first["step_ms"])
     assert math.isnan(second["difference"])
+
+
+def test_ratios_are_of_one_session() -> None:
+    def rows(models: str, threads: int, ms: float) -> list[dict[str, str]]:
+        return [
+            {"model": m, "image_size": "64", "threads": str(threads), "runtime": "o", "median_ms": str(ms)}
+            for m in models
+        ]
+
+    mixed = [*rows("abc", 1, 1.0), *rows("ad", 1, 2.0), *rows("abc", 2, 3.0)]
+    assert {row["median_ms"] for row in last_session(mixed, 64, ["a", "b"], 1)} == {"1.0"}
+    assert {row["median_ms"] for row in last_session(mixed, 64, ["a", "d"], 1)} == {"2.0"}
+    assert {row["median_ms"] for row in last_session(mixed, 64, ["a", "b"], 2)} == {"3.0"}
+    assert last_session(mixed, 64, ["b", "d"], 1) == []
+    assert last_session(mixed, 32, ["a"], 1) == []

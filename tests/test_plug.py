@@ -176,6 +176,7 @@ def test_branches_that_are_added_are_no_expansion_of_ours() -> None:
         ("mobilenetv2_050", 0, {}, "where must be a positive number or names of layers, got 0"),
         ("mobilenetv2_050", "head.*", {}, "no expansion is called 'head.*'; there are blocks.1.0.conv_pw"),
         ("mobilenetv2_050", 2, {"selection": "best"}, "selection must be one of"),
+        ("mobilenetv2_050", 2, {"pairing": "blocks"}, "how many blocks there are is k: pass it, such as k=4"),
         ("mobilenetv2_050", 2, {"k": 1}, "k must be at least 2"),
         ("mixnet_s", 1, {}, "ACH was put nowhere of blocks.2.1.conv_pw.1"),
         ("mixnet_s", "blocks.2.1.*", {}, "it does not fit into blocks.2.1.conv_pw.1 .split_with_sizes"),
@@ -223,3 +224,19 @@ def test_a_plugged_network_has_a_name_that_commands_take(plugged: str, tmp_path:
 def test_a_network_without_expansions_cannot_be_plugged_by_name() -> None:
     with pytest.raises(UserError, match="resnet10t:plug cannot be built: the network has no expansion"):
         create_model("resnet10t:plug", num_classes=2)
+
+
+def test_a_network_of_one_size_is_tried_at_its_own() -> None:
+    model = create_model("deit_tiny_patch16_224:plug", num_classes=3, image_size=64)
+    assert model.eval()(torch.randn(1, 3, 64, 64)).shape == (1, 3)
+    with pytest.raises(ValueError, match=r"takes no images of \(3, 32, 32\)"):
+        plug(timm.create_model("deit_tiny_patch16_224"), 1, input_size=(3, 32, 32))
+
+
+def test_what_was_in_eval_mode_stays_in_it() -> None:
+    model = created("mobilenetv2_050").train()
+    model.bn1.eval()
+    plug(model, 1)
+    assert model.training
+    assert not model.bn1.training
+    assert model.blocks.training

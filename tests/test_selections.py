@@ -16,6 +16,7 @@ from networks import close, seeded
 from test_export import card_of, deployed
 from tiny import TINY, WIDE_CHOICE, WIDE_SPACE, tiny_config, trainer_of
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from hadaptive.errors import UserError
 from hadaptive.export.freeze import calibrate, freeze
@@ -412,6 +413,7 @@ def test_wherever_it_is_made(selection: str) -> None:
         ({"selection": "grouped", "order": "index"}, "order and surrogate are for selection='sample'"),
         ({"selection": "static", "surrogate": "simple"}, "order and surrogate are for selection='sample'"),
         ({"surrogate": "sfess", "noise": 0.0}, "surrogate='sfess' learns from what chance selects"),
+        ({"surrogate": "sfess", "temperature": 1.0}, "temperature has no effect on surrogate='sfess'"),
         ({"seed": 3}, "seed is for selection='random'"),
         ({"selection": "random", "seed": 1.5}, "seed must be a whole number"),
         ({"noise": -1.0}, "noise must be a number from 0 on, got -1.0"),
@@ -457,6 +459,19 @@ def test_a_space_carries_it_to_the_networks_it_builds() -> None:
     assert SearchSpace.from_dict(space.to_dict()) == space
     assert space.find(spec) is not None
     assert dataclasses.replace(space, selection="sample").find(spec) is None
+
+
+def test_a_search_refuses_what_it_could_not_train() -> None:
+    with pytest.raises(UserError, match="does not know the losses that surrogate 'sfess' learns from"):
+        dataclasses.replace(WIDE_SPACE, surrogate="sfess")
+
+
+def test_checkpointing_that_loses_the_gradient_is_said() -> None:
+    layer = CrossHadamardExpansion(6, 3, surrogate="sfess")
+    x = torch.randn(4, 6, 3, 3, requires_grad=True)
+    checkpoint(layer, x, use_reentrant=True)
+    with pytest.raises(ValueError, match="reentrant checkpointing loses it"):
+        score_function_term(layer, torch.ones(4))
 
 
 def test_a_block_without_products_is_the_mix_alone() -> None:

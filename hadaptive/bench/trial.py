@@ -74,45 +74,61 @@ def _bench(models: list[str], based: dict[str, str], trial: TrialConfig, what: s
         )
     if trial.measure:
         _measure(models, size, trial, latencies, steps)
-    lines = table(
-        {name: name_of(based[model]) for name, model in names.items()},
-        read_csv(accuracies),
-        _of_the_size(read_csv(latencies), size, models, names),
-        _of_the_size(read_csv(steps), size, models, names),
+    known = {model: name for name, model in names.items()}
+    timed, stepped = (
+        [{**row, "model": known[row["model"]]} for row in last_session(read_csv(path), size, models, threads)]
+        for path, threads in ((latencies, trial.threads or 1), (steps, trial.threads))
     )
+    based = {name: name_of(based[model]) for name, model in names.items()}
+    lines = table(based, read_csv(accuracies), timed, stepped)
     if not lines:
         raise UserError(f"{accuracies} has no rows of these networks: train them first")
     picture = trial.results / f"{what}-{regime(trial)}.png"
-    drawn = [{**row, "model": row["name"]} for row in _of_the_size(read_csv(latencies), size, models, names)]
-    if plot_tradeoff(drawn, read_csv(accuracies), picture):
+    if plot_tradeoff(timed, read_csv(accuracies), picture):
         console().print(f"accuracy against latency: {picture}", soft_wrap=True)
     print_trial(lines)
     return lines
 
 
 def _measure(models: Sequence[str], size: int, trial: TrialConfig, latencies: Path, steps: Path) -> None:
-    """Time all of them in one session, if one of them has no rows of this size yet."""
-    timed = [
-        {row["model"] for row in read_csv(path) if row["image_size"] == str(size)} for path in (latencies, steps)
-    ]
-    threads = trial.threads or 1  # two make times of less than a millisecond jump
-    if not timed[0].issuperset(models):
+    """Time all of them in one session, unless there is one already."""
+    if not last_session(read_csv(latencies), size, models, trial.threads or 1):
         say(f"== {len(models)} networks, exported to ONNX Runtime")
+        # Two threads make times of less than a millisecond jump.
+        threads = (trial.threads or 1,)
         bench_latency(
             LatencyBenchConfig(
-                tuple(models), ("onnxruntime",), (threads,), results=latencies, image_size=size, rounds=3
+                tuple(models), ("onnxruntime",), threads, results=latencies, image_size=size, rounds=3
             )
         )
-    if not timed[1].issuperset(models):
+    if not last_session(read_csv(steps), size, models, trial.threads):
         say(f"== {len(models)} networks, a training step")
         bench_networks(NetworksConfig(tuple(models), steps, size, batch=64, rounds=8, threads=trial.threads))
 
 
-def _of_the_size(rows: Rows, size: int, models: Sequence[str], names: dict[str, str]) -> Rows:
-    """The last session's rows of these networks at this size, with the names that accuracies have."""
-    known = {model: name for name, model in names.items()}
-    own = [row for row in rows if row["image_size"] == str(size) and row["model"] in known]
-    return [{**row, "name": known[row["model"]]} for row in own]
+def last_session(rows: Rows, size: int, models: Sequence[str], threads: int | None) -> Rows:
+    """The rows of the last session that timed all of these networks at this size; none where there is none.
+
+    Ratios are of one session only. A session ends where a network comes again.
+
+    Args:
+        rows: of ``bench latency`` or ``bench networks``, in their order.
+        size: of the images.
+        models: by the names that were timed.
+        threads: how many; None for any.
+    """
+    sessions: list[dict[tuple[str, ...], dict[str, Any]]] = [{}]
+    for row in rows:
+        if row["image_size"] != str(size) or (threads is not None and row["threads"] != str(threads)):
+            continue
+        key = tuple(row.get(name, "") for name in ("model", "what", "layout", "runtime", "batch"))
+        if key in sessions[-1]:
+            sessions.append({})
+        sessions[-1][key] = row
+    for session in reversed(sessions):
+        if {key[0] for key in session}.issuperset(models):
+            return [row for row in session.values() if row["model"] in models]
+    return []
 
 
 def table(based: dict[str, str], accuracies: Rows, latencies: Rows, steps: Rows) -> list[dict[str, Any]]:
@@ -121,7 +137,7 @@ def table(based: dict[str, str], accuracies: Rows, latencies: Rows, steps: Rows)
     Args:
         based: of each network the one that it is compared with.
         accuracies: of ``bench accuracy``, those of the floor as well.
-        latencies, steps: of ``bench latency`` and ``bench networks``, with "name"; a network's last one counts.
+        latencies, steps: of one session of ``bench latency`` and ``bench networks`` each.
 
     Returns:
         name, parameters, macs, products, step_ms and latency_ms with their ratios to the base's, accuracy and
@@ -131,9 +147,9 @@ def table(based: dict[str, str], accuracies: Rows, latencies: Rows, steps: Rows)
     for row in accuracies:
         scores.setdefault(row["model"], []).append(100 * float(row["test_accuracy"]))
     size = {row["model"]: int(row["parameters"]) for row in accuracies}
-    timed = {row["name"]: row for row in latencies}
+    timed = {row["model"]: row for row in latencies}
     trained = {
-        row["name"]: float(row["median_ms"])
+        row["model"]: float(row["median_ms"])
         for row in steps
         if row["what"] == "training step" and row["layout"] == "channels_last"
     }

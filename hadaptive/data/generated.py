@@ -3,7 +3,7 @@
 Sixteen cells tile an image. The upper half of each holds one of four patterns A and the lower half one of four
 patterns B, each bright or dark by chance. A class is a table of 4 x 4 signs: for A of kind i and B of kind j the
 two are bright together, or one is the opposite of the other, as its entry says. In every class each pattern is as
-often bright as dark, and as often there as any other, and each pixel has the same distribution: only a pixel of the
+often bright as dark, and as often there as any other, and each pixel has the same distribution: only a pixel of an
 upper half and one of the lower, taken together, tell.
 """
 
