@@ -261,7 +261,10 @@ WRONG_ACH = {
     "k-too-large": ({"k": 7}, "k = 7 channels cannot be selected out of only 6"),
     "norm": ({"norm": "layernorm"}, "norm must be one of dysoft, .*; got 'layernorm'"),
     "order": ({"order": "random"}, "order must be one of rank, index; got 'random'"),
-    "surrogate": ({"surrogate": "simple"}, "surrogate must be one of softmax, softmax_k; got 'simple'"),
+    "surrogate": (
+        {"surrogate": "nonsense"},
+        "surrogate must be one of softmax, softmax_k, simple, sfess; got 'nonsense'",
+    ),
     "score-kernel": ({"score_kernel": 4}, "kernel_size must be odd and positive, got 4"),
 }
 

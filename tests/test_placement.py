@@ -32,8 +32,10 @@ from hadaptive.nn import (
     DyT,
     FixedSelection,
     GhostExpansion,
+    GroupedSelection,
     InvertedExpansion,
     SelectionRecorder,
+    StaticSelection,
     create_norm,
     expansions,
 )
@@ -55,11 +57,14 @@ LAYERS = {
     DyT: lambda **dd: DyT(4, **dd),
     FixedSelection: lambda **dd: FixedSelection(torch.tensor([2, 0], device="cpu"), **dd),
     GhostExpansion: lambda **dd: GhostExpansion(4, 2, **dd),
+    GroupedSelection: lambda **dd: GroupedSelection(2, **dd),
     InvertedExpansion: lambda **dd: InvertedExpansion(4, 2, **dd),
+    StaticSelection: lambda **dd: StaticSelection(2, **dd),
 }
 SHAPES = {  # of inputs, where (2, 4, 5, 5) does not fit
     AdaptiveCrossHadamard: (2, 6, 5, 5),
     ChannelSelection: (2, 6),
+    GroupedSelection: (2, 6),
     CrossHadamardExpansion: (2, 6, 5, 5),
     CrossHadamardMlp: (2, 5, 6),
 }

@@ -26,8 +26,9 @@ def bench_accuracy(config: AccuracyConfig) -> list[dict[str, Any]]:
     """
     results = config.results or Path("benchmarks/results") / f"accuracy-{_regime(config)}.csv"
     models = {name_of(model): model for model in config.models}
+    _recipe(config)  # mistakes show here
     for model in config.models:
-        create_model(model, num_classes=2)  # mistakes show here
+        create_model(model, num_classes=2)
     results.parent.mkdir(parents=True, exist_ok=True)
     if config.threads is not None:
         torch.set_num_threads(config.threads)

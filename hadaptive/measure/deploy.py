@@ -1,4 +1,4 @@
-"""A network as it is deployed: no BatchNorm, no dropout, nothing that only training needs, nothing concatenated.
+"""A network as it is deployed: no BatchNorm, no dropout, nothing that only training needs, little concatenated.
 
 :func:`fold` makes one from a :class:`HadaptiveNet` or layers of one; :mod:`hadaptive.measure.passes` changes it
 further. Everything is plain convolutions and element-wise operators, so that any exporter can follow. What a

@@ -177,7 +177,8 @@ def prepare(network: HadaptiveNet | nn.Sequential, multiple: int = ALIGN) -> tup
         The deployed network, and a sentence for each pass.
     """
     net = fold(network)
-    said = ["fold: no BatchNorm, no dropout and no concatenation is left", absorb(net), merge(net)]
+    left = "no BatchNorm, no dropout, and no concatenation but of whole blocks is left"
+    said = [f"fold: {left}", absorb(net), merge(net)]
     if multiple > 1:
         said.append(align(net, multiple))
     return net, said

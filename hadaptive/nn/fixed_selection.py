@@ -45,12 +45,13 @@ class StaticSelection(FixedSelection):
 
     Args:
         k: channels to select.
+        device, dtype: taken as other layers take them, and without effect.
 
     Shape:
         anything (B, ...) -> index (B, k) int64, None.
     """
 
-    def __init__(self, k: int) -> None:
+    def __init__(self, k: int, device: Device = None, dtype: torch.dtype | None = None) -> None:
         nn.Module.__init__(self)
         self.k = k
 

@@ -219,7 +219,7 @@ torch.library.register_vmap(f"{_NAME}_backward", _map_expand_backward, lib=_LIBR
 
 
 def cross_hadamard_expand(
-    x: Tensor, index: Tensor, gate: Tensor | None, alpha: Tensor, weight: Tensor, bias: Tensor, block: int
+    x: Tensor, index: Tensor, gate: Tensor | None, alpha: Tensor, weight: Tensor, bias: Tensor, block: int = 1
 ) -> Tensor:
     """Fused path of :func:`hadaptive.ops.cross_hadamard_expand`."""
     return _expand(x, index, gate, alpha, weight, bias, block)

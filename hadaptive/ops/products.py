@@ -97,6 +97,6 @@ torch.library.register_vmap(_NAME, _batch, lib=_LIBRARY)
 torch.library.register_vmap(f"{_NAME}_backward", _batch_backward, lib=_LIBRARY)
 
 
-def selected_products(x: Tensor, index: Tensor, gate: Tensor | None, block: int) -> Tensor:
+def selected_products(x: Tensor, index: Tensor, gate: Tensor | None, block: int = 1) -> Tensor:
     """Fused path of :func:`hadaptive.ops.selected_products`."""
     return _forward(x, index, gate, block)
