@@ -4,12 +4,14 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import TINY, tiny_config, tiny_spec
 
 from hadaptive.bench import accuracy
 from hadaptive.bench.accuracy import bench_accuracy, name_of, print_accuracy
 from hadaptive.bench.config import AccuracyConfig
 from hadaptive.bench.floor import FLOORS, floor
+from hadaptive.cli import main
 from hadaptive.data.generated import cooccurrences
 from hadaptive.engine.finite import NonFiniteLossError
 from hadaptive.errors import UserError
@@ -178,3 +180,18 @@ def test_a_rate_that_diverges_is_out(config: AccuracyConfig, monkeypatch: pytest
     config = dataclasses.replace(config, models=config.models[:1], seeds=(0,), rates=(3e-3, 9.0))
     (row,) = bench_accuracy(config)[len(FLOORS) :]
     assert float(row["lr"]) == 3e-3
+
+
+def test_fewer_images_and_threads_as_typed(
+    tiny_recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = torch.get_num_threads()
+    flags = f"--recipe {tiny_recipe} --models tiny.json --seeds 0 --train-size 60 --threads 2".split()
+    tiny_spec(tmp_path)
+    assert main(["bench", "accuracy", *flags]) == 0
+    (row,) = read_csv(Path("benchmarks/results/accuracy-tiny-60.csv"))[len(FLOORS) :]
+    assert (row["train_images"], row["threads"]) == ("60", "2")
+    assert torch.get_num_threads() == before
+    assert main(["bench", "accuracy", *flags[:-1], "0"]) == 1
+    assert "threads must be at least 1, got 0" in capsys.readouterr().err

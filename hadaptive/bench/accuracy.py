@@ -4,14 +4,13 @@ import math
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from hadaptive.bench.config import AccuracyConfig
 from hadaptive.bench.floor import FLOORS, floor
 from hadaptive.console import console, say
 from hadaptive.engine.finite import NonFiniteLossError
 from hadaptive.errors import UserError
 from hadaptive.files import append_csv, read_csv
+from hadaptive.measure.timing import threads
 from hadaptive.metrics import mean_interval, with_interval
 from hadaptive.models import create_model, meant
 from hadaptive.provenance import provenance
@@ -24,23 +23,24 @@ def bench_accuracy(config: AccuracyConfig) -> list[dict[str, Any]]:
     Raises:
         UserError: no such recipe, model or variant.
     """
-    results = config.results or Path("benchmarks/results") / f"accuracy-{_regime(config)}.csv"
+    results = (
+        config.results or Path("benchmarks/results") / f"accuracy-{regime(config.recipe, config.train_size)}.csv"
+    )
     models = {name_of(model): model for model in config.models}
     _recipe(config)  # mistakes show here
     for model in config.models:
         create_model(model, num_classes=2)
     results.parent.mkdir(parents=True, exist_ok=True)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    _add_floor(config, results)
-    for seed in config.seeds:
-        for name, model in models.items():
-            if (name, str(seed)) in _done(results):
-                continue
-            rate = _rate(config, name, model, results)
-            say(f"== {name}, seed {seed}, learning rate {rate:g}")
-            summary = train_or_resume(_settings(config, name, model, seed=seed, lr=rate))
-            append_csv(results, [_row(name, summary, rate)])
+    with threads(config.threads):
+        _add_floor(config, results)
+        for seed in config.seeds:
+            for name, model in models.items():
+                if (name, str(seed)) in _done(results):
+                    continue
+                rate = _rate(config, name, model, results)
+                say(f"== {name}, seed {seed}, learning rate {rate:g}")
+                summary = train_or_resume(_settings(config, name, model, seed=seed, lr=rate))
+                append_csv(results, [_row(name, summary, rate)])
     wanted = {*models, *FLOORS}
     return [row for row in read_csv(results) if row["model"] in wanted]
 
@@ -50,15 +50,22 @@ def _done(results: Path) -> set[tuple[str, str]]:
 
 
 def _settings(config: AccuracyConfig, name: str, model: str, **changes: Any) -> TrainConfig:
-    stem = "-".join([_regime(config), name, *(f"{key}{value:g}" for key, value in changes.items() if key != "lr")])
+    stem = "-".join(
+        [
+            regime(config.recipe, config.train_size),
+            name,
+            *(f"{key}{value:g}" for key, value in changes.items() if key != "lr"),
+        ]
+    )
     if "epochs" in changes:
         stem += f"-rate{changes['lr']:g}"
     output = config.runs / stem.replace(":", "-").replace(" ", "-")
     return _recipe(config, model=model, output=output, **changes)
 
 
-def _regime(config: AccuracyConfig) -> str:
-    return config.recipe if config.train_size is None else f"{config.recipe}-{config.train_size}"
+def regime(recipe: str, train_size: int | None) -> str:
+    """What files are called by of which accuracies can be compared."""
+    return recipe if train_size is None else f"{recipe}-{train_size}"
 
 
 def _recipe(config: AccuracyConfig, **changes: Any) -> TrainConfig:

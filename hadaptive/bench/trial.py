@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hadaptive.bench.accuracy import bench_accuracy, name_of
+from hadaptive.bench.accuracy import bench_accuracy, name_of, regime
 from hadaptive.bench.config import (
     AblationConfig,
     AccuracyConfig,
@@ -49,13 +49,8 @@ def bench_plugin(config: PluginConfig) -> list[dict[str, Any]]:
     return _bench(list(based), based, config.trial, "plugin")
 
 
-def regime(trial: TrialConfig) -> str:
-    """What the files of a trial's accuracies are called by."""
-    return trial.recipe if trial.train_size is None else f"{trial.recipe}-{trial.train_size}"
-
-
 def _bench(models: list[str], based: dict[str, str], trial: TrialConfig, what: str) -> list[dict[str, Any]]:
-    accuracies = trial.results / f"accuracy-{regime(trial)}.csv"
+    accuracies = trial.results / f"accuracy-{regime(trial.recipe, trial.train_size)}.csv"
     latencies, steps = (trial.results / f"{what}-{kind}.csv" for kind in ("latency", "steps"))
     size = TrainConfig.from_recipe(trial.recipe).preprocessing.image_size
     names = {name_of(model): model for model in models}
@@ -83,7 +78,7 @@ def _bench(models: list[str], based: dict[str, str], trial: TrialConfig, what: s
     lines = table(based, read_csv(accuracies), timed, stepped)
     if not lines:
         raise UserError(f"{accuracies} has no rows of these networks: train them first")
-    picture = trial.results / f"{what}-{regime(trial)}.png"
+    picture = trial.results / f"{what}-{regime(trial.recipe, trial.train_size)}.png"
     if plot_tradeoff(timed, read_csv(accuracies), picture):
         console().print(f"accuracy against latency: {picture}", soft_wrap=True)
     print_trial(lines)

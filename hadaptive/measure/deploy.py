@@ -93,17 +93,16 @@ class DeployProducts(nn.Module):
         self.ties = "sort"
         self.left: nn.Conv2d | None = None
         self.right: nn.Conv2d | None = None
-        if self.block > 1 and isinstance(select, StaticSelection):
-            pass
-        elif isinstance(select, FixedSelection):
-            self.fixed = copy.deepcopy(mix)
-            take(self.fixed, select.index)
-        else:
+        slices = self.block > 1 and isinstance(select, StaticSelection)
+        if isinstance(select, ChannelSelection):
             assert isinstance(expansion.score, ChannelScore)
-            assert isinstance(select, ChannelSelection)
             self.score, self.order = copy.deepcopy(expansion.score.conv), select.order
             self.groups = self.k if isinstance(select, GroupedSelection) else 0
-        if self.block == 1 or self.fixed is not None:
+        elif not slices:
+            assert isinstance(select, FixedSelection)
+            self.fixed = copy.deepcopy(mix)
+            take(self.fixed, select.index)
+        if not slices:
             self.left, self.right = (_one_hot(rows, self.k) for rows in pair_indices(self.k, block=self.block))
         self.softsign = isinstance(norm, DySoft)
         self.norm = None

@@ -98,14 +98,19 @@ GROUPS: dict[str, dict[str, tuple[Change, str]]] = {
     },
 }
 VARIANTS = {name: variant for group in GROUPS.values() for name, variant in group.items()}
+
+
+def _is_ours(name: str) -> bool:
+    return name.startswith("hadaptive_net") or name.endswith(".json")
+
+
 PLUGS: dict[str, dict[str, Any]] = {"plug": {}, "plug-static": {"selection": "static"}}
 
 
 def plug_of(name: str) -> tuple[str, dict[str, Any]] | None:
     """The network that a name such as starnet_s1:plug means with ACH in its last two expansions, and how."""
     base, colon, wanted = name.rpartition(":")
-    ours = base.startswith("hadaptive_net") or base.endswith(".json")
-    return (base, PLUGS[wanted]) if colon and not ours and wanted in PLUGS else None
+    return (base, PLUGS[wanted]) if colon and not _is_ours(base) and wanted in PLUGS else None
 
 
 def variant_of(name: str) -> tuple[str, str] | None:
@@ -115,7 +120,7 @@ def variant_of(name: str) -> tuple[str, str] | None:
         UserError: there is no such variant.
     """
     base, colon, wanted = name.rpartition(":")
-    if not colon or not (base.startswith("hadaptive_net") or base.endswith(".json")):
+    if not colon or not _is_ours(base):
         return None
     if wanted not in VARIANTS:
         close = difflib.get_close_matches(wanted, VARIANTS, n=1)

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hadaptive.nn.ach import CrossHadamardExpansion, expansions
+from hadaptive.nn.recorder import Recorder
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class _Sums:
         )
 
 
-class ProductRecorder:
+class ProductRecorder(Recorder):
     """Records the products of every ACH in a model, in training, while it is attached.
 
     The layers run unfused meanwhile, as whatever looks at their norms makes them. Use it as a context manager, or
@@ -116,15 +117,3 @@ class ProductRecorder:
     def reset(self) -> None:
         """Forget what was recorded and go on recording."""
         self._sums = {name: _Sums() for name in self.layers}
-
-    def close(self) -> None:
-        """Detach from the model; the record stays readable."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-
-    def __enter__(self) -> "ProductRecorder":
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from hadaptive.nn.ach import CrossHadamardExpansion, expansions
 from hadaptive.nn.normalisation import DySoft
+from hadaptive.nn.recorder import Recorder
 from hadaptive.nn.selection import ChannelSelection
 
 
@@ -70,7 +71,7 @@ class _LayerCounts:
                 setattr(self, name, tensor.to(device))
 
 
-class SelectionRecorder:
+class SelectionRecorder(Recorder):
     """Records the selections of every ACH in a model while it is attached; fixed ones tell nothing.
 
     Use it as a context manager, or call :meth:`close`::
@@ -161,15 +162,3 @@ class SelectionRecorder:
             if f"{name}.counts" in state:
                 for key, tensor in counts.tensors().items():
                     tensor.copy_(state[f"{name}.{key}"])
-
-    def close(self) -> None:
-        """Detach from the model; the record stays readable."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-
-    def __enter__(self) -> "SelectionRecorder":
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
