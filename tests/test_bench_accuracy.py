@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import TINY, tiny_config, tiny_spec
+from torch import nn
 
 from hadaptive.bench import accuracy
 from hadaptive.bench.accuracy import bench_accuracy, name_of, print_accuracy
@@ -17,8 +18,9 @@ from hadaptive.engine.finite import NonFiniteLossError
 from hadaptive.errors import UserError
 from hadaptive.files import read_csv
 from hadaptive.models import HadaptiveNet, NetSpec, meant
-from hadaptive.models.spec import HADAPTIVE_NET_S
-from hadaptive.models.variants import VARIANTS
+from hadaptive.models.blocks import conv_norm_act
+from hadaptive.models.spec import HADAPTIVE_NET_S, ConvSpec, ach, ghost
+from hadaptive.models.variants import GROUPS, VARIANTS, changed
 from hadaptive.nn import AdaptiveBottleneck, expansions
 from hadaptive.runs import RunFolder
 from hadaptive.train import TrainConfig, Trainer, TrainingInterruptedError, train_or_resume
@@ -114,9 +116,9 @@ def test_a_variant_is_another_network_of_the_same_width(name: str) -> None:
         [b.project[0].in_channels for b in net.modules() if isinstance(b, AdaptiveBottleneck)]
         for net in (ours, theirs)
     ]
-    if name not in ("none", "act", "k-half", "k-more", "blocks3", "blocks4"):
+    if name not in ("none", "act", "inverted-macs", "k-half", "k-more", "blocks3", "blocks4"):
         assert widths[0] == widths[1]
-    assert len(list(expansions(theirs))) == (0 if name in ("none", "act", "linear", "inverted", "ghost") else 6)
+    assert len(list(expansions(theirs))) == (0 if name in GROUPS["controls"] else 6)
 
 
 @pytest.mark.parametrize(
@@ -136,12 +138,38 @@ def test_a_variant_that_there_is_not_is_said_before_anything_runs(
     assert not config.results.exists()
 
 
-def test_controls_of_whole_blocks_are_as_wide_as_those() -> None:
-    nets = [HadaptiveNet(meant(f"hadaptive_net_s:blocks3{more}"), 10) for more in ("", ":inverted")]
-    widths = [
-        [b.project[0].in_channels for b in net.modules() if isinstance(b, AdaptiveBottleneck)] for net in nets
-    ]
-    assert widths[0] == widths[1]
+@pytest.mark.parametrize("channels", [7, 30, 61, 96])
+@pytest.mark.parametrize("base", ["k3", "blocks3"])
+def test_controls_are_exactly_as_wide_whatever_the_channels(base: str, channels: int) -> None:
+    """7 * (61 / 7) is less than 61."""
+    block = ach(3, 3, channels) if base == "k3" else ach(3, 3, channels, pairing="blocks")
+    spec = dataclasses.replace(HADAPTIVE_NET_S, stages=((ghost(2, 3, channels), block, block),))
+    for control in ("inverted", "linear", "inverted-macs"):
+        nets = [HadaptiveNet(s, 10) for s in (spec, changed(spec, control))]
+        widths, macs = zip(*(_costs(net) for net in nets), strict=True)
+        if control == "inverted-macs":
+            assert macs[1] == pytest.approx(macs[0], rel=0.5 * 2 / min(widths[1]))
+        else:
+            assert widths[0] == widths[1]
+
+
+def _costs(net: HadaptiveNet) -> tuple[list[int], int]:
+    """The widths of its bottlenecks and the MACs of their convolutions for a position."""
+    bottlenecks = [b for b in net.modules() if isinstance(b, AdaptiveBottleneck)]
+    layers = [m for b in bottlenecks for m in b.modules() if isinstance(m, nn.Conv2d)]
+    return [b.project[0].in_channels for b in bottlenecks], sum(m.weight.numel() for m in layers)
+
+
+def test_a_convolution_that_cuts_patches_has_no_padding() -> None:
+    """Padded, a stem of 8x8 with stride 8 looked at three rows of the patch above."""
+    image = torch.zeros(1, 1, 16, 16)
+    image[..., 8:, 8:] = 1
+    stem = conv_norm_act(1, ConvSpec(4, 8, 8, act=False)).eval()
+    out = stem(image)
+    assert out.shape[-2:] == (2, 2)
+    assert (out[..., 0, :] == 0).all()
+    assert (out[..., 1, 0] == 0).all()
+    assert (out[..., 1, 1] != 0).all()
 
 
 def test_a_variant_of_a_file_is_the_network_that_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,3 +223,25 @@ def test_fewer_images_and_threads_as_typed(
     assert torch.get_num_threads() == before
     assert main(["bench", "accuracy", *flags[:-1], "0"]) == 1
     assert "threads must be at least 1, got 0" in capsys.readouterr().err
+
+
+def test_another_number_of_epochs_as_typed(
+    tiny_recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It has a file of its own; rows of other settings are refused, not mixed in."""
+    monkeypatch.chdir(tmp_path)
+    tiny_spec(tmp_path)
+    flags = ["bench", "accuracy", *f"--recipe {tiny_recipe} --models tiny.json --seeds 0".split()]
+    assert main([*flags, "--epochs", "2"]) == 0
+    results = Path("benchmarks/results/accuracy-tiny-2epochs.csv")
+    (row,) = read_csv(results)[len(FLOORS) :]
+    assert row["epochs"] == "2"
+    before = results.read_bytes()
+    for more, message in (
+        (["--epochs", "3"], "with 2 epochs, which cannot be compared"),
+        (["--epochs", "2", "--rates", "0.3"], "with a learning rate of 0.002, which cannot be compared"),
+        (["--epochs", "2", "--train-size", "60"], "train_images, which cannot be compared"),
+    ):
+        assert main([*flags, *more, "--results", str(results)]) == 1
+        assert message in capsys.readouterr().err
+    assert results.read_bytes() == before

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from hadaptive.bench.config import AccuracyConfig
+from hadaptive.bench.config import AccuracyConfig, TrialConfig
 from hadaptive.bench.floor import FLOORS, floor
 from hadaptive.console import console, say
 from hadaptive.engine.finite import NonFiniteLossError
@@ -21,15 +21,14 @@ def bench_accuracy(config: AccuracyConfig) -> list[dict[str, Any]]:
     """Run what is missing and return all rows of these networks under this recipe, and those of the floor.
 
     Raises:
-        UserError: no such recipe, model or variant.
+        UserError: no such recipe, model or variant, or the rows that are there were trained otherwise.
     """
-    results = (
-        config.results or Path("benchmarks/results") / f"accuracy-{regime(config.recipe, config.train_size)}.csv"
-    )
+    results = config.results or Path("benchmarks/results") / f"accuracy-{regime(config)}.csv"
     models = {name_of(model): model for model in config.models}
     _recipe(config)  # mistakes show here
     for model in config.models:
         create_model(model, num_classes=2)
+    _check_comparable(config, results)
     results.parent.mkdir(parents=True, exist_ok=True)
     with threads(config.threads):
         _add_floor(config, results)
@@ -49,10 +48,28 @@ def _done(results: Path) -> set[tuple[str, str]]:
     return {(row["model"], row["seed"]) for row in read_csv(results)}
 
 
+def _check_comparable(config: AccuracyConfig, results: Path) -> None:
+    """Refuse rows of as many images or epochs as these trainings do not have, or of rates that are no choice here."""
+    settings = _recipe(config)
+    rates = config.rates or (settings.optimisation.lr,)
+    for row in read_csv(results):
+        if row["model"] in FLOORS:
+            continue
+        wanted = {"epochs": settings.optimisation.epochs, "train_images": settings.data.train_size}
+        other = [f"{row[name]} {name}" for name, value in wanted.items() if value and int(row[name]) != value]
+        if float(row["lr"]) not in rates:
+            other.append(f"a learning rate of {float(row['lr']):g}")
+        if other:
+            raise UserError(
+                f"{results} has a row of {row['model']} with {' and '.join(other)}, which cannot be compared "
+                "with these settings: give --results another file"
+            )
+
+
 def _settings(config: AccuracyConfig, name: str, model: str, **changes: Any) -> TrainConfig:
     stem = "-".join(
         [
-            regime(config.recipe, config.train_size),
+            regime(config),
             name,
             *(f"{key}{value:g}" for key, value in changes.items() if key != "lr"),
         ]
@@ -63,14 +80,16 @@ def _settings(config: AccuracyConfig, name: str, model: str, **changes: Any) -> 
     return _recipe(config, model=model, output=output, **changes)
 
 
-def regime(recipe: str, train_size: int | None) -> str:
+def regime(config: AccuracyConfig | TrialConfig) -> str:
     """What files are called by of which accuracies can be compared."""
-    return recipe if train_size is None else f"{recipe}-{train_size}"
+    size = "" if config.train_size is None else f"-{config.train_size}"
+    return config.recipe + size + ("" if config.epochs is None else f"-{config.epochs}epochs")
 
 
 def _recipe(config: AccuracyConfig, **changes: Any) -> TrainConfig:
-    size = {} if config.train_size is None else {"train_size": config.train_size}
-    return TrainConfig.from_recipe(config.recipe, **size, **changes)
+    own = {"train_size": config.train_size, "epochs": config.epochs}
+    own = {name: value for name, value in own.items() if value is not None}
+    return TrainConfig.from_recipe(config.recipe, **{**own, **changes})
 
 
 def _add_floor(config: AccuracyConfig, results: Path) -> None:

@@ -30,9 +30,10 @@ class AccuracyConfig:
             hadaptive_net_s:static.
         seeds: one training per model and seed.
         results: CSV file that the rows are appended to; default benchmarks/results/accuracy-<recipe>.csv, with the
-            number of images where it is not the recipe's.
+            number of images and that of epochs where they are not the recipe's.
         runs: folder for the run folders.
         train_size: use only so many training images; default is the recipe's.
+        epochs: more or fewer than the recipe's.
         rates: learning rates of which each network gets the one with the best validation accuracy after a quarter
             of the epochs, with the first seed; default is the recipe's for all. Beside the results, in
             ...-rates.csv.
@@ -45,6 +46,7 @@ class AccuracyConfig:
     results: Path | None = None
     runs: Path = Path("runs/accuracy")
     train_size: int | None = None
+    epochs: int | None = None
     rates: tuple[float, ...] = ()
     threads: int | None = None
 
@@ -63,6 +65,7 @@ class TrialConfig:
         recipe: a recipe of ``hadaptive train``.
         seeds: one training per network and seed.
         train_size: use only so many training images; default is the recipe's.
+        epochs: more or fewer than the recipe's.
         rates: learning rates of which each network gets the best on validation, as in ``bench accuracy``.
         results: folder of the result rows; what is there already is not measured again.
         runs: folder for the run folders.
@@ -74,6 +77,7 @@ class TrialConfig:
     recipe: str = "few-50"
     seeds: tuple[int, ...] = (0, 1, 2)
     train_size: int | None = None
+    epochs: int | None = None
     rates: tuple[float, ...] = (1e-3, 2e-3, 4e-3, 8e-3)
     results: Path = Path("benchmarks/results")
     runs: Path = Path("runs/accuracy")

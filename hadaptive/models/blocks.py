@@ -18,7 +18,7 @@ def conv_norm_act(
 ) -> nn.Sequential:
     """Convolution without bias, BatchNorm, and Hardswish if the spec says so."""
     dd: Any = {"device": device, "dtype": dtype}
-    padding = (spec.kernel - 1) // 2
+    padding = 0 if spec.kernel == spec.stride else (spec.kernel - 1) // 2
     layers: list[nn.Module] = [
         nn.Conv2d(in_channels, spec.channels, spec.kernel, spec.stride, padding, bias=False, **dd),
         nn.BatchNorm2d(spec.channels, **dd),

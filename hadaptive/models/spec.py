@@ -70,7 +70,10 @@ def contents(cls: type, what: str, data: Any, format: str, version: int) -> dict
 
 @dataclass(frozen=True)
 class ConvSpec:
-    """A plain convolution + BatchNorm, and Hardswish if `act`. A stride-1 one keeps the map's size."""
+    """A plain convolution + BatchNorm, and Hardswish if `act`.
+
+    A stride-1 one keeps the map's size; one whose stride is its kernel cuts the map into patches, without padding.
+    """
 
     channels: int
     kernel: int = 1

@@ -6,6 +6,7 @@ width, C + P channels, unless they say otherwise.
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -42,12 +43,25 @@ def _each(change: Callable[[BlockSpec, int, int], BlockSpec]) -> Change:
     return apply
 
 
+def _ratio(width: int, channels: int) -> float:
+    """The ratio of which layers make exactly this width: they cut off, and a quotient may be a hair too small."""
+    ratio = width / channels
+    return ratio if int(channels * ratio) == width else math.nextafter(ratio, math.inf)
+
+
 def _as(kind: str, act: bool = True, widen: bool = True) -> Change:
     def change(block: BlockSpec, channels: int, width: int) -> BlockSpec:
-        ratio = width / channels if widen else 1.0
+        ratio = _ratio(width, channels) if widen else 1.0
         return BlockSpec(kind, block.channels, block.kernel, block.stride, ratio=ratio, act=act)
 
     return _each(change)
+
+
+def _same_macs(block: BlockSpec, channels: int, width: int) -> BlockSpec:
+    """An inverted bottleneck that costs what the mix, the depthwise convolution and the projection do."""
+    behind, before = block.kernel**2 + block.channels, channels * block.stride**2
+    affordable = round((channels * before + width * behind) / (before + behind))
+    return BlockSpec("inverted", block.channels, block.kernel, block.stride, ratio=_ratio(affordable, channels))
 
 
 def _norm(name: str) -> Change:
@@ -89,6 +103,7 @@ GROUPS: dict[str, dict[str, tuple[Change, str]]] = {
         "act": (_as("inverted", widen=False), "no products, and an activation, C wide"),
         "linear": (_as("inverted", act=False), "linear maps of the input in place of products"),
         "inverted": (_as("inverted"), "the whole width by one convolution, with an activation"),
+        "inverted-macs": (_each(_same_macs), "the same, as narrow as costs no more multiply-accumulates"),
         "ghost": (_as("ghost"), "the whole width by Ghost"),
     },
     "norm": {f"norm-{name}": (_norm(name), f"{name} of the products") for name in NORMS if name != "dysoft"},
