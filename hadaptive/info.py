@@ -23,6 +23,7 @@ from hadaptive.nn import (
     GroupedSelection,
     InvertedExpansion,
     StaticSelection,
+    expansions,
 )
 from hadaptive.runs import RunFolder
 
@@ -30,16 +31,24 @@ from hadaptive.runs import RunFolder
 class _ProductCounter(TorchDispatchMode):
     """Counts multiplications of two feature maps of one shape, which FLOP counters leave out.
 
-    Scaling by a per-channel factor (a gate, a norm's weight, squeeze-and-excite) is not such a product.
+    Scaling by a per-channel factor (a gate, a norm's weight, squeeze-and-excite) is not such a product, nor is what
+    a norm of products makes of each.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.total = 0
+        self.paused = False
+
+    def pause(self, *_: Any) -> None:
+        self.paused = True
+
+    def resume(self, *_: Any) -> None:
+        self.paused = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if func in (torch.ops.aten.mul.Tensor, torch.ops.aten.mul_.Tensor):
+        if not self.paused and func in (torch.ops.aten.mul.Tensor, torch.ops.aten.mul_.Tensor):
             a, b = args[:2]
             if (
                 isinstance(a, Tensor)
@@ -73,7 +82,7 @@ class NetworkInfo:
         buffers: numbers kept but not learnt (BatchNorm statistics, temperatures).
         macs: multiply-accumulates of convolutions and linear layers; ACH's score convolution, a 1-D one over
             the channels, is left out, as in the paper.
-        products: element-wise products of feature maps.
+        products: element-wise products of two feature maps.
         input_size: (channels, height, width) they hold for.
     """
 
@@ -151,6 +160,9 @@ def inspect_network(model: nn.Module, input_size: tuple[int, int, int]) -> Netwo
     for name, module in _measured_modules(model):
         watch(name, module)
     counter = _ProductCounter()
+    for expansion in expansions(model).values():
+        handles.append(expansion.norm.register_forward_pre_hook(counter.pause))
+        handles.append(expansion.norm.register_forward_hook(counter.resume))
     flops = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution: _convolution_flops})
     try:
         with ops.backend("reference"), flops, counter:

@@ -9,7 +9,7 @@ from tiny import tiny_spec
 from torch import nn
 
 from hadaptive.info import info_command, inspect_network
-from hadaptive.nn import AdaptiveCrossHadamard
+from hadaptive.nn import NORMS, AdaptiveCrossHadamard
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,12 @@ def test_counts_by_hand() -> None:
     info = inspect_network(model, (6, 7, 9))
     assert info.products == 6 * 63
     assert info.macs == 6 * 6 * 63 + 12 * 5 * 9 * 63
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_what_a_norm_makes_of_a_product_is_none(norm: str) -> None:
+    """DyAlge squares each."""
+    assert inspect_network(AdaptiveCrossHadamard(6, 4, norm), (6, 7, 9)).products == 6 * 63
 
 
 def test_a_network_of_timms_own() -> None:

@@ -265,7 +265,7 @@ WRONG_ACH = {
         {"surrogate": "nonsense"},
         "surrogate must be one of softmax, softmax_k, simple, sfess; got 'nonsense'",
     ),
-    "score-kernel": ({"score_kernel": 4}, "kernel_size must be odd and positive, got 4"),
+    "score-kernel": ({"score_kernel": 4}, "score_kernel must be odd and positive, or 0 for none, got 4"),
 }
 
 

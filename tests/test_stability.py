@@ -9,11 +9,14 @@ import torch
 from networks import seeded
 from tiny import TINY, tiny_spec
 
-from hadaptive.bench.config import Norm
+from hadaptive.bench.config import Norm, StabilityConfig
+from hadaptive.bench.stability import bench_stability
 from hadaptive.cli import main
 from hadaptive.files import read_csv
 from hadaptive.models import HadaptiveNet
 from hadaptive.nn import NORMS, CrossHadamardExpansion, ProductRecorder
+from hadaptive.runs import RunFolder
+from hadaptive.train import Trainer
 
 
 def test_figures_are_those_of_the_products() -> None:
@@ -71,6 +74,28 @@ def test_what_is_not_finite_is_said() -> None:
 
 def test_every_norm_can_be_asked_for() -> None:
     assert set(get_args(Norm)) == set(NORMS)
+
+
+def test_a_training_that_was_cut_off_goes_on_with_the_rows_it_had(
+    tiny_recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was refused for its folder was there; rows of an epoch that is run again are there once."""
+    norms: tuple[Norm, ...] = ("dysoft",)
+    config = StabilityConfig(tiny_spec(tmp_path), norms, tiny_recipe, (0,), 2, tmp_path, tmp_path / "runs")
+    whole = Trainer.checkpoint
+
+    def cut(self: Trainer, folder: RunFolder) -> None:
+        if self.epoch == 2:  # its rows are written, and it will run again
+            raise KeyboardInterrupt
+        whole(self, folder)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "checkpoint", cut)
+        with pytest.raises(KeyboardInterrupt):
+            bench_stability(config)
+    rows = bench_stability(config)
+    assert sorted(row["epoch"] for row in rows) == ["0", "0", "1", "1"]
+    assert all(row["device"] and row["commit"] for row in rows)
 
 
 @pytest.mark.slow

@@ -49,7 +49,7 @@ def _done(results: Path) -> set[tuple[str, str]]:
 
 
 def _check_comparable(config: AccuracyConfig, results: Path) -> None:
-    """Refuse rows of as many images or epochs as these trainings do not have, or of rates that are no choice here."""
+    """Refuse rows of other numbers of images or epochs, or of a learning rate that is no choice here."""
     settings = _recipe(config)
     rates = config.rates or (settings.optimisation.lr,)
     for row in read_csv(results):

@@ -86,7 +86,7 @@ class TrialConfig:
     threads: int | None = None
 
 
-Group = Literal["selection", "pairing", "controls", "norm", "k"]
+Group = Literal["components", "selection", "pairing", "controls", "norm", "k"]
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class AblationConfig:
     """
 
     model: str = "hadaptive_net_s"
-    groups: tuple[Group, ...] = ("selection", "pairing", "controls", "norm", "k")
+    groups: tuple[Group, ...] = ("components", "selection", "pairing", "controls", "norm", "k")
     trial: TrialConfig = field(default_factory=TrialConfig)
 
 

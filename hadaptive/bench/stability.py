@@ -14,8 +14,9 @@ from hadaptive.models import create_model
 from hadaptive.nn.product_stats import ProductRecorder
 from hadaptive.provenance import provenance
 from hadaptive.runs import RunFolder
-from hadaptive.train import TrainConfig, Trainer, train
+from hadaptive.train import TrainConfig, Trainer, train_or_resume
 
+PRODUCTS = "products.csv"
 RECORD_EVERY = 5  # steps; the layers run unfused while they are recorded
 
 
@@ -28,16 +29,17 @@ class _Observed(Trainer):
 
     def summarise_epoch(self, folder: RunFolder) -> Any:
         rows, line = super().summarise_epoch(folder)
-        accuracy = rows[folder.metrics][0]["val_accuracy"]
-        for report in self.products.reports():
-            row = {"epoch": self.epoch, "val_accuracy": accuracy, **dataclasses.asdict(report)}
-            append_csv(folder.path / "products.csv", [row])
+        accuracy, where = rows[folder.metrics][0]["val_accuracy"], provenance(str(self.accelerator.device))
+        rows[folder.path / PRODUCTS] = [
+            {"epoch": self.epoch, "val_accuracy": accuracy, **dataclasses.asdict(report), **where}
+            for report in self.products.reports()
+        ]
         self.products.reset()
         return rows, line
 
 
 def bench_stability(config: StabilityConfig) -> list[dict[str, Any]]:
-    """Train the network with each norm, unless its rows are there; returns all rows.
+    """Train the network with each norm, unless its rows are there; a training that was cut off goes on.
 
     Raises:
         UserError: no such network, norm or recipe.
@@ -61,17 +63,13 @@ def bench_stability(config: StabilityConfig) -> list[dict[str, Any]]:
             if config.epochs is not None:
                 settings["epochs"] = config.epochs
             try:
-                train(TrainConfig.from_recipe(config.recipe, **settings), kind=_Observed)
+                train_or_resume(TrainConfig.from_recipe(config.recipe, **settings), kind=_Observed)
             except NonFiniteLossError as error:
                 say(f"{norm} diverged: {error}")  # which is a result
-            where = provenance("cpu")
-            append_csv(
-                results,
-                [
-                    {"model": config.model, "norm": norm, "seed": seed, "recipe": config.recipe, **row, **where}
-                    for row in read_csv(output / "products.csv")
-                ],
-            )
+            what = {"model": config.model, "norm": norm, "seed": seed, "recipe": config.recipe}
+            # An epoch that was cut off before its checkpoint has run twice.
+            found = {(row["epoch"], row["layer"]): row for row in read_csv(output / PRODUCTS)}
+            append_csv(results, [{**what, **row} for row in found.values()])
     rows = [row for row in read_csv(results) if row["model"] == config.model]
     picture = results.with_suffix(".png")
     plot_stability(rows, picture)

@@ -253,7 +253,7 @@ def take_inputs(conv: nn.Conv2d, columns: Tensor) -> None:
 
 def _one_hot(rows: Tensor, channels: int) -> nn.Conv2d:
     """1x1 convolution that puts out these of its input's channels."""
-    conv = nn.Conv2d(channels, len(rows), 1, bias=False)
+    conv = nn.Conv2d(channels, len(rows), 1, bias=False).eval()
     conv.weight.data = torch.eye(channels)[rows].reshape(len(rows), channels, 1, 1)
     return conv
 
@@ -274,7 +274,9 @@ def _block(block: AdaptiveBottleneck) -> DeployBlock:
     if isinstance(inner, InvertedExpansion):
         return DeployBlock(_folded(inner.convolution), None, block)
     assert isinstance(inner, AdaptiveCrossHadamard)
-    mix = fuse_conv_bn_eval(inner.mix, inner.bn)
+    # Without a mix a diagonal one takes the BatchNorm: exported, such a network is no faster than with it.
+    mix = inner.mix if isinstance(inner.mix, nn.Conv2d) else _one_hot(torch.arange(inner.channels), inner.channels)
+    mix = fuse_conv_bn_eval(mix, inner.bn)
     return DeployBlock(mix, DeployProducts(inner, mix), block)
 
 

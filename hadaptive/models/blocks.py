@@ -18,9 +18,8 @@ def conv_norm_act(
 ) -> nn.Sequential:
     """Convolution without bias, BatchNorm, and Hardswish if the spec says so."""
     dd: Any = {"device": device, "dtype": dtype}
-    padding = 0 if spec.kernel == spec.stride else (spec.kernel - 1) // 2
     layers: list[nn.Module] = [
-        nn.Conv2d(in_channels, spec.channels, spec.kernel, spec.stride, padding, bias=False, **dd),
+        nn.Conv2d(in_channels, spec.channels, spec.kernel, spec.stride, spec.padding, bias=False, **dd),
         nn.BatchNorm2d(spec.channels, **dd),
     ]
     return Layers(*layers, nn.Hardswish()) if spec.act else Layers(*layers)
@@ -39,9 +38,9 @@ def build_block(
     dd: Any = {"device": device, "dtype": dtype}
     expansion: AdaptiveCrossHadamard | GhostExpansion | InvertedExpansion
     if block.k is not None:
-        how: Any = {"pairing": block.pairing}
+        how: Any = {"pairing": block.pairing, "mix": spec.mix}
         if block.pairing == "triangle":
-            for name in ("order", "surrogate", "selection", "noise", "temperature"):
+            for name in ("order", "surrogate", "selection", "noise", "temperature", "score_kernel"):
                 how[name] = getattr(spec, name)
             how["seed"] = number if spec.selection == "random" else 0
         expansion = AdaptiveCrossHadamard(in_channels, block.k, block.norm, **dd, **how)

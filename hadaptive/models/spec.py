@@ -24,7 +24,7 @@ from hadaptive.nn.normalisation import NORMS
 FORMAT = "hadaptive-net"
 VERSION = 1
 KINDS = ("ghost", "ach", "inverted")
-LATER = ("selection", "noise", "temperature", "act", "pairing")
+LATER = ("selection", "noise", "temperature", "score_kernel", "mix", "act", "pairing")
 
 
 def _check_positive(**values: int | None) -> None:
@@ -87,6 +87,11 @@ class ConvSpec:
         if self.stride == 1 and self.kernel % 2 == 0:
             raise UserError(f"a stride-1 convolution needs an odd kernel to keep its size, got {self.kernel}")
 
+    @property
+    def padding(self) -> int:
+        """Rows of zeros around the map."""
+        return 0 if self.kernel == self.stride else (self.kernel - 1) // 2
+
 
 @dataclass(frozen=True)
 class BlockSpec:
@@ -140,6 +145,11 @@ class BlockSpec:
         if self.stride == 1 and self.kernel % 2 == 0:
             raise UserError(f"a stride-1 block needs an odd kernel to keep its size, got {self.kernel}")
 
+    @property
+    def padding(self) -> int:
+        """Rows of zeros around the map that the depthwise convolution sees."""
+        return (self.kernel - 1) // 2
+
 
 @dataclass(frozen=True)
 class NetSpec:
@@ -158,6 +168,8 @@ class NetSpec:
             :class:`hadaptive.nn.CrossHadamardExpansion`. Random ones are drawn by the number of the block.
         noise: scale of the selection's noise in training.
         temperature: of the selection, a constant; None adapts it.
+        score_kernel: odd width of the convolution over channels that scores them; 0 for none.
+        mix: whether ACH mixes channels by a 1x1 convolution before it multiplies them.
     """
 
     name: str
@@ -171,13 +183,19 @@ class NetSpec:
     selection: str = "sample"
     noise: float = 1.0
     temperature: float | None = None
+    score_kernel: int = 5
+    mix: bool = True
 
     def __post_init__(self) -> None:
+        if not isinstance(self.mix, bool):
+            raise UserError(f"mix must be true or false, got {self.mix!r}")
         if not isinstance(self.name, str):
             raise UserError(f"name must be a text, got {self.name!r}")
         _check_positive(last_channels=self.last_channels, head_channels=self.head_channels)
         try:
-            check_selection(self.selection, self.order, self.surrogate, self.noise, self.temperature)
+            check_selection(
+                self.selection, self.order, self.surrogate, self.noise, self.temperature, self.score_kernel
+            )
         except ValueError as error:
             raise UserError(str(error)) from None
         if not self.stages or not all(self.stages):

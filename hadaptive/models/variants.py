@@ -82,6 +82,10 @@ def _blocks(count: int) -> Change:
 
 
 GROUPS: dict[str, dict[str, tuple[Change, str]]] = {
+    "components": {
+        "no-mix": (_of_the_network(mix=False), "without the 1x1 convolution before the products"),
+        "no-score": (_of_the_network(score_kernel=0), "pooled channels are the scores, without a convolution"),
+    },
     "selection": {
         "static": (_of_the_network(selection="static"), "the first k channels, always"),
         "random": (_of_the_network(selection="random"), "k channels drawn once"),

@@ -62,7 +62,8 @@ class CrossHadamardExpansion(nn.Module):
         norm: of the products; a name in :data:`hadaptive.nn.NORMS`.
         order: of the selected channels, "rank" (the paper's) or "index".
         surrogate: of the selection's gradient, "softmax" (the paper's), "softmax_k", "simple" or "sfess".
-        score_kernel: odd width of the score's convolution over channels.
+        score_kernel: odd width of the score's convolution over channels; 0 for none, so that the pooled channels
+            are the scores, and the temperature stays where it begins.
         device, dtype: of parameters and buffers; the temperature is float32.
         selection: "sample" (the paper's: the k highest scores of each sample), "grouped" (the highest score in
             each of k groups), "static" (the first k channels) or "random" (k channels drawn once). The last two
@@ -105,7 +106,7 @@ class CrossHadamardExpansion(nn.Module):
             raise ValueError(f"whole blocks are always the first: leave selection out, got {selection!r}")
         if selection is None:
             selection = "static" if pairing == "blocks" else "sample"
-        check_selection(selection, order, surrogate, noise, temperature, seed)
+        check_selection(selection, order, surrogate, noise, temperature, score_kernel, seed)
         k *= self.block
         self.channels = channels
         self.k = k
@@ -196,7 +197,7 @@ class CrossHadamardExpansion(nn.Module):
         """
         if not isinstance(self.select, ChannelSelection) or not isinstance(self.score, ChannelScore):
             return
-        gradient = self.score.conv.weight.grad
+        gradient = self.score.conv.weight.grad if isinstance(self.score.conv, nn.Conv1d) else None
         if gradient is None:
             return
         whole = getattr(gradient, "full_tensor", None)
@@ -241,9 +242,9 @@ class AdaptiveCrossHadamard(nn.Module):
         norm: of the products, see :data:`hadaptive.nn.NORMS`.
         order: "rank" (the paper's) or "index", see :func:`hadaptive.nn.top_k_channels`.
         surrogate: "softmax" (the paper's), "softmax_k", "simple" or "sfess", see :class:`ChannelSelection`.
-        score_kernel: odd width of the score's convolution over channels.
         device, dtype: of parameters and buffers; the temperature is float32.
-        selection, noise, temperature, seed, pairing: as in :class:`CrossHadamardExpansion`.
+        score_kernel, selection, noise, temperature, seed, pairing: as in :class:`CrossHadamardExpansion`.
+        mix: whether there is the convolution. Without it channels are normalised and multiplied as they come.
 
     Shape:
         (B, C, S...) -> (B, C + P, S...), P = k(k-1)/2 or, of blocks, (C // k) k(k-1)/2; any number
@@ -273,12 +274,14 @@ class AdaptiveCrossHadamard(nn.Module):
         temperature: float | None = None,
         seed: int = 0,
         pairing: str = "triangle",
+        mix: bool = True,
     ) -> None:
         super().__init__()
         check_k(k, channels)
         self.channels = channels
-        # No bias: the BatchNorm that follows has one.
-        self.mix = nn.Conv2d(channels, channels, 1, bias=False, device=device, dtype=dtype)
+        self.mix: nn.Module = nn.Identity()
+        if mix:  # no bias: the BatchNorm that follows has one
+            self.mix = nn.Conv2d(channels, channels, 1, bias=False, device=device, dtype=dtype)
         self.bn = nn.BatchNorm2d(channels, device=device, dtype=dtype)
         how: Any = {"selection": selection, "noise": noise, "temperature": temperature, "seed": seed}
         self.cross_hadamard = CrossHadamardExpansion(

@@ -28,8 +28,20 @@ def check_temperature(temperature: float | None) -> None:
         raise ValueError(f"temperature must be a positive number, or None to adapt it, got {temperature!r}")
 
 
+def check_score_kernel(width: int) -> None:
+    """Raise one clear ValueError unless `width` is 0, or odd and positive."""
+    if isinstance(width, bool) or not isinstance(width, int) or width < 0 or (width and width % 2 == 0):
+        raise ValueError(f"score_kernel must be odd and positive, or 0 for none, got {width!r}")
+
+
 def check_selection(
-    selection: str, order: str, surrogate: str, noise: float, temperature: float | None, seed: int | None = None
+    selection: str,
+    order: str,
+    surrogate: str,
+    noise: float,
+    temperature: float | None,
+    score_kernel: int = 5,
+    seed: int | None = None,
 ) -> None:
     """Raise one clear ValueError unless these fit each other: what would have no effect is refused."""
     check_choice("selection", selection, SELECTIONS)
@@ -37,6 +49,7 @@ def check_selection(
     check_choice("surrogate", surrogate, SURROGATES)
     check_noise(noise)
     check_temperature(temperature)
+    check_score_kernel(score_kernel)
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
         raise ValueError(f"seed must be a whole number, got {seed!r}")
     if surrogate == "sfess" and noise == 0:
@@ -49,6 +62,8 @@ def check_selection(
         raise ValueError(
             f"noise and temperature have no effect on selection={selection!r}, which is always the same"
         )
+    if selection in ("static", "random") and score_kernel != 5:
+        raise ValueError(f"score_kernel has no effect on selection={selection!r}, which has no score")
     if selection != "random" and seed:
         raise ValueError(f"seed is for selection='random', not for {selection!r}")
 

@@ -11,7 +11,14 @@ import torch.fx
 from torch import Tensor, nn
 from torch.types import Device
 
-from hadaptive.nn.checks import ORDERS, SURROGATES, check_choice, check_noise, check_temperature
+from hadaptive.nn.checks import (
+    ORDERS,
+    SURROGATES,
+    check_choice,
+    check_noise,
+    check_score_kernel,
+    check_temperature,
+)
 from hadaptive.nn.layers import is_watched
 from hadaptive.nn.subsets import k_subset_marginals, log_probability, sample_k_subset
 from hadaptive.ops import compute_dtype
@@ -47,7 +54,7 @@ class ChannelScore(nn.Module):
     """ECA without its sigmoid: a 1-D convolution over the channel axis of the pooled map.
 
     Args:
-        kernel_size: odd width of the convolution over channels.
+        kernel_size: odd width of the convolution over channels; 0 for none, the pooled map being the scores.
         device, dtype: of the convolution's weight.
 
     Shape:
@@ -56,9 +63,11 @@ class ChannelScore(nn.Module):
 
     def __init__(self, kernel_size: int = 5, device: Device = None, dtype: torch.dtype | None = None) -> None:
         super().__init__()
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"the score's kernel_size must be odd and positive, got {kernel_size}")
-        self.conv = nn.Conv1d(1, 1, kernel_size, padding=kernel_size // 2, bias=False, device=device, dtype=dtype)
+        check_score_kernel(kernel_size)
+        self.conv: nn.Module = nn.Identity()
+        if kernel_size:
+            padding = kernel_size // 2
+            self.conv = nn.Conv1d(1, 1, kernel_size, padding=padding, bias=False, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         y = pooled(x, self.training)

@@ -8,7 +8,6 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from hadaptive.nn.ach import CrossHadamardExpansion, expansions
-from hadaptive.nn.fixed_selection import FixedSelection
 
 WRAPPED = ("optimizer", "_base_optimizer")  # where accelerate, Lightning and timm's Lookahead keep what they wrap
 
@@ -50,7 +49,7 @@ def adapt_temperatures(optimizer: Any, model: nn.Module) -> RemovableHandle:
     """
     inner = watched(optimizer)
     layers = _trained_by(inner, model)
-    if not layers and any(not isinstance(m.select, FixedSelection) for m in expansions(model).values()):
+    if not layers and any(list(expansion.score.parameters()) for expansion in expansions(model).values()):
         raise ValueError(
             "the optimiser trains none of the model's scores, so that no temperature would ever change: "
             "pass the one that does, and the model that its parameters are of"

@@ -31,7 +31,17 @@ VERSION = 1
 
 Choice = tuple[int, ...]
 
-OF_THE_NETWORK = ("last_channels", "head_channels", "order", "surrogate", "selection", "noise", "temperature")
+OF_THE_NETWORK = (
+    "last_channels",
+    "head_channels",
+    "order",
+    "surrogate",
+    "selection",
+    "noise",
+    "temperature",
+    "score_kernel",
+    "mix",
+)
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,7 @@ def _layers(position: Position) -> list[ConvSpec | BlockSpec]:
 
 def _sides_after(layers: list[ConvSpec | BlockSpec], side: int) -> set[int]:
     """How many pixels wide these layers leave a map of `side` pixels."""
-    return {(side + 2 * ((x.kernel - 1) // 2) - x.kernel) // x.stride + 1 for x in layers}
+    return {(side + 2 * x.padding - x.kernel) // x.stride + 1 for x in layers}
 
 
 def _check_agree(where: str, position: Position) -> None:
@@ -79,7 +89,8 @@ class SearchSpace:
         stage1: a tuple of candidates for each convolution of stage 1.
         stages: for each stage a tuple of positions; a position is a tuple of blocks, with a `Skip` where the block
             may be left out (stride 1 and unchanged width only).
-        last_channels, head_channels, order, surrogate, selection, noise, temperature: as in :class:`NetSpec`.
+        last_channels, head_channels, order, surrogate, selection, noise, temperature, score_kernel, mix: as in
+            :class:`NetSpec`.
 
     Raises:
         UserError: candidates do not fit each other or their position.
@@ -96,6 +107,8 @@ class SearchSpace:
     selection: str = "sample"
     noise: float = 1.0
     temperature: float | None = None
+    score_kernel: int = 5
+    mix: bool = True
 
     def __post_init__(self) -> None:
         if self.surrogate == "sfess":

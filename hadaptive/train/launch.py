@@ -109,13 +109,14 @@ def resume(
     data_dir: Path | None = None,
     quiet: bool = False,
     test: bool = True,
+    kind: type[Trainer] = Trainer,
 ) -> dict[str, Any]:
     """Continue an interrupted run exactly where its last checkpoint left it, with the very same images.
 
     Args:
         path: of the run folder.
         data, data_dir: where the images lie now, if they have moved since.
-        quiet, test: as in :func:`train`.
+        quiet, test, kind: as in :func:`train`.
 
     Raises:
         UserError: `path` is no run, is finished, or is damaged; its images are not what they were.
@@ -136,7 +137,7 @@ def resume(
             f"{config.data.data} has other classes than the run was trained on "
             f"({len(batches.classes)} now, {len(card.classes)} then)"
         )
-    trainer = Trainer(config, accelerator, batches, network, card, quiet=quiet)
+    trainer = kind(config, accelerator, batches, network, card, quiet=quiet)
     if begun:
         trainer.load(run)
     return trainer.fit(run)
@@ -151,20 +152,22 @@ def read_config(run: RunFolder) -> TrainConfig:
     return TrainConfig.from_dict(run.read_json(run.config))
 
 
-def train_or_resume(config: TrainConfig, *, quiet: bool = False, test: bool = True) -> dict[str, Any]:
+def train_or_resume(
+    config: TrainConfig, *, quiet: bool = False, test: bool = True, kind: type[Trainer] = Trainer
+) -> dict[str, Any]:
     """The summary of the run in ``config.output``: read if it is finished, resumed if begun, else trained.
 
     Raises:
         UserError: as :func:`train` and :func:`resume`; the folder holds a run of other settings.
     """
     if config.output is None or not config.output.is_dir():
-        return train(config, quiet=quiet, test=test)
+        return train(config, quiet=quiet, test=test, kind=kind)
     run = RunFolder.open(config.output)
     different = differing(run, config)
     if different:
         raise UserError(f"{config.output} is a run with other settings ({different}): move it away")
     if not run.summary.is_file():
-        return resume(config.output, quiet=quiet, test=test)
+        return resume(config.output, quiet=quiet, test=test, kind=kind)
     if run.manifest.is_file():  # the same settings on other images are another run
         run.open_data(exact=True)
     return run.read_json(run.summary)
