@@ -17,7 +17,7 @@ from hadaptive.files import append_csv
 from hadaptive.measure.setting import Runtime, Setting
 from hadaptive.measure.timing import interleaved, quartiles
 from hadaptive.models import HadaptiveNet
-from hadaptive.models.spec import HADAPTIVE_NET_S
+from hadaptive.models.published import HADAPTIVE_NET_S
 from hadaptive.provenance import provenance
 from hadaptive.search.estimators import frozen_statistics, gdas, rloo
 from hadaptive.search.latency import measure_networks, measure_table

@@ -11,7 +11,7 @@ from timm.models import build_model_with_cfg, register_model
 from torch import Tensor, nn
 
 from hadaptive.models import HadaptiveNet, NetSpec
-from hadaptive.models.spec import HADAPTIVE_NET_L, HADAPTIVE_NET_M, HADAPTIVE_NET_S
+from hadaptive.models.published import HADAPTIVE_NET_L, HADAPTIVE_NET_M, HADAPTIVE_NET_S
 from hadaptive.nn import AdaptiveCrossHadamard, CrossHadamardExpansion, DySoft, gumbel_noise, top_k_channels
 
 

@@ -31,8 +31,8 @@ from hadaptive.runs import RunFolder
 class _ProductCounter(TorchDispatchMode):
     """Counts multiplications of two feature maps of one shape, which FLOP counters leave out.
 
-    Scaling by a per-channel factor (a gate, a norm's weight, squeeze-and-excite) is not such a product, nor is what
-    a norm of products makes of each.
+    Scaling by a per-channel factor (a gate, a norm's weight, squeeze-and-excite) is not such a product, nor is
+    what a norm of products makes of each.
     """
 
     def __init__(self) -> None:

@@ -5,7 +5,7 @@ import torch
 from timm.layers import DropPath
 
 from hadaptive.models import HadaptiveNet, create_model, spec_of
-from hadaptive.models.spec import HADAPTIVE_NET_M, HADAPTIVE_NET_S
+from hadaptive.models.published import HADAPTIVE_NET_M, HADAPTIVE_NET_S
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from timm.models import save_for_hf
 from tiny import TINY, tiny_spec
 
 from hadaptive.models import HadaptiveNet, NetSpec, spec_of
-from hadaptive.models.spec import HADAPTIVE_NET_M
+from hadaptive.models.published import HADAPTIVE_NET_M
 
 
 @pytest.fixture

@@ -20,7 +20,8 @@ from hadaptive.measure.formats import SUFFIXES
 from hadaptive.measure.lowering import write
 from hadaptive.measure.sessions import load
 from hadaptive.models import ConvSpec, HadaptiveNet, NetSpec
-from hadaptive.models.spec import HADAPTIVE_NET_S, BlockSpec, ach, inverted
+from hadaptive.models.published import HADAPTIVE_NET_S
+from hadaptive.models.spec import BlockSpec, ach, inverted
 from hadaptive.nn import (
     AdaptiveCrossHadamard,
     ChannelSelection,
@@ -170,6 +171,23 @@ def test_a_state_of_other_selections_is_no_static_networks(selection: str) -> No
     state = CrossHadamardExpansion(64, 4, selection=selection).state_dict()
     with pytest.raises(RuntimeError, match="selects its first k channels"):
         CrossHadamardExpansion(64, 4, selection="static").load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("saved", "loaded"),
+    list(itertools.permutations([{}, {"order": "index"}, {"selection": "grouped"}], 2)),
+    ids=str,
+)
+def test_a_state_whose_names_fit_a_network_that_selects_otherwise_is_refused(
+    saved: dict[str, str], loaded: dict[str, str], tmp_path: Path
+) -> None:
+    """It was taken in silence, and the network computed something else."""
+    nets = [AdaptiveCrossHadamard(8, 3, **how) for how in (saved, loaded)]
+    torch.save(nets[0].state_dict(), tmp_path / "state.pt")
+    for state in (nets[0].state_dict(), torch.load(tmp_path / "state.pt", weights_only=True)):
+        with pytest.raises(RuntimeError, match="saved from a network that selects otherwise"):
+            nets[1].load_state_dict(state)
+        AdaptiveCrossHadamard(8, 3, **saved).load_state_dict(state)
 
 
 def test_a_static_layer_freezes_to_what_it_selects() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hadaptive.models import BlockSpec, ConvSpec, HadaptiveNet, NetSpec
-from hadaptive.models.spec import HADAPTIVE_NET_L, HADAPTIVE_NET_M, HADAPTIVE_NET_S
+from hadaptive.models.published import HADAPTIVE_NET_L, HADAPTIVE_NET_M, HADAPTIVE_NET_S
 from hadaptive.nn import NORMS, AdaptiveBottleneck, AdaptiveCrossHadamard, BatchNorm, DySoft
 
 PUBLISHED = {"s": HADAPTIVE_NET_S, "m": HADAPTIVE_NET_M, "l": HADAPTIVE_NET_L}

@@ -21,14 +21,8 @@ from torch.types import Device
 
 from hadaptive.errors import UserError
 from hadaptive.models.blocks import build_block, conv_norm_act
-from hadaptive.models.spec import (
-    HADAPTIVE_NET_L,
-    HADAPTIVE_NET_M,
-    HADAPTIVE_NET_S,
-    ConvSpec,
-    NetSpec,
-    as_spec,
-)
+from hadaptive.models.published import HADAPTIVE_NET_L, HADAPTIVE_NET_M, HADAPTIVE_NET_S
+from hadaptive.models.spec import ConvSpec, NetSpec, as_spec
 
 
 def stage_indices(num_stages: int, indices: int | list[int] | None) -> list[int]:

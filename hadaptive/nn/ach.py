@@ -35,6 +35,11 @@ LIVE_INTO_STATIC = (
     "selection that it was trained with"
 )
 
+OTHER_SELECTION = (
+    "this state was saved from a network that selects otherwise, by groups or in another order, and this one "
+    "would compute something else with it: build the network with the selection that it was trained with"
+)
+
 
 def k_for_width(channels: int, width: int) -> int:
     """The largest k whose products widen `channels` to at most `width`: channels + k(k-1)/2 <= width."""
@@ -152,6 +157,18 @@ class CrossHadamardExpansion(nn.Module):
         self.register_module("score", nn.Identity())
         self.register_module("select", FixedSelection(index.long(), device))
 
+    def _selects(self) -> str | None:
+        """What tells apart selections of which states have the same names; None where names tell."""
+        if isinstance(self.select, GroupedSelection):
+            return "one of each group"
+        return f"the best by {self.select.order}" if isinstance(self.select, ChannelSelection) else None
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        selects, metadata = self._selects(), getattr(destination, "_metadata", {})
+        if selects is not None and prefix[:-1] in metadata:
+            metadata[prefix[:-1]]["selects"] = selects
+
     def _load_from_state_dict(
         self,
         state_dict: dict[str, Any],
@@ -162,6 +179,9 @@ class CrossHadamardExpansion(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
+        theirs, ours = local_metadata.get("selects"), self._selects()
+        if ours is not None and theirs is not None and theirs != ours and OTHER_SELECTION not in error_msgs:
+            error_msgs.append(OTHER_SELECTION)
         index = state_dict.get(f"{prefix}select.index")
         live = [key for key in state_dict if key.startswith((f"{prefix}score.", f"{prefix}select."))]
         if isinstance(self.select, StaticSelection):

@@ -18,7 +18,7 @@ from hadaptive.measure.runner import runner
 from hadaptive.measure.setting import Setting
 from hadaptive.measure.timing import interleaved, quartiles, threads
 from hadaptive.models import HadaptiveNet, NetSpec
-from hadaptive.models.spec import HADAPTIVE_NET_L, HADAPTIVE_NET_M, HADAPTIVE_NET_S
+from hadaptive.models.published import HADAPTIVE_NET_L, HADAPTIVE_NET_M, HADAPTIVE_NET_S
 from hadaptive.provenance import provenance
 from hadaptive.search.candidates import Candidates
 from hadaptive.search.space import SearchSpace
