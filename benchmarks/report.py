@@ -4,6 +4,8 @@ A table stands between two comments that name its kind and the file its figures 
 
     <!-- table accuracy benchmarks/results/accuracy-fmnist-small.csv -->
     <!-- end of table -->
+
+Several files, with commas between them, make one table.
 """
 
 import re
@@ -21,6 +23,7 @@ from benchmarks.operator_tables import (
     products_table,
 )
 from benchmarks.rows import Rows, groups, last, markdown_table, ratio
+from benchmarks.trial_tables import short, stability_table, trial_table
 from hadaptive.errors import UserError
 from hadaptive.files import read_csv, write_atomically
 from hadaptive.metrics import mean_interval, with_interval
@@ -40,7 +43,7 @@ def accuracy_table(rows: Rows) -> str:
         trained = first["epochs"] != "0"
         lines.append(
             [
-                name.partition("@")[0],
+                short(name),
                 f"{int(first['parameters']):,}",
                 f"{int(first['train_images']):,}" + (f" x {first['epochs']}" if trained else ""),
                 with_interval(mean, half),
@@ -243,6 +246,8 @@ TABLES: dict[str, Callable[[Rows], str]] = {
     "search-planted": planted_table,
     "search-prediction": prediction_table,
     "search-price": price_table,
+    "stability": stability_table,
+    "trial": trial_table,
 }
 
 
@@ -261,10 +266,15 @@ def render(text: str, root: Path) -> str:
         kind, source = match["kind"], match["source"]
         if kind not in TABLES:
             raise UserError(f"there is no table of kind {kind!r}; choose one of {', '.join(TABLES)}")
-        rows = read_csv(root / source)
-        if not rows:
-            raise UserError(f"{source} has no rows to make a table of")
-        return f"<!-- table {kind} {source} -->\n{TABLES[kind](rows)}\n\nFrom `{source}`.\n<!-- end of table -->"
+        rows: Rows = []
+        for name in source.split(","):
+            own = read_csv(root / name)
+            if not own:
+                raise UserError(f"{name} has no rows to make a table of")
+            regime = Path(name).stem.removeprefix("accuracy-")
+            rows += [{**row, "regime": regime} for row in own]
+        origin = ", ".join(f"`{name}`" for name in source.split(","))
+        return f"<!-- table {kind} {source} -->\n{TABLES[kind](rows)}\n\nFrom {origin}.\n<!-- end of table -->"
 
     return BLOCK.sub(table, text)
 

@@ -211,6 +211,22 @@ def test_a_rate_that_diverges_is_out(config: AccuracyConfig, monkeypatch: pytest
     assert float(row["lr"]) == 3e-3
 
 
+def test_a_run_that_was_cut_off_is_not_in_the_way_of_one_with_another_rate(
+    config: AccuracyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(config, models=config.models[:1], seeds=(0,))
+
+    def cut(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_end_epoch", cut)
+        with pytest.raises(KeyboardInterrupt):
+            bench_accuracy(config)
+    (row,) = bench_accuracy(dataclasses.replace(config, rates=(3e-3,)))[len(FLOORS) :]
+    assert float(row["lr"]) == 3e-3
+
+
 def test_fewer_images_and_threads_as_typed(
     tiny_recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

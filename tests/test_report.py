@@ -159,3 +159,42 @@ def test_deployment_tables(tmp_path: Path) -> None:
     )
     text = render(document("deployment", "deployment.csv"), tmp_path)
     assert "| S | frozen | 80.50 ± 19.06 | +0.50 ± 6.35 | +1.00 +0.00 |" in text
+
+
+def test_regimes_side_by_side_with_differences_to_the_base(tmp_path: Path) -> None:
+    head = "model,parameters,seed,test_accuracy\n"
+    floor = "logistic regression,10,0,0.2\n"
+    (tmp_path / "accuracy-one.csv").write_text(
+        head + floor + "net@0a,100,0,0.80\nnet:static@0b,90,0,0.85\nnet@0a,100,1,0.82\nnet:static@0b,90,1,0.87\n"
+    )
+    (tmp_path / "accuracy-two.csv").write_text(
+        head + floor + "net@0a,100,0,0.50\nnet@0a,100,1,0.50\nother,70,0,0.61\n"
+    )
+    page = tmp_path / "page.md"
+    page.write_text(document("trial", "accuracy-one.csv,accuracy-two.csv"))
+    report(page)
+    text = page.read_text()
+    assert "From `accuracy-one.csv`, `accuracy-two.csv`." in text
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert lines[0] == "| network | parameters | one | two |"
+    # Two seeds each with deviations of sqrt(2): Welch's has 2 degrees of freedom, 4.3027 * sqrt(2).
+    assert lines[2:] == [
+        "| net:static | 90 | 86.00 ± 12.71 (+5.00 ± 6.08) |  |",
+        "| net | 100 | 81.00 ± 12.71 | 50.00 ± 0.00 |",
+        "| other | 70 |  | 61.00, 1 seed |",
+        "| logistic regression | 10 | 20.00 | 20.00 |",
+    ]
+    page.write_text(document("trial", "accuracy-one.csv,none.csv"))
+    with pytest.raises(ValueError, match="none.csv has no rows"):
+        report(page)
+
+
+def test_stability_is_that_of_the_last_epoch(tmp_path: Path) -> None:
+    columns = "kurtosis,normed_largest,gradient,val_accuracy"
+    rows = [f"dysoft,{epoch},{layer},{epoch + layer},1,nan,0.5" for epoch in (0, 1) for layer in (1, 2, 3)]
+    (tmp_path / "rows.csv").write_text("\n".join([f"norm,epoch,layer,{columns}", *rows, ""]))
+    page = tmp_path / "page.md"
+    page.write_text(document("stability"))
+    report(page)
+    (line,) = [line for line in page.read_text().splitlines() if line.startswith("| dysoft")]
+    assert line == "| dysoft | 3 | 1 |  | 0.5 |"

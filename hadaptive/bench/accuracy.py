@@ -67,15 +67,8 @@ def _check_comparable(config: AccuracyConfig, results: Path) -> None:
 
 
 def _settings(config: AccuracyConfig, name: str, model: str, **changes: Any) -> TrainConfig:
-    stem = "-".join(
-        [
-            regime(config),
-            name,
-            *(f"{key}{value:g}" for key, value in changes.items() if key != "lr"),
-        ]
-    )
-    if "epochs" in changes:
-        stem += f"-rate{changes['lr']:g}"
+    how = [f"{'rate' if key == 'lr' else key}{value:g}" for key, value in changes.items()]
+    stem = "-".join([regime(config), name, *how])
     output = config.runs / stem.replace(":", "-").replace(" ", "-")
     return _recipe(config, model=model, output=output, **changes)
 
