@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny import TINY, tiny_config, tiny_spec
@@ -13,7 +14,7 @@ from hadaptive.bench.accuracy import bench_accuracy, name_of, print_accuracy
 from hadaptive.bench.config import AccuracyConfig
 from hadaptive.bench.floor import FLOORS, floor
 from hadaptive.cli import main
-from hadaptive.data.generated import cooccurrences
+from hadaptive.data.generated import CELL, SIDE, cooccurrences, patterns
 from hadaptive.engine.finite import NonFiniteLossError
 from hadaptive.errors import UserError
 from hadaptive.files import read_csv
@@ -197,6 +198,30 @@ def test_neither_pixels_nor_their_squares_tell_what_stands_together() -> None:
             for images, targets in parts
         )
         assert LogisticRegression(max_iter=300).fit(x, y).score(xt, yt) < 0.18  # of eight classes
+
+
+def test_products_of_the_patterns_tell_what_stands_together() -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    found = []
+    for count, seed in ((3000, 0), (1500, 1)):
+        images, targets = cooccurrences(count, seed)
+        cells = (images - 128.0).reshape(-1, 4, 8, 4, 8)
+        a, b = (np.einsum("nrycx,kyx->nrck", cells, kind) / 960 for kind in patterns())
+        found += [np.einsum("nrci,nrcj->nij", a, b).reshape(count, -1), targets]
+    x, y, xt, yt = found
+    assert LogisticRegression(max_iter=300).fit(x, y).score(xt, yt) > 0.9
+
+
+def test_the_network_for_them_looks_at_one_cell_at_a_time() -> None:
+    """Its stem was padded, and looked at parts of two."""
+    net = HadaptiveNet(NetSpec.load(Path(__file__).parents[1] / "benchmarks/networks/cell.json"), 8, in_chans=1)
+    image = torch.zeros(1, 1, SIDE, SIDE, requires_grad=True)
+    net.eval().stem(image)[..., 1, 2].sum().backward()
+    assert image.grad is not None
+    seen = image.grad[0, 0].nonzero()
+    assert seen.amin(0).tolist() == [CELL, 2 * CELL]
+    assert seen.amax(0).tolist() == [2 * CELL - 1, 3 * CELL - 1]
 
 
 def test_a_rate_that_diverges_is_out(config: AccuracyConfig, monkeypatch: pytest.MonkeyPatch) -> None:

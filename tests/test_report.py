@@ -185,7 +185,7 @@ def test_regimes_side_by_side_with_differences_to_the_base(tmp_path: Path) -> No
         "| logistic regression | 10 | 20.00 | 20.00 |",
     ]
     page.write_text(document("trial", "accuracy-one.csv,none.csv"))
-    with pytest.raises(ValueError, match="none.csv has no rows"):
+    with pytest.raises(ValueError, match=r"none\.csv has no rows"):
         report(page)
 
 

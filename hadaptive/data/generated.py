@@ -1,10 +1,10 @@
 """Images made for a question: whether a network sees which of two local patterns stand together.
 
-Sixteen cells tile an image. The upper half of each holds one of four patterns A and the lower half one of four
-patterns B, each bright or dark by chance. A class is a table of 4 x 4 signs: for A of kind i and B of kind j the
-two are bright together, or one is the opposite of the other, as its entry says. In every class each pattern is as
-often bright as dark, and as often there as any other, and each pixel has the same distribution: only a pixel of an
-upper half and one of the lower, taken together, tell.
+Sixteen cells tile an image. The upper half of each holds one of eight patterns A and the lower half one of eight
+patterns B, each bright or dark by chance. A class is a table of 8 x 8 signs, half of them each: for A of kind i
+and B of kind j the two are bright together, or one is the opposite of the other, as its entry says. In every class
+each pattern is as often bright as dark, and as often there as any other, and each pixel has the same distribution:
+only a pixel of an upper half and one of the lower, taken together, tell. To tell the classes takes 64 products.
 """
 
 from pathlib import Path
@@ -15,9 +15,9 @@ import scipy.linalg
 from hadaptive.data.sources import ArraySource, Listed, Opened
 
 NAME = "cooccurrence"
-CLASSES, KINDS, CELL, SIDE = 8, 4, 8, 32
+CLASSES, KINDS, CELL, SIDE = 8, 8, 8, 32
 SIZES = {"train": 20_000, "test": 4_000}
-CONTRAST, NOISE = 30.0, 36.0  # grey levels: of a pattern, and the standard deviation of what hides it
+CONTRAST, NOISE = 30.0, 32.0  # grey levels: of a pattern, and the standard deviation of what hides it
 
 
 def open_cooccurrence(root: Path | None = None) -> Opened:
@@ -29,13 +29,25 @@ def open_cooccurrence(root: Path | None = None) -> Opened:
     return Opened(parts, [f"table {number}" for number in range(CLASSES)], in_memory=True)
 
 
+def patterns() -> tuple[np.ndarray, np.ndarray]:
+    """Patterns A and B in their halves of a cell, each (KINDS, CELL, CELL) of -1, 0 and 1."""
+    waves = scipy.linalg.hadamard(CELL**2 // 2)[1 : KINDS + 1].reshape(KINDS, CELL // 2, CELL)
+    empty = np.zeros_like(waves)
+    return np.concatenate([waves, empty], 1), np.concatenate([empty, waves], 1)
+
+
+def _tables() -> np.ndarray:
+    """The sign of each pair of patterns in each class, (CLASSES, KINDS, KINDS); the same for all parts."""
+    signs = np.repeat([-1, 1], KINDS * KINDS // 2)
+    random = np.random.default_rng(0)
+    return np.stack([random.permutation(signs).reshape(KINDS, KINDS) for _ in range(CLASSES)])
+
+
 def cooccurrences(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 (count, 32, 32) and targets int64 (count,), of all classes equally often."""
     random = np.random.default_rng(seed)
-    waves, empty = scipy.linalg.hadamard(CELL), np.zeros((KINDS, CELL // 2, CELL), np.int64)
-    patterns = np.stack([np.outer(waves[kind, : CELL // 2], waves[1 + kind]) for kind in range(KINDS)])
-    first, second = np.concatenate([patterns, empty], 1), np.concatenate([empty, patterns], 1)
-    tables = scipy.linalg.hadamard(KINDS * KINDS)[1 : CLASSES + 1].reshape(CLASSES, KINDS, KINDS)
+    first, second = patterns()
+    tables = _tables()
     targets = random.permutation(np.arange(count) % CLASSES)
     cells = (SIDE // CELL) ** 2
     i, j = random.integers(KINDS, size=(2, count, cells))

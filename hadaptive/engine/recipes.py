@@ -76,13 +76,13 @@ RECIPES: dict[str, Recipe] = {
         {**_TRIAL, "train_size": 500, "epochs": 80, "batch_size": 16, "image_size": 64, "shift": 1, "ema": 0.99},
     ),
     "cooccurrence": Recipe(
-        "250 generated images in which only pairs of patterns tell the class: what products are made for",
+        "1,000 generated images in which only pairs of patterns tell the class: what products are made for",
         {
             **_TRIAL,
             "data": "cooccurrence",
             "val_fraction": 0.025,
-            "train_size": 250,
-            "epochs": 200,
+            "train_size": 1_000,
+            "epochs": 100,
             "batch_size": 32,
             "in_chans": 1,
             "hflip": 0.0,
