@@ -46,7 +46,8 @@ SHORTER = {
     "hadaptive export runs/mine": "--images 40 --calibration 16 --sensitivity 16",
     "hadaptive export hadaptive_net_s": "--image-size 32 --num-classes 3 --images 4",
     "hadaptive demo": "--epochs 1",
-    "hadaptive bench accuracy --recipe cooccurrence": "--models tiny.json --seeds 0",
+    "hadaptive bench accuracy": "--models tiny.json --seeds 0 --rates 3e-3",
+    "hadaptive bench stability": "--model tiny.json --norms dysoft",
     "hadaptive bench ablation": "--model tiny.json --groups k --seeds 0 --rates 3e-3 --no-measure",
     "hadaptive bench plugin": "--models mobilenetv3_small_050 --seeds 0 --rates 3e-3 --no-measure",
     "hadaptive bench networks": "--models tiny.json --image-size 32 --batch 2 --rounds 2",
@@ -132,8 +133,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     WIDE_SPACE.save(Path("tiny-space.json"))
     # The network that a target names is small, too.
     monkeypatch.setattr(latency, "REFERENCES", {"S": WIDE_SPACE.build(WIDE_CHOICE, "slow")})
-    for name in ("fmnist-small", "few-50", "cooccurrence"):
-        recipe = RECIPES[name]
+    for name, recipe in list(RECIPES.items()):
+        if not name.startswith(("fmnist-small", "few", "cooccurrence")):
+            continue
         brief = dataclasses.replace(recipe, settings={**recipe.settings, **BRIEF})
         monkeypatch.setitem(RECIPES, name, brief)
     monkeypatch.setattr(bench_search, "VARIANTS", bench_search.VARIANTS[:2])
