@@ -99,22 +99,22 @@ def _rate(config: AccuracyConfig, name: str, model: str, results: Path) -> float
     whole = _recipe(config).optimisation
     if not config.rates:
         return whole.lr
+    epochs = config.rate_epochs or max(1, whole.epochs // 4)
     path = results.with_stem(f"{results.stem}-rates")
     scores: dict[float, float] = {}
     for rate in sorted(config.rates):
-        rows = [row for row in read_csv(path) if row["model"] == name and float(row["lr"]) == rate]
+        known = (row for row in read_csv(path) if row["model"] == name and float(row["lr"]) == rate)
+        rows = [row for row in known if row["epochs"] == str(epochs)]
         if not rows:
             say(f"== {name}: learning rate {rate:g}")
-            settings = _settings(
-                config, name, model, seed=config.seeds[0], lr=rate, epochs=max(1, whole.epochs // 4)
-            )
+            settings = _settings(config, name, model, seed=config.seeds[0], lr=rate, epochs=epochs)
             keys = ("seed", "recipe", "epochs", "validation_accuracy", "train_seconds", "device", "commit")
             try:
                 summary = train_or_resume(settings, test=False)
             except NonFiniteLossError as error:
                 say(f"{error}: this rate is out")
-                known = {"seed": config.seeds[0], "recipe": config.recipe, "validation_accuracy": 0.0}
-                summary = {**dict.fromkeys(keys, ""), **known, **provenance()}
+                known = {"seed": config.seeds[0], "recipe": config.recipe, "epochs": epochs}
+                summary = {**dict.fromkeys(keys, ""), **known, "validation_accuracy": 0.0, **provenance()}
             rows = [{"model": name, "lr": rate, **{key: summary[key] for key in keys}}]
             append_csv(path, rows)
         scores[rate] = float(rows[-1]["validation_accuracy"])

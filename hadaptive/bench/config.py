@@ -34,9 +34,9 @@ class AccuracyConfig:
         runs: folder for the run folders.
         train_size: use only so many training images; default is the recipe's.
         epochs: more or fewer than the recipe's.
-        rates: learning rates of which each network gets the one with the best validation accuracy after a quarter
-            of the epochs, with the first seed; default is the recipe's for all. Beside the results, in
-            ...-rates.csv.
+        rates: learning rates of which each network gets the one with the best validation accuracy in a short
+            training with the first seed; default is the recipe's for all. Beside the results, in ...-rates.csv.
+        rate_epochs: epochs of that short training; default a quarter.
         threads: PyTorch threads of each training; default as PyTorch chooses.
     """
 
@@ -48,9 +48,14 @@ class AccuracyConfig:
     train_size: int | None = None
     epochs: int | None = None
     rates: tuple[float, ...] = ()
+    rate_epochs: int | None = None
     threads: int | None = None
 
     def __post_init__(self) -> None:
+        if self.rate_epochs is not None and not self.rates:
+            raise UserError("rate_epochs has no effect without rates to choose from")
+        if self.rate_epochs is not None and self.rate_epochs < 1:
+            raise UserError(f"rate_epochs must be at least 1, got {self.rate_epochs}")
         if any(not 0 < rate < float("inf") for rate in self.rates):
             raise UserError(f"rates must be positive, got {self.rates}")
         if self.threads is not None and self.threads < 1:

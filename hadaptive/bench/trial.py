@@ -65,7 +65,7 @@ def _bench(models: list[str], based: dict[str, str], trial: TrialConfig, what: s
                 trial.train_size,
                 trial.epochs,
                 trial.rates,
-                trial.threads,
+                threads=trial.threads,
             )
         )
     if trial.measure:

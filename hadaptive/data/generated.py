@@ -4,7 +4,8 @@ Sixteen cells tile an image. The upper half of each holds one of eight patterns 
 patterns B, each bright or dark by chance. A class is a table of 8 x 8 signs, half of them each: for A of kind i
 and B of kind j the two are bright together, or one is the opposite of the other, as its entry says. In every class
 each pattern is as often bright as dark, and as often there as any other, and each pixel has the same distribution:
-only a pixel of an upper half and one of the lower, taken together, tell. To tell the classes takes 64 products.
+only a pixel of an upper half and one of the lower, taken together, tell. The classes are linear in the 64 products
+of patterns.
 """
 
 from pathlib import Path

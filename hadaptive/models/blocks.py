@@ -19,7 +19,7 @@ def conv_norm_act(
     """Convolution without bias, BatchNorm, and Hardswish if the spec says so."""
     dd: Any = {"device": device, "dtype": dtype}
     layers: list[nn.Module] = [
-        nn.Conv2d(in_channels, spec.channels, spec.kernel, spec.stride, spec.padding, bias=False, **dd),
+        nn.Conv2d(in_channels, spec.channels, spec.kernel, spec.stride, spec.rim, bias=False, **dd),
         nn.BatchNorm2d(spec.channels, **dd),
     ]
     return Layers(*layers, nn.Hardswish()) if spec.act else Layers(*layers)

@@ -24,7 +24,7 @@ from hadaptive.nn.normalisation import NORMS
 FORMAT = "hadaptive-net"
 VERSION = 1
 KINDS = ("ghost", "ach", "inverted")
-LATER = ("selection", "noise", "temperature", "score_kernel", "mix", "act", "pairing")
+LATER = ("selection", "noise", "temperature", "score_kernel", "mix", "act", "pairing", "padding")
 
 
 def _check_positive(**values: int | None) -> None:
@@ -70,15 +70,22 @@ def contents(cls: type, what: str, data: Any, format: str, version: int) -> dict
 
 @dataclass(frozen=True)
 class ConvSpec:
-    """A plain convolution + BatchNorm, and Hardswish if `act`.
+    """A plain convolution + BatchNorm, and Hardswish if `act`. A stride-1 one keeps the map's size.
 
-    A stride-1 one keeps the map's size; one whose stride is its kernel cuts the map into patches, without padding.
+    Attributes:
+        channels: channels out.
+        kernel: height and width.
+        stride: of the convolution.
+        act: whether there is the Hardswish.
+        padding: rows of zeros around the map; None for (kernel - 1) // 2. 0 cuts a map into patches where the
+            stride is the kernel.
     """
 
     channels: int
     kernel: int = 1
     stride: int = 1
     act: bool = True
+    padding: int | None = None
 
     def __post_init__(self) -> None:
         _check_positive(channels=self.channels, kernel=self.kernel, stride=self.stride)
@@ -86,11 +93,18 @@ class ConvSpec:
             raise UserError(f"act must be true or false, got {self.act!r}")
         if self.stride == 1 and self.kernel % 2 == 0:
             raise UserError(f"a stride-1 convolution needs an odd kernel to keep its size, got {self.kernel}")
+        padding = self.padding
+        if padding is None:
+            return
+        if isinstance(padding, bool) or not isinstance(padding, int) or not 0 <= padding < self.kernel:
+            raise UserError(f"padding must be a whole number from 0 to kernel - 1, or left out, got {padding!r}")
+        if self.stride == 1 and padding != (self.kernel - 1) // 2:
+            raise UserError(f"a stride-1 convolution of {self.kernel} needs its own padding to keep its size")
 
     @property
-    def padding(self) -> int:
+    def rim(self) -> int:
         """Rows of zeros around the map."""
-        return 0 if self.kernel == self.stride else (self.kernel - 1) // 2
+        return (self.kernel - 1) // 2 if self.padding is None else self.padding
 
 
 @dataclass(frozen=True)
@@ -146,7 +160,7 @@ class BlockSpec:
             raise UserError(f"a stride-1 block needs an odd kernel to keep its size, got {self.kernel}")
 
     @property
-    def padding(self) -> int:
+    def rim(self) -> int:
         """Rows of zeros around the map that the depthwise convolution sees."""
         return (self.kernel - 1) // 2
 
@@ -244,7 +258,9 @@ class NetSpec:
         convs = list(self.convs)
         for i, stride in zip(strided, strides, strict=False):
             kernel = convs[i].kernel if stride > 1 or convs[i].kernel % 2 else convs[i].kernel + 1
-            convs[i] = dataclasses.replace(convs[i], stride=stride, kernel=kernel)
+            convs[i] = dataclasses.replace(
+                convs[i], stride=stride, kernel=kernel, padding=None if stride == 1 else convs[i].padding
+            )
         return dataclasses.replace(self, stem=convs[0], stage1=tuple(convs[1:]))
 
     @property
@@ -256,6 +272,9 @@ class NetSpec:
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON; defaults that do not apply to a block's kind are left out."""
         data = dataclasses.asdict(self)
+        for conv in (data["stem"], *data["stage1"]):
+            if conv["padding"] is None:
+                del conv["padding"]
         for stage in data["stages"]:
             for block in stage:
                 for key in ("ratio", "norm") if block["kind"] == "ach" else ("k", "norm"):

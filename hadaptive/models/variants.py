@@ -57,11 +57,29 @@ def _as(kind: str, act: bool = True, widen: bool = True) -> Change:
     return _each(change)
 
 
-def _same_macs(block: BlockSpec, channels: int, width: int) -> BlockSpec:
-    """An inverted bottleneck that costs what the mix, the depthwise convolution and the projection do."""
-    behind, before = block.kernel**2 + block.channels, channels * block.stride**2
-    affordable = round((channels * before + width * behind) / (before + behind))
-    return BlockSpec("inverted", block.channels, block.kernel, block.stride, ratio=_ratio(affordable, channels))
+def _same_macs(spec: NetSpec) -> NetSpec:
+    """Inverted bottlenecks that cost no more than the mix, the depthwise convolution and the projection do."""
+
+    def change(block: BlockSpec, channels: int, width: int) -> BlockSpec:
+        behind, before = block.kernel**2 + block.channels, channels * block.stride**2
+        own = channels * before * spec.mix + width * behind
+        ratio = _ratio(own // (before + behind), channels)
+        return BlockSpec("inverted", block.channels, block.kernel, block.stride, ratio=ratio)
+
+    return _each(change)(spec)
+
+
+def _mixed(change: Change, name: str) -> Change:
+    """A control that keeps the mix, which there must be."""
+
+    def apply(spec: NetSpec) -> NetSpec:
+        if not spec.mix:
+            raise UserError(
+                f"{spec.name} has no mix, and {name} would give it one: there is no such variant of it"
+            )
+        return change(spec)
+
+    return apply
 
 
 def _norm(name: str) -> Change:
@@ -84,7 +102,10 @@ def _blocks(count: int) -> Change:
 GROUPS: dict[str, dict[str, tuple[Change, str]]] = {
     "components": {
         "no-mix": (_of_the_network(mix=False), "without the 1x1 convolution before the products"),
-        "no-score": (_of_the_network(score_kernel=0), "pooled channels are the scores, without a convolution"),
+        "no-score": (
+            _of_the_network(score_kernel=0),
+            "pooled channels are the scores, without a convolution that the temperature could follow",
+        ),
     },
     "selection": {
         "static": (_of_the_network(selection="static"), "the first k channels, always"),
@@ -103,11 +124,14 @@ GROUPS: dict[str, dict[str, tuple[Change, str]]] = {
         "blocks4": (_blocks(4), "four whole blocks of C / 4 channels, of another width"),
     },
     "controls": {
-        "none": (_as("inverted", act=False, widen=False), "no products: the mixed channels alone, C wide"),
-        "act": (_as("inverted", widen=False), "no products, and an activation, C wide"),
-        "linear": (_as("inverted", act=False), "linear maps of the input in place of products"),
+        "none": (
+            _mixed(_as("inverted", act=False, widen=False), "none"),
+            "no products: the mixed channels alone, C wide",
+        ),
+        "act": (_mixed(_as("inverted", widen=False), "act"), "no products, and an activation, C wide"),
+        "linear": (_mixed(_as("inverted", act=False), "linear"), "linear maps of the input in place of products"),
         "inverted": (_as("inverted"), "the whole width by one convolution, with an activation"),
-        "inverted-macs": (_each(_same_macs), "the same, as narrow as costs no more multiply-accumulates"),
+        "inverted-macs": (_same_macs, "the same, as narrow as costs no more multiply-accumulates"),
         "ghost": (_as("ghost"), "the whole width by Ghost"),
     },
     "norm": {f"norm-{name}": (_norm(name), f"{name} of the products") for name in NORMS if name != "dysoft"},

@@ -61,7 +61,7 @@ def _layers(position: Position) -> list[ConvSpec | BlockSpec]:
 
 def _sides_after(layers: list[ConvSpec | BlockSpec], side: int) -> set[int]:
     """How many pixels wide these layers leave a map of `side` pixels."""
-    return {(side + 2 * x.padding - x.kernel) // x.stride + 1 for x in layers}
+    return {(side + 2 * x.rim - x.kernel) // x.stride + 1 for x in layers}
 
 
 def _check_agree(where: str, position: Position) -> None:
