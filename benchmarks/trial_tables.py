@@ -1,9 +1,8 @@
 """Tables of networks on trial: several regimes side by side, and what each part of a network adds."""
 
-import math
-
 from benchmarks.rows import Rows, markdown_table
 from hadaptive.bench.floor import FLOORS
+from hadaptive.errors import UserError
 from hadaptive.metrics import mean_interval, welch_difference, with_interval
 
 
@@ -11,7 +10,10 @@ def trial_table(rows: Rows) -> str:
     """Mean test accuracy, its 95% interval and, in brackets, the difference to the base network, in each regime.
 
     A column for each file of rows. Networks stand in the order of the first column's means, the floor last. A
-    variant's base is the network that it was made of. Seeds are said where they are fewer than others of a regime.
+    variant's base is the network without any suffix. Seeds are said where they are fewer than others of a regime.
+
+    Raises:
+        UserError: two networks have one name.
     """
     scores: dict[str, dict[str, list[float]]] = {}
     for row in rows:
@@ -19,6 +21,8 @@ def trial_table(rows: Rows) -> str:
     parameters = {row["model"]: f"{int(row['parameters']):,}" for row in rows}
     first = next(iter(scores.values()))
     by_name = {short(model): model for model in parameters}
+    if len(by_name) < len(parameters):
+        raise UserError(f"two networks of one name cannot stand in a table: {', '.join(sorted(parameters))}")
 
     def place(model: str) -> tuple[bool, bool, float]:
         return model in FLOORS, model not in first, -mean_interval(first.get(model, [0.0]))[0]
@@ -33,7 +37,7 @@ def trial_table(rows: Rows) -> str:
             if own and base != model and base in regime:
                 difference, half = welch_difference(own, regime[base])
                 cell += f" ({with_interval(difference, half, '+')})"
-            most = max(len(values) for name, values in regime.items() if name not in FLOORS)
+            most = max((len(values) for name, values in regime.items() if name not in FLOORS), default=0)
             if own and len(own) < most and model not in FLOORS:
                 cell += f", {len(own)} seed{'s' * (len(own) > 1)}"
             cells.append(cell)
@@ -46,11 +50,13 @@ def stability_table(rows: Rows) -> str:
     from hadaptive.bench.stability import PANELS, by_epoch
 
     lines = []
-    for norm in dict.fromkeys(row["norm"] for row in rows):
-        ends = [list(by_epoch(rows, norm, column).values())[-1:] for column in PANELS]
-        cells = ["" if not end or math.isnan(end[0]) else f"{end[0]:.3g}" for end in ends]
-        lines.append([norm, *cells])
-    return markdown_table(["norm", *PANELS.values()], lines)
+    for model, norm in dict.fromkeys((row["model"], row["norm"]) for row in rows):
+        own = [row for row in rows if (row["model"], row["norm"]) == (model, norm)]
+        end = max(int(row["epoch"]) for row in own)
+        found = [by_epoch(own, norm, column).get(end) for column in PANELS]
+        cells = ["not finite" if value is None else f"{value:.3g}" for value in found]
+        lines.append([model, norm, str(end + 1), *cells])
+    return markdown_table(["network", "norm", "epochs", *PANELS.values()], lines)
 
 
 def short(model: str) -> str:

@@ -18,6 +18,7 @@ from hadaptive.models import create_model, spec_of
 from hadaptive.nn import (
     AdaptiveBottleneck,
     AdaptiveCrossHadamard,
+    ChannelScore,
     FixedSelection,
     GhostExpansion,
     GroupedSelection,
@@ -114,6 +115,10 @@ def _describe(module: nn.Module) -> str:
             how = own.get(type(expansion.select), "")
             if expansion.block > 1:
                 how = f" in blocks of {expansion.block}"
+            if isinstance(module.expansion.mix, nn.Identity):
+                how += " without mix"
+            if isinstance(expansion.score, ChannelScore) and isinstance(expansion.score.conv, nn.Identity):
+                how += " by pooled channels"
             return f"ACH k={expansion.k}{how}, {type(expansion.norm).__name__}, depthwise {kernel}x{kernel}"
         if isinstance(module.expansion, GhostExpansion):
             return f"Ghost to {module.expansion.out_channels}, depthwise {kernel}x{kernel}"

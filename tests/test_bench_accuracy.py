@@ -311,9 +311,11 @@ def test_another_number_of_epochs_as_typed(
     assert row["epochs"] == "2"
     before = results.read_bytes()
     for more, message in (
-        (["--epochs", "3"], "with 2 epochs, which cannot be compared"),
-        (["--epochs", "2", "--rates", "0.3"], "with a learning rate of 0.002, which cannot be compared"),
-        (["--epochs", "2", "--train-size", "60"], "train_images, which cannot be compared"),
+        (["--epochs", "3"], "of tiny@"),
+        (["--epochs", "3"], "with epochs 2, which cannot be compared"),
+        (["--epochs", "2", "--rates", "0.3"], "with learning rate 0.002, which cannot be compared"),
+        (["--epochs", "2", "--train-size", "60"], "of logistic regression with train_images"),
+        (["--epochs", "2", "--recipe", "quick"], "with recipe tiny"),
     ):
         assert main([*flags, *more, "--results", str(results)]) == 1
         assert message in capsys.readouterr().err

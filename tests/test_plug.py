@@ -178,6 +178,7 @@ def test_branches_that_are_added_are_no_expansion_of_ours() -> None:
         ("mobilenetv2_050", 2, {"selection": "best"}, "selection must be one of"),
         ("mobilenetv2_050", 2, {"pairing": "blocks"}, "how many blocks there are is k: pass it, such as k=4"),
         ("mobilenetv2_050", 2, {"k": 1}, "k must be at least 2"),
+        ("mobilenetv2_050", 2, {"mix": False}, "plug has no option 'mix'; there are noise, norm, order"),
         ("mixnet_s", 1, {}, "ACH was put nowhere of blocks.2.1.conv_pw.1"),
         ("mixnet_s", "blocks.2.1.*", {}, "it does not fit into blocks.2.1.conv_pw.1 .split_with_sizes"),
     ],

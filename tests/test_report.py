@@ -189,12 +189,28 @@ def test_regimes_side_by_side_with_differences_to_the_base(tmp_path: Path) -> No
         report(page)
 
 
-def test_stability_is_that_of_the_last_epoch(tmp_path: Path) -> None:
+def test_stability_is_that_of_the_last_epoch_of_each_network(tmp_path: Path) -> None:
     columns = "kurtosis,normed_largest,gradient,val_accuracy"
-    rows = [f"dysoft,{epoch},{layer},{epoch + layer},1,nan,0.5" for epoch in (0, 1) for layer in (1, 2, 3)]
-    (tmp_path / "rows.csv").write_text("\n".join([f"norm,epoch,layer,{columns}", *rows, ""]))
+    rows = [f"a,dysoft,{epoch},{layer},{epoch + layer},1,nan,0.5" for epoch in (0, 1) for layer in (1, 2, 3)]
+    rows += ["b,dysoft,0,1,100,1,1,0.25", "b,dysoft,1,1,nan,1,1,0.25"]
+    (tmp_path / "rows.csv").write_text("\n".join([f"model,norm,epoch,layer,{columns}", *rows, ""]))
     page = tmp_path / "page.md"
     page.write_text(document("stability"))
     report(page)
-    (line,) = [line for line in page.read_text().splitlines() if line.startswith("| dysoft")]
-    assert line == "| dysoft | 3 | 1 |  | 0.5 |"
+    assert [line for line in page.read_text().splitlines() if "dysoft" in line] == [
+        "| a | dysoft | 2 | 3 | 1 | not finite | 0.5 |",
+        "| b | dysoft | 2 | not finite | 1 | 1 | 0.25 |",
+    ]
+
+
+def test_two_networks_of_one_name_are_no_table(tmp_path: Path) -> None:
+    rows = "model,parameters,seed,test_accuracy\nnet@1,10,0,0.5\nnet@2,10,0,0.6\n"
+    (tmp_path / "accuracy-one.csv").write_text(rows)
+    page = tmp_path / "page.md"
+    page.write_text(document("trial", "accuracy-one.csv"))
+    with pytest.raises(ValueError, match="two networks of one name"):
+        report(page)
+    (tmp_path / "accuracy-one.csv").write_text(
+        "model,parameters,seed,test_accuracy\nlogistic regression,1,0,0.5\n"
+    )
+    assert report(page) == 1

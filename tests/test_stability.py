@@ -12,11 +12,14 @@ from tiny import TINY, tiny_spec
 from hadaptive.bench.config import Norm, StabilityConfig
 from hadaptive.bench.stability import bench_stability
 from hadaptive.cli import main
+from hadaptive.engine.stopping import StopRequest
+from hadaptive.errors import UserError
 from hadaptive.files import read_csv
 from hadaptive.models import HadaptiveNet
 from hadaptive.nn import NORMS, CrossHadamardExpansion, ProductRecorder
 from hadaptive.runs import RunFolder
-from hadaptive.train import Trainer
+from hadaptive.train import Trainer, TrainingInterruptedError
+from hadaptive.train.launch import resume
 
 
 def test_figures_are_those_of_the_products() -> None:
@@ -98,6 +101,36 @@ def test_a_training_that_was_cut_off_goes_on_with_the_rows_it_had(
     assert all(row["device"] and row["commit"] for row in rows)
 
 
+def test_a_training_that_another_command_went_on_with_is_refused(
+    tiny_recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C says how to resume, and that records no products: the rest was taken for the whole."""
+    norms: tuple[Norm, ...] = ("dysoft",)
+    config = StabilityConfig(tiny_spec(tmp_path), norms, tiny_recipe, (0,), 2, tmp_path, tmp_path / "runs")
+    with monkeypatch.context() as patched:
+        patched.setattr(StopRequest, "agreed", lambda self: True)
+        with pytest.raises(TrainingInterruptedError):
+            bench_stability(config)
+    (run,) = (tmp_path / "runs").iterdir()
+    resume(run)
+    with pytest.raises(UserError, match="lacks the products of some epochs"):
+        bench_stability(config)
+
+
+def test_a_record_goes_on_in_the_middle_of_an_epoch() -> None:
+    layer, x = CrossHadamardExpansion(4, 3, noise=0.0), torch.randn(2, 4, 3, 3, generator=seeded())
+    whole, first = ProductRecorder(layer, every=2), ProductRecorder(layer, every=2)
+    for _ in range(3):
+        layer(x).sum().backward()
+    state = first.state_dict()
+    first.close()
+    second = ProductRecorder(layer, every=2)
+    second.load_state_dict(state)
+    for factor in (2, 3):
+        layer(x * factor).sum().backward()
+    assert second.reports() == whole.reports()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("norms", NORMS)
 def test_rows_and_a_picture(
@@ -107,9 +140,9 @@ def test_rows_and_a_picture(
     flags += ["--results", str(tmp_path / "results"), "--runs", str(tmp_path / "runs")]
     for _ in range(2):  # the second time everything is there
         assert main(["bench", "stability", *flags]) == 0
-    rows = read_csv(tmp_path / "results/stability-tiny.csv")
+    rows = read_csv(tmp_path / "results/stability-tiny-2epochs.csv")
     assert len(rows) == 2 * 2  # epochs and layers
     assert {row["norm"] for row in rows} == {norms}
     assert all(float(row["scale"]) > 0 and float(row["gradient"]) > 0 for row in rows)
-    assert (tmp_path / "results/stability-tiny.png").stat().st_size > 1000
+    assert (tmp_path / "results/stability-tiny-2epochs.png").stat().st_size > 1000
     assert norms in capsys.readouterr().out

@@ -1,6 +1,7 @@
 """Several networks, several seeds, one recipe: the accuracy comparison. A row per run, written as it lands."""
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def bench_accuracy(config: AccuracyConfig) -> list[dict[str, Any]]:
     _recipe(config)  # mistakes show here
     for model in config.models:
         create_model(model, num_classes=2)
-    _check_comparable(config, results)
+    _check_comparable(config, models, results)
     results.parent.mkdir(parents=True, exist_ok=True)
     with threads(config.threads):
         _add_floor(config, results)
@@ -48,21 +49,21 @@ def _done(results: Path) -> set[tuple[str, str]]:
     return {(row["model"], row["seed"]) for row in read_csv(results)}
 
 
-def _check_comparable(config: AccuracyConfig, results: Path) -> None:
-    """Refuse rows of other numbers of images or epochs, or of a learning rate that is no choice here."""
+def _check_comparable(config: AccuracyConfig, models: Iterable[str], results: Path) -> None:
+    """Refuse rows of another recipe, of other numbers of images or epochs, or of a rate that is no choice here."""
     settings = _recipe(config)
     rates = config.rates or (settings.optimisation.lr,)
+    wanted = {"recipe": config.recipe, "train_images": settings.data.train_size}
     for row in read_csv(results):
-        if row["model"] in FLOORS:
-            continue
-        wanted = {"epochs": settings.optimisation.epochs, "train_images": settings.data.train_size}
-        other = [f"{row[name]} {name}" for name, value in wanted.items() if value and int(row[name]) != value]
-        if float(row["lr"]) not in rates:
-            other.append(f"a learning rate of {float(row['lr']):g}")
+        trained = row["model"] not in FLOORS
+        asked = {**wanted, "epochs": settings.optimisation.epochs} if trained else wanted
+        other = [f"{name} {row[name]}" for name, value in asked.items() if value and row[name] != str(value)]
+        if row["model"] in models and float(row["lr"]) not in rates:
+            other.append(f"learning rate {float(row['lr']):g}")
         if other:
             raise UserError(
                 f"{results} has a row of {row['model']} with {' and '.join(other)}, which cannot be compared "
-                "with these settings: give --results another file"
+                "with these settings: let the results be written elsewhere"
             )
 
 
@@ -104,7 +105,7 @@ def _rate(config: AccuracyConfig, name: str, model: str, results: Path) -> float
     scores: dict[float, float] = {}
     for rate in sorted(config.rates):
         known = (row for row in read_csv(path) if row["model"] == name and float(row["lr"]) == rate)
-        rows = [row for row in known if row["epochs"] == str(epochs)]
+        rows = [row for row in known if (row["recipe"], row["epochs"]) == (config.recipe, str(epochs))]
         if not rows:
             say(f"== {name}: learning rate {rate:g}")
             settings = _settings(config, name, model, seed=config.seeds[0], lr=rate, epochs=epochs)

@@ -9,6 +9,7 @@ from typing import Any
 from hadaptive.bench.config import StabilityConfig
 from hadaptive.console import console, say
 from hadaptive.engine.finite import NonFiniteLossError
+from hadaptive.errors import UserError
 from hadaptive.files import append_csv, read_csv
 from hadaptive.models import create_model
 from hadaptive.nn.product_stats import ProductRecorder
@@ -27,6 +28,14 @@ class _Observed(Trainer):
         super().__init__(*args, **options)
         self.products = ProductRecorder(self.network, RECORD_EVERY)
 
+    def own_state(self) -> dict[str, Any]:
+        return {**super().own_state(), "products": self.products.state_dict()}
+
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        super().load_own_state(state)
+        if "products" in state:
+            self.products.load_state_dict(state["products"])
+
     def summarise_epoch(self, folder: RunFolder) -> Any:
         rows, line = super().summarise_epoch(folder)
         accuracy, where = rows[folder.metrics][0]["val_accuracy"], provenance(str(self.accelerator.device))
@@ -42,40 +51,52 @@ def bench_stability(config: StabilityConfig) -> list[dict[str, Any]]:
     """Train the network with each norm, unless its rows are there; a training that was cut off goes on.
 
     Raises:
-        UserError: no such network, norm or recipe.
+        UserError: no such network, norm or recipe; a training was gone on with by something else.
     """
-    results = config.results / f"stability-{config.recipe}.csv"
+    regime = config.recipe if config.epochs is None else f"{config.recipe}-{config.epochs}epochs"
+    results = config.results / f"stability-{regime}.csv"
     results.parent.mkdir(parents=True, exist_ok=True)
-    for norm in config.norms:
-        name = config.model if norm == "dysoft" else f"{config.model}:norm-{norm}"
+    names = {norm: config.model if norm == "dysoft" else f"{config.model}:norm-{norm}" for norm in config.norms}
+    for name in names.values():
         create_model(name, num_classes=2)  # mistakes show here
     for seed in config.seeds:
-        for norm in config.norms:
+        for norm, name in names.items():
             done = {(row["model"], row["norm"], row["seed"]) for row in read_csv(results)}
             if (config.model, norm, str(seed)) in done:
                 continue
             say(f"== {norm}, seed {seed}")
-            name = config.model if norm == "dysoft" else f"{config.model}:norm-{norm}"
-            output = config.runs / f"stability-{config.recipe}-{name}-seed{seed}".replace(":", "-").replace(
-                "/", "-"
-            )
-            settings = {"model": name, "seed": seed, "output": output}
+            stem = f"stability-{regime}-{name}-seed{seed}".replace(":", "-").replace("/", "-")
+            settings: dict[str, Any] = {"model": name, "seed": seed, "output": config.runs / stem}
             if config.epochs is not None:
                 settings["epochs"] = config.epochs
-            try:
-                train_or_resume(TrainConfig.from_recipe(config.recipe, **settings), kind=_Observed)
-            except NonFiniteLossError as error:
-                say(f"{norm} diverged: {error}")  # which is a result
             what = {"model": config.model, "norm": norm, "seed": seed, "recipe": config.recipe}
-            # An epoch that was cut off before its checkpoint has run twice.
-            found = {(row["epoch"], row["layer"]): row for row in read_csv(output / PRODUCTS)}
-            append_csv(results, [{**what, **row} for row in found.values()])
+            found = _products(TrainConfig.from_recipe(config.recipe, **settings), norm)
+            append_csv(results, [{**what, **row} for row in found])
     rows = [row for row in read_csv(results) if row["model"] == config.model]
     picture = results.with_suffix(".png")
     plot_stability(rows, picture)
     console().print(f"products over training: {picture}", soft_wrap=True)
     print_stability(rows)
     return rows
+
+
+def _products(config: TrainConfig, norm: str) -> list[dict[str, Any]]:
+    """The rows of one training, by epoch and layer."""
+    assert config.output is not None
+    complete = True
+    try:
+        train_or_resume(config, kind=_Observed)
+    except NonFiniteLossError as error:
+        say(f"{norm} diverged: {error}")  # which is a result
+        complete = False
+    # An epoch that was cut off before its checkpoint has run twice.
+    rows = {(row["epoch"], row["layer"]): row for row in read_csv(config.output / PRODUCTS)}
+    if complete and {int(epoch) for epoch, _ in rows} != set(range(config.optimisation.epochs)):
+        raise UserError(
+            f"{config.output} lacks the products of some epochs, for it was gone on with by another command: "
+            "move it away"
+        )
+    return list(rows.values())
 
 
 PANELS = {

@@ -20,7 +20,18 @@ Change = Callable[[NetSpec], NetSpec]
 
 
 def _of_the_network(**values: object) -> Change:
-    return lambda spec: dataclasses.replace(spec, **values)  # pyright: ignore[reportArgumentType]
+    """What changes fields of a network, of which some ACH block takes notice."""
+
+    def apply(spec: NetSpec) -> NetSpec:
+        blocks = [block for stage in spec.stages for block in stage if block.k is not None]
+        if "mix" not in values:
+            blocks = [block for block in blocks if block.pairing == "triangle"]
+        if not blocks:
+            names = " and ".join(values)
+            raise UserError(f"{names} would change nothing of {spec.name}: it has no ACH block that takes notice")
+        return dataclasses.replace(spec, **values)  # pyright: ignore[reportArgumentType]
+
+    return apply
 
 
 def _each(change: Callable[[BlockSpec, int, int], BlockSpec]) -> Change:

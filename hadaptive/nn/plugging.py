@@ -8,6 +8,7 @@ Source: arXiv 2505.22226, section 5, where the last two blocks of four networks 
 """
 
 import fnmatch
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -70,6 +71,8 @@ class Plugged:
     products: int
 
 
+_OWN = ("self", "channels", "k", "device", "dtype")  # which the network says
+_OPTIONS = {name for name in inspect.signature(CrossHadamardExpansion.__init__).parameters if name not in _OWN}
 _NOT_HERE = (RuntimeError, TypeError, AttributeError, AssertionError, IndexError)  # what a forward pass may say
 
 
@@ -113,6 +116,9 @@ def plug(
         ValueError: nothing here can be replaced, not as much as was asked for, or an option does not fit; `model`
             is as it was.
     """
+    unknown = sorted(options.keys() - _OPTIONS)
+    if unknown:
+        raise ValueError(f"plug has no option {unknown[0]!r}; there are {', '.join(sorted(_OPTIONS))}")
     size = _input_size(model, input_size)
     weight = next(model.parameters())
     image = torch.zeros(1, *size, device=weight.device, dtype=weight.dtype)

@@ -117,3 +117,14 @@ class ProductRecorder(Recorder):
     def reset(self) -> None:
         """Forget what was recorded and go on recording."""
         self._sums = {name: _Sums() for name in self.layers}
+
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        """What was recorded so far, as plain numbers, for a checkpoint in the middle of an epoch."""
+        return {name: {**vars(sums), "calls": self._calls[name]} for name, sums in self._sums.items()}
+
+    def load_state_dict(self, state: dict[str, dict[str, Any]]) -> None:
+        """Go on from :meth:`state_dict`."""
+        for name, sums in self._sums.items():
+            found = dict(state[name])
+            self._calls[name] = found.pop("calls")
+            vars(sums).update(found)
