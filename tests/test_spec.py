@@ -293,7 +293,7 @@ BAD_FIELDS = [
     (("stem", "act"), "yes", "act must be true or false"),
     (("stem", "act"), 1, "act must be true or false"),
     (("stem", "act"), None, "act must be true or false"),
-    (("stem", "padding"), 1, "the stem has an unknown field 'padding'"),
+    (("stem", "groups"), 1, "the stem has an unknown field 'groups'"),
     (("stage1",), DELETED, "lacks the field 'stage1'"),
     (("stage1",), None, "stage1 must be a list"),
     (("stage1",), {"channels": 8}, "stage1 must be a list"),
