@@ -33,11 +33,11 @@ class AccuracyConfig:
             number of images and that of epochs where they are not the recipe's.
         runs: folder for the run folders.
         train_size: use only so many training images; default is the recipe's.
-        epochs: more or fewer than the recipe's.
         rates: learning rates of which each network gets the one with the best validation accuracy in a short
             training with the first seed; default is the recipe's for all. Beside the results, in ...-rates.csv.
-        rate_epochs: epochs of that short training; default a quarter.
         threads: PyTorch threads of each training; default as PyTorch chooses.
+        epochs: more or fewer than the recipe's.
+        rate_epochs: epochs of the short trainings that rates are chosen by; default a quarter.
     """
 
     recipe: str = "fmnist-small"
@@ -46,10 +46,10 @@ class AccuracyConfig:
     results: Path | None = None
     runs: Path = Path("runs/accuracy")
     train_size: int | None = None
-    epochs: int | None = None
     rates: tuple[float, ...] = ()
-    rate_epochs: int | None = None
     threads: int | None = None
+    epochs: int | None = None
+    rate_epochs: int | None = None
 
     def __post_init__(self) -> None:
         if self.rate_epochs is not None and not self.rates:
@@ -70,25 +70,25 @@ class TrialConfig:
         recipe: a recipe of ``hadaptive train``.
         seeds: one training per network and seed.
         train_size: use only so many training images; default is the recipe's.
-        epochs: more or fewer than the recipe's.
         rates: learning rates of which each network gets the best on validation, as in ``bench accuracy``.
         results: folder of the result rows; what is there already is not measured again.
         runs: folder for the run folders.
         train: train what has no row yet; without, only networks that have rows are shown.
         measure: time a training step and the exported network, all networks in turns.
         threads: of trainings and timings; default as PyTorch chooses, for exported networks 1.
+        epochs: more or fewer than the recipe's.
     """
 
     recipe: str = "few-50"
     seeds: tuple[int, ...] = (0, 1, 2)
     train_size: int | None = None
-    epochs: int | None = None
     rates: tuple[float, ...] = (1e-3, 2e-3, 4e-3, 8e-3)
     results: Path = Path("benchmarks/results")
     runs: Path = Path("runs/accuracy")
     train: bool = True
     measure: bool = True
     threads: int | None = None
+    epochs: int | None = None
 
 
 Group = Literal["components", "selection", "pairing", "controls", "norm", "k"]

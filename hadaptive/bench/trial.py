@@ -57,14 +57,14 @@ def _bench(models: list[str], based: dict[str, str], trial: TrialConfig, what: s
     if trial.train:
         bench_accuracy(
             AccuracyConfig(
-                trial.recipe,
-                tuple(models),
-                trial.seeds,
-                accuracies,
-                trial.runs,
-                trial.train_size,
-                trial.epochs,
-                trial.rates,
+                recipe=trial.recipe,
+                models=tuple(models),
+                seeds=trial.seeds,
+                results=accuracies,
+                runs=trial.runs,
+                train_size=trial.train_size,
+                epochs=trial.epochs,
+                rates=trial.rates,
                 threads=trial.threads,
             )
         )
