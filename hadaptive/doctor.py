@@ -23,8 +23,8 @@ from hadaptive.packages import EXTRAS, obstacle
 from hadaptive.provenance import device_name
 
 PACKAGES = ("hadaptive", "torch", "torchvision", "timm", "accelerate", "numba", "triton")
-# The largest error that each dtype allows, relative to the largest value, against float64. In bfloat16 PyTorch's own
-# gradients are off by 0.012 on processors without AVX-512.
+# The largest error that each dtype allows, relative to the largest value, against float64. In bfloat16 PyTorch's
+# own gradients are off by 0.012 on processors without AVX-512.
 ALLOWED = {torch.float32: 1e-4, torch.bfloat16: 2**-6, torch.float16: 2e-3, torch.float64: 1e-9}
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {  # of (B, C, H, W)
     "NCHW": lambda x: x.contiguous(),
