@@ -27,18 +27,21 @@ def trial_table(rows: Rows) -> str:
     def place(model: str) -> tuple[bool, bool, float]:
         return model in FLOORS, model not in first, -mean_interval(first.get(model, [0.0]))[0]
 
+    most = {
+        name: max((len(own) for model, own in regime.items() if model not in FLOORS), default=0)
+        for name, regime in scores.items()
+    }
     lines = []
     for model in sorted(parameters, key=place):
         base = by_name.get(short(model).partition(":")[0], model)
         cells = []
-        for regime in scores.values():
+        for name, regime in scores.items():
             own = regime.get(model, [])
             cell = with_interval(*mean_interval(own)) if own else ""
             if own and base != model and base in regime:
                 difference, half = welch_difference(own, regime[base])
                 cell += f" ({with_interval(difference, half, '+')})"
-            most = max((len(values) for name, values in regime.items() if name not in FLOORS), default=0)
-            if own and len(own) < most and model not in FLOORS:
+            if own and len(own) < most[name] and model not in FLOORS:
                 cell += f", {len(own)} seed{'s' * (len(own) > 1)}"
             cells.append(cell)
         lines.append([short(model), parameters[model], *cells])

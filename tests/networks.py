@@ -34,6 +34,18 @@ def close(actual, expected):
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
+def same_under_transforms(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """What a module in eval mode makes of x, the same scripted, traced, exported, compiled and mapped."""
+    with torch.no_grad():
+        expected = module(x)
+        close(torch.jit.script(module)(x), expected)
+        close(torch.jit.trace(module, x)(x), expected)
+        close(torch.export.export(module, (x,)).module()(x), expected)
+        close(torch.compile(module, fullgraph=True, backend="eager")(x), expected)
+    close(torch.vmap(module)(x.unsqueeze(1)).squeeze(1), expected)
+    return expected
+
+
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 

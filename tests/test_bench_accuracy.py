@@ -19,9 +19,8 @@ from hadaptive.engine.finite import NonFiniteLossError
 from hadaptive.errors import UserError
 from hadaptive.files import read_csv
 from hadaptive.models import HadaptiveNet, NetSpec, meant
-from hadaptive.models.blocks import conv_norm_act
 from hadaptive.models.published import HADAPTIVE_NET_S
-from hadaptive.models.spec import ConvSpec, ach, ghost
+from hadaptive.models.spec import ach, ghost
 from hadaptive.models.variants import GROUPS, VARIANTS, changed
 from hadaptive.nn import AdaptiveBottleneck, expansions
 from hadaptive.runs import RunFolder
@@ -170,19 +169,6 @@ def _costs(net: HadaptiveNet) -> tuple[list[int], int]:
     return [b.project[0].in_channels for b in bottlenecks], sum(m.weight.numel() for m in layers)
 
 
-def test_a_convolution_can_cut_patches() -> None:
-    """Padded, a stem of 8x8 with stride 8 looked at three rows of the patch above; older networks still do."""
-    image = torch.zeros(1, 1, 16, 16)
-    image[..., 8:, 8:] = 1
-    assert conv_norm_act(1, ConvSpec(4, 8, 8))[0].padding == (3, 3)
-    stem = conv_norm_act(1, ConvSpec(4, 8, 8, act=False, padding=0)).eval()
-    out = stem(image)
-    assert out.shape[-2:] == (2, 2)
-    assert (out[..., 0, :] == 0).all()
-    assert (out[..., 1, 0] == 0).all()
-    assert (out[..., 1, 1] != 0).all()
-
-
 def test_a_variant_of_a_file_is_the_network_that_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its name was taken for its identity, so that no such run could be gone on with."""
     monkeypatch.chdir(tmp_path)
@@ -261,28 +247,28 @@ def test_a_run_that_was_cut_off_is_not_in_the_way_of_one_with_another_rate(
     assert float(row["lr"]) == 3e-3
 
 
-def test_fewer_images_and_threads_as_typed(
-    tiny_recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def typed(tiny_recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A comparison of a tiny network as it is typed, in the folder that the network's file is in."""
     monkeypatch.chdir(tmp_path)
-    before = torch.get_num_threads()
-    flags = f"--recipe {tiny_recipe} --models tiny.json --seeds 0 --train-size 60 --threads 2".split()
     tiny_spec(tmp_path)
-    assert main(["bench", "accuracy", *flags]) == 0
+    return ["bench", "accuracy", "--recipe", tiny_recipe, "--models", "tiny.json"]
+
+
+def test_fewer_images_and_threads_as_typed(typed: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    before = torch.get_num_threads()
+    flags = [*typed, "--seeds", "0", "--train-size", "60", "--threads", "2"]
+    assert main(flags) == 0
     (row,) = read_csv(Path("benchmarks/results/accuracy-tiny-60.csv"))[len(FLOORS) :]
     assert (row["train_images"], row["threads"]) == ("60", "2")
     assert torch.get_num_threads() == before
-    assert main(["bench", "accuracy", *flags[:-1], "0"]) == 1
+    assert main([*flags[:-1], "0"]) == 1
     assert "threads must be at least 1, got 0" in capsys.readouterr().err
 
 
-def test_rates_are_tried_for_as_many_epochs_as_said(
-    tiny_recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_rates_are_tried_for_as_many_epochs_as_said(typed: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """Rates that were tried for others are tried again."""
-    monkeypatch.chdir(tmp_path)
-    tiny_spec(tmp_path)
-    flags = ["bench", "accuracy", *f"--recipe {tiny_recipe} --models tiny.json --epochs 2 --seeds".split()]
+    flags = [*typed, "--epochs", "2", "--seeds"]
     assert main([*flags, "0", "--rates", "1e-3", "3e-3"]) == 0
     assert main([*flags, "0", "1", "--rates", "1e-3", "3e-3", "--rate-epochs", "2"]) == 0
     rows = read_csv(Path("benchmarks/results/accuracy-tiny-2epochs-rates.csv"))
@@ -298,13 +284,9 @@ def test_rates_are_tried_for_as_many_epochs_as_said(
     assert "rate_epochs must be at least 1, got 0" in capsys.readouterr().err
 
 
-def test_another_number_of_epochs_as_typed(
-    tiny_recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_another_number_of_epochs_as_typed(typed: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """It has a file of its own; rows of other settings are refused, not mixed in."""
-    monkeypatch.chdir(tmp_path)
-    tiny_spec(tmp_path)
-    flags = ["bench", "accuracy", *f"--recipe {tiny_recipe} --models tiny.json --seeds 0".split()]
+    flags = [*typed, "--seeds", "0"]
     assert main([*flags, "--epochs", "2"]) == 0
     results = Path("benchmarks/results/accuracy-tiny-2epochs.csv")
     (row,) = read_csv(results)[len(FLOORS) :]

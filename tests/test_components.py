@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from networks import close
+from networks import same_under_transforms
 from test_export import card_of, deployed
 from tiny import tiny_config, tiny_spec
 from torch import nn
@@ -79,13 +79,7 @@ def test_under_every_transform(what: str) -> None:
     torch.manual_seed(0)
     module = AdaptiveCrossHadamard(8, 4, **WITHOUT[what]).eval()
     x = torch.randn(3, 8, 5, 5)
-    with torch.no_grad():
-        expected = module(x)
-        close(torch.jit.script(module)(x), expected)
-        close(torch.jit.trace(module, x)(x), expected)
-        close(torch.export.export(module, (x,)).module()(x), expected)
-        close(torch.compile(module, fullgraph=True, backend="eager")(x), expected)
-    close(torch.vmap(module)(x.unsqueeze(1)).squeeze(1), expected)
+    same_under_transforms(module, x)
     half = AdaptiveCrossHadamard(8, 4, dtype=torch.bfloat16, **WITHOUT[what])
     assert half(x.bfloat16()).dtype == torch.bfloat16
     tokens = CrossHadamardMlp(8, k=4, score_kernel=0)

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from networks import close, seeded
+from networks import close, same_under_transforms, seeded
 from test_export import card_of, deployed
 from tiny import WIDE_CHOICE, WIDE_SPACE
 from torch.utils.checkpoint import checkpoint
@@ -225,13 +225,7 @@ def test_under_every_transform(selection: str, channels: int) -> None:
     torch.manual_seed(0)
     module = AdaptiveCrossHadamard(channels, 4, selection=selection).eval()
     x = torch.randn(3, channels, 5, 5)
-    with torch.no_grad():
-        expected = module(x)
-        close(torch.jit.script(module)(x), expected)
-        close(torch.jit.trace(module, x)(x), expected)
-        close(torch.export.export(module, (x,)).module()(x), expected)
-        close(torch.compile(module, fullgraph=True, backend="eager")(x), expected)
-    close(torch.vmap(module)(x.unsqueeze(1)).squeeze(1), expected)
+    expected = same_under_transforms(module, x)
     close(module.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last)), expected)
 
 

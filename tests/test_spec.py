@@ -10,12 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hadaptive.errors import UserError
 from hadaptive.models import BlockSpec, ConvSpec, HadaptiveNet, NetSpec
 from hadaptive.models.published import HADAPTIVE_NET_L, HADAPTIVE_NET_M, HADAPTIVE_NET_S
-from hadaptive.models.spec import ghost
 from hadaptive.nn import NORMS, AdaptiveBottleneck, AdaptiveCrossHadamard, BatchNorm, DySoft
-from hadaptive.search import SearchSpace
 
 PUBLISHED = {"s": HADAPTIVE_NET_S, "m": HADAPTIVE_NET_M, "l": HADAPTIVE_NET_L}
 published = pytest.mark.parametrize("spec", PUBLISHED.values(), ids=PUBLISHED)
@@ -439,30 +436,3 @@ def test_junk_anywhere_is_a_spec_or_a_value_error(path, value):
         assert len(str(error).splitlines()) == 1  # noqa: PT017  (success is fine too)
     else:
         assert_round_trips(spec)
-
-
-def test_padding_is_data_and_what_older_files_lack_is_as_it_was() -> None:
-    patches = dataclasses.replace(HADAPTIVE_NET_S, stem=ConvSpec(32, 4, 4, padding=0))
-    padded = dataclasses.replace(HADAPTIVE_NET_S, stem=ConvSpec(32, 4, 4))
-    assert NetSpec.from_dict(patches.to_dict()) == patches
-    assert "padding" not in padded.to_dict()["stem"]
-    assert patches.fingerprint != padded.fingerprint
-    assert [spec.stem.rim for spec in (patches, padded)] == [0, 1]
-    assert patches.with_stem_strides(1).stem == ConvSpec(32, 5, 1)
-    space = SearchSpace("one", (patches.stem,), (), (((ghost(2, 3, 8),),),), 8, 8)
-    assert SearchSpace.from_dict(space.to_dict()) == space
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"kernel": 4, "stride": 4, "padding": -1}, "padding must be a whole number from 0 to kernel - 1"),
-        ({"kernel": 4, "stride": 4, "padding": 4}, "padding must be a whole number from 0 to kernel - 1"),
-        ({"kernel": 4, "stride": 4, "padding": 1.0}, "padding must be a whole number"),
-        ({"kernel": 3, "stride": 1, "padding": 0}, "needs its own padding to keep its size"),
-    ],
-    ids=str,
-)
-def test_padding_that_cannot_be(options: dict, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        ConvSpec(8, **options)

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from hadaptive.bench.config import AccuracyConfig, TrialConfig
+from hadaptive.bench.config import AccuracyConfig
 from hadaptive.bench.floor import FLOORS, floor
 from hadaptive.console import console, say
 from hadaptive.engine.finite import NonFiniteLossError
@@ -24,15 +24,15 @@ def bench_accuracy(config: AccuracyConfig) -> list[dict[str, Any]]:
     Raises:
         UserError: no such recipe, model or variant, or the rows that are there were trained otherwise.
     """
-    results = config.results or Path("benchmarks/results") / f"accuracy-{regime(config)}.csv"
+    results = config.results or Path("benchmarks/results") / f"accuracy-{_regime(config)}.csv"
     models = {name_of(model): model for model in config.models}
-    _recipe(config)  # mistakes show here
+    settings = _recipe(config)  # mistakes show here
     for model in config.models:
         create_model(model, num_classes=2)
-    _check_comparable(config, models, results)
+    _check_comparable(config, settings, models, results)
     results.parent.mkdir(parents=True, exist_ok=True)
     with threads(config.threads):
-        _add_floor(config, results)
+        _add_floor(settings, results)
         for seed in config.seeds:
             for name, model in models.items():
                 if (name, str(seed)) in _done(results):
@@ -49,9 +49,8 @@ def _done(results: Path) -> set[tuple[str, str]]:
     return {(row["model"], row["seed"]) for row in read_csv(results)}
 
 
-def _check_comparable(config: AccuracyConfig, models: Iterable[str], results: Path) -> None:
+def _check_comparable(config: AccuracyConfig, settings: TrainConfig, models: Iterable[str], results: Path) -> None:
     """Refuse rows of another recipe, of other numbers of images or epochs, or of a rate that is no choice here."""
-    settings = _recipe(config)
     rates = config.rates or (settings.optimisation.lr,)
     wanted = {"recipe": config.recipe, "train_images": settings.data.train_size}
     for row in read_csv(results):
@@ -69,15 +68,19 @@ def _check_comparable(config: AccuracyConfig, models: Iterable[str], results: Pa
 
 def _settings(config: AccuracyConfig, name: str, model: str, **changes: Any) -> TrainConfig:
     how = [f"{'rate' if key == 'lr' else key}{value:g}" for key, value in changes.items()]
-    stem = "-".join([regime(config), name, *how])
+    stem = "-".join([_regime(config), name, *how])
     output = config.runs / stem.replace(":", "-").replace(" ", "-")
     return _recipe(config, model=model, output=output, **changes)
 
 
-def regime(config: AccuracyConfig | TrialConfig) -> str:
+def regime(recipe: str, train_size: int | None, epochs: int | None) -> str:
     """What files are called by of which accuracies can be compared."""
-    size = "" if config.train_size is None else f"-{config.train_size}"
-    return config.recipe + size + ("" if config.epochs is None else f"-{config.epochs}epochs")
+    size = "" if train_size is None else f"-{train_size}"
+    return recipe + size + ("" if epochs is None else f"-{epochs}epochs")
+
+
+def _regime(config: AccuracyConfig) -> str:
+    return regime(config.recipe, config.train_size, config.epochs)
 
 
 def _recipe(config: AccuracyConfig, **changes: Any) -> TrainConfig:
@@ -86,8 +89,7 @@ def _recipe(config: AccuracyConfig, **changes: Any) -> TrainConfig:
     return TrainConfig.from_recipe(config.recipe, **{**own, **changes})
 
 
-def _add_floor(config: AccuracyConfig, results: Path) -> None:
-    settings = _recipe(config)
+def _add_floor(settings: TrainConfig, results: Path) -> None:
     if any((name, "0") not in _done(results) for name in FLOORS):
         say("== logistic regression and nearest neighbour, on pixels")
         for name, summary in floor(settings).items():

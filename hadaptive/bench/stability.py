@@ -6,6 +6,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from hadaptive.bench.accuracy import regime
 from hadaptive.bench.config import StabilityConfig
 from hadaptive.console import console, say
 from hadaptive.engine.finite import NonFiniteLossError
@@ -27,6 +28,7 @@ class _Observed(Trainer):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.products = ProductRecorder(self.network, RECORD_EVERY)
+        self.where = provenance(str(self.accelerator.device))
 
     def own_state(self) -> dict[str, Any]:
         return {**super().own_state(), "products": self.products.state_dict()}
@@ -38,9 +40,9 @@ class _Observed(Trainer):
 
     def summarise_epoch(self, folder: RunFolder) -> Any:
         rows, line = super().summarise_epoch(folder)
-        accuracy, where = rows[folder.metrics][0]["val_accuracy"], provenance(str(self.accelerator.device))
+        accuracy = rows[folder.metrics][0]["val_accuracy"]
         rows[folder.path / PRODUCTS] = [
-            {"epoch": self.epoch, "val_accuracy": accuracy, **dataclasses.asdict(report), **where}
+            {"epoch": self.epoch, "val_accuracy": accuracy, **dataclasses.asdict(report), **self.where}
             for report in self.products.reports()
         ]
         self.products.reset()
@@ -53,8 +55,8 @@ def bench_stability(config: StabilityConfig) -> list[dict[str, Any]]:
     Raises:
         UserError: no such network, norm or recipe; a training was gone on with by something else.
     """
-    regime = config.recipe if config.epochs is None else f"{config.recipe}-{config.epochs}epochs"
-    results = config.results / f"stability-{regime}.csv"
+    where = regime(config.recipe, None, config.epochs)
+    results = config.results / f"stability-{where}.csv"
     results.parent.mkdir(parents=True, exist_ok=True)
     names = {norm: config.model if norm == "dysoft" else f"{config.model}:norm-{norm}" for norm in config.norms}
     for name in names.values():
@@ -65,7 +67,7 @@ def bench_stability(config: StabilityConfig) -> list[dict[str, Any]]:
             if (config.model, norm, str(seed)) in done:
                 continue
             say(f"== {norm}, seed {seed}")
-            stem = f"stability-{regime}-{name}-seed{seed}".replace(":", "-").replace("/", "-")
+            stem = f"stability-{where}-{name}-seed{seed}".replace(":", "-").replace("/", "-")
             settings: dict[str, Any] = {"model": name, "seed": seed, "output": config.runs / stem}
             if config.epochs is not None:
                 settings["epochs"] = config.epochs

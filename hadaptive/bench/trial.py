@@ -50,7 +50,8 @@ def bench_plugin(config: PluginConfig) -> list[dict[str, Any]]:
 
 
 def _bench(models: list[str], based: dict[str, str], trial: TrialConfig, what: str) -> list[dict[str, Any]]:
-    accuracies = trial.results / f"accuracy-{regime(trial)}.csv"
+    where = regime(trial.recipe, trial.train_size, trial.epochs)
+    accuracies = trial.results / f"accuracy-{where}.csv"
     latencies, steps = (trial.results / f"{what}-{kind}.csv" for kind in ("latency", "steps"))
     size = TrainConfig.from_recipe(trial.recipe).preprocessing.image_size
     names = {name_of(model): model for model in models}
@@ -79,7 +80,7 @@ def _bench(models: list[str], based: dict[str, str], trial: TrialConfig, what: s
     lines = table(based, read_csv(accuracies), timed, stepped)
     if not lines:
         raise UserError(f"{accuracies} has no rows of these networks: train them first")
-    picture = trial.results / f"{what}-{regime(trial)}.png"
+    picture = trial.results / f"{what}-{where}.png"
     if plot_tradeoff(timed, read_csv(accuracies), picture):
         console().print(f"accuracy against latency: {picture}", soft_wrap=True)
     print_trial(lines)

@@ -24,7 +24,11 @@ from hadaptive.nn.normalisation import NORMS
 FORMAT = "hadaptive-net"
 VERSION = 1
 KINDS = ("ghost", "ach", "inverted")
-LATER = ("selection", "noise", "temperature", "score_kernel", "mix", "act", "pairing", "padding")
+LATER = {  # fields that older files do not have, by class
+    "NetSpec": ("selection", "noise", "temperature", "score_kernel", "mix"),
+    "BlockSpec": ("act", "pairing"),
+    "ConvSpec": ("padding",),
+}
 
 
 def _check_positive(**values: int | None) -> None:
@@ -273,8 +277,7 @@ class NetSpec:
         """Plain data, ready for JSON; defaults that do not apply to a block's kind are left out."""
         data = dataclasses.asdict(self)
         for conv in (data["stem"], *data["stage1"]):
-            if conv["padding"] is None:
-                del conv["padding"]
+            without_later(ConvSpec, conv)
         for stage in data["stages"]:
             for block in stage:
                 for key in ("ratio", "norm") if block["kind"] == "ach" else ("k", "norm"):
@@ -330,7 +333,7 @@ class NetSpec:
 def without_later(cls: type, data: dict[str, Any]) -> dict[str, Any]:
     """`data` without those of LATER that are as in files from before: fingerprints stay what they were."""
     for field in dataclasses.fields(cls):
-        if field.name in LATER and data.get(field.name) == field.default:
+        if field.name in LATER[cls.__name__] and data.get(field.name) == field.default:
             data.pop(field.name, None)
     return data
 

@@ -278,9 +278,7 @@ class SearchSpace:
         def plain(candidate: Candidate) -> dict[str, Any]:
             if isinstance(candidate, Skip):
                 return {"kind": "skip"}
-            data = dataclasses.asdict(candidate)
-            if isinstance(candidate, BlockSpec):
-                without_later(BlockSpec, data)
+            data = without_later(type(candidate), dataclasses.asdict(candidate))
             return {key: value for key, value in data.items() if value is not None}
 
         def all_plain(positions: tuple[Position, ...]) -> list[list[dict[str, Any]]]:
