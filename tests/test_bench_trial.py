@@ -8,12 +8,13 @@ import pytest
 from tiny import tiny_spec
 
 from hadaptive.bench import trial as trials
+from hadaptive.bench.accuracy import name_of
 from hadaptive.bench.config import AblationConfig, Group, PluginConfig, TrialConfig
 from hadaptive.bench.floor import FLOORS
 from hadaptive.bench.trial import bench_ablation, bench_plugin, last_session, table
 from hadaptive.cli import main
 from hadaptive.errors import UserError
-from hadaptive.files import read_csv
+from hadaptive.files import append_csv, read_csv
 from hadaptive.models.variants import GROUPS
 
 # Libraries' own, while they export.
@@ -25,7 +26,7 @@ pytestmark = [
 
 @pytest.fixture
 def trial(tiny_recipe: str, tmp_path: Path) -> TrialConfig:
-    return TrialConfig(tiny_recipe, (0,), None, (3e-3,), tmp_path / "results", tmp_path / "runs")
+    return TrialConfig(tiny_recipe, (0,), None, (), tmp_path / "results", tmp_path / "runs")
 
 
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,6 +41,15 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
         )
 
 
+def rows_of(trial: TrialConfig, *names: str) -> None:
+    """What trainings would have left, with the floor."""
+    trial.results.mkdir(parents=True)
+    rows = [
+        {"model": name, "test_accuracy": 0.5 + i / 10, "parameters": 9} for i, name in enumerate([*names, *FLOORS])
+    ]
+    append_csv(trial.results / "accuracy-tiny.csv", rows)
+
+
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_variant_of_a_group_is_trained(group: Group, trial: TrialConfig, tmp_path: Path) -> None:
     config = AblationConfig(tiny_spec(tmp_path), (group,), dataclasses.replace(trial, measure=False))
@@ -47,8 +57,7 @@ def test_every_variant_of_a_group_is_trained(group: Group, trial: TrialConfig, t
     assert sorted(lines) == sorted(["tiny", *(f"tiny:{name}" for name in GROUPS[group]), *FLOORS])
 
 
-@pytest.mark.parametrize("measure", [True, False])
-@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize(("train", "measure"), [(True, True), (True, False), (False, False)])
 def test_trained_and_timed_once_as_asked(
     train: bool,
     measure: bool,
@@ -58,9 +67,10 @@ def test_trained_and_timed_once_as_asked(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     brief(monkeypatch)
-    config = AblationConfig(tiny_spec(tmp_path), ("k",), dataclasses.replace(trial, train=train, measure=measure))
+    model = tiny_spec(tmp_path)
+    config = AblationConfig(model, ("k",), dataclasses.replace(trial, train=train, measure=measure))
     if not train:  # another time somebody did
-        bench_ablation(dataclasses.replace(config, trial=dataclasses.replace(trial, measure=False)))
+        rows_of(trial, *(name_of(f"{model}{end}") for end in ("", ":k-half", ":k-more")))
         monkeypatch.setattr(trials, "bench_accuracy", None)
     if not measure:
         for name in ("bench_latency", "bench_networks"):
@@ -83,6 +93,16 @@ def test_trained_and_timed_once_as_asked(
         again = {one["name"]: one for one in bench_ablation(config)}
         assert again[line["name"]]["step_ms"] == line["step_ms"]
     assert "tiny:k-more" in capsys.readouterr().out
+
+
+def test_timed_alone(trial: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    brief(monkeypatch)
+    rows_of(trial, name_of(tiny_spec(tmp_path)))
+    monkeypatch.setattr(trials, "bench_accuracy", None)
+    config = AblationConfig(tiny_spec(tmp_path), (), dataclasses.replace(trial, train=False))
+    best = {line["name"].partition("@")[0]: line for line in bench_ablation(config)}["tiny"]
+    assert best["latency_ms"] > 0
+    assert best["step_ratio"] == 1
 
 
 def test_plugged_networks_are_compared_with_what_they_are_of(
@@ -108,15 +128,14 @@ def test_nothing_to_show_is_said(trial: TrialConfig) -> None:
 
 
 def test_as_typed(trial: TrialConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = (
-        f"--recipe tiny --seeds 0 --rates 3e-3 --no-measure --results {trial.results} --runs {trial.runs}".split()
-    )
+    flags = f"--recipe tiny --seeds 0 --rates 3e-3 --rate-epochs 2 --no-measure --results {trial.results} --runs {trial.runs}".split()
     assert main(["bench", "ablation", "--model", tiny_spec(tmp_path), "--groups", "k", *flags]) == 0
     assert main(["bench", "plugin", "--models", "mobilenetv3_small_050", *flags]) == 0
     assert "mobilenetv3_small_050:plug-static" in capsys.readouterr().out
     assert {row["model"] for row in read_csv(trial.results / "accuracy-tiny.csv")} >= {
         "mobilenetv3_small_050:plug"
     }
+    assert {row["epochs"] for row in read_csv(trial.results / "accuracy-tiny-rates.csv")} == {"2"}
     assert main(["bench", "plugin", "--models", "resnet10t", *flags]) == 1
     assert "resnet10t:plug cannot be built" in capsys.readouterr().err
 

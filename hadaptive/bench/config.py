@@ -77,6 +77,7 @@ class TrialConfig:
         measure: time a training step and the exported network, all networks in turns.
         threads: of trainings and timings; default as PyTorch chooses, for exported networks 1.
         epochs: more or fewer than the recipe's.
+        rate_epochs: epochs of the short trainings that rates are chosen by; default a quarter.
     """
 
     recipe: str = "few-50"
@@ -89,6 +90,7 @@ class TrialConfig:
     measure: bool = True
     threads: int | None = None
     epochs: int | None = None
+    rate_epochs: int | None = None
 
 
 Group = Literal["components", "selection", "pairing", "controls", "norm", "k"]

@@ -67,6 +67,7 @@ def _bench(models: list[str], based: dict[str, str], trial: TrialConfig, what: s
                 epochs=trial.epochs,
                 rates=trial.rates,
                 threads=trial.threads,
+                rate_epochs=trial.rate_epochs,
             )
         )
     if trial.measure:
