@@ -128,7 +128,8 @@ def test_nothing_to_show_is_said(trial: TrialConfig) -> None:
 
 
 def test_as_typed(trial: TrialConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = f"--recipe tiny --seeds 0 --rates 3e-3 --rate-epochs 2 --no-measure --results {trial.results} --runs {trial.runs}".split()
+    flags = ["--recipe", "tiny", "--seeds", "0", "--rates", "3e-3", "--rate-epochs", "2", "--no-measure"]
+    flags += f"--results {trial.results} --runs {trial.runs}".split()
     assert main(["bench", "ablation", "--model", tiny_spec(tmp_path), "--groups", "k", *flags]) == 0
     assert main(["bench", "plugin", "--models", "mobilenetv3_small_050", *flags]) == 0
     assert "mobilenetv3_small_050:plug-static" in capsys.readouterr().out
