@@ -59,6 +59,9 @@ class OpsConfig:
 class SlicedExpansion(CrossHadamardExpansion):
     """The expansion in plain PyTorch with a slice per selected channel in place of gathers: compilers like it."""
 
+    def __init__(self, channels: int, k: int) -> None:
+        super().__init__(channels, k, selection="sample")
+
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         index, gate = self.select(self.score(x), generator)
         z = reference.select_channels(x, index, gate)
@@ -70,7 +73,7 @@ class SlicedExpansion(CrossHadamardExpansion):
 
 def _module(channels: int, k: int, expansion: type[CrossHadamardExpansion]) -> AdaptiveCrossHadamard:
     torch.manual_seed(0)
-    module = AdaptiveCrossHadamard(channels, k)
+    module = AdaptiveCrossHadamard(channels, k, selection="sample")
     if expansion is not CrossHadamardExpansion:
         state = module.cross_hadamard.state_dict()
         module.cross_hadamard = expansion(channels, k)

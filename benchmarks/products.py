@@ -57,7 +57,7 @@ def bench_shape(shape: tuple[int, int, int, int], layout: str, config: ProductsC
     x = torch.randn(batch, channels, side, side).contiguous(memory_format=LAYOUTS[layout]).requires_grad_()
     index = torch.rand(batch, channels).topk(k).indices
     gate = torch.rand(batch, k).requires_grad_()
-    module = CrossHadamardExpansion(channels, k, norm="batchnorm")
+    module = CrossHadamardExpansion(channels, k, norm="batchnorm", selection="sample")
     grad = torch.randn_like(ops.selected_products(x, index, gate))
     grad_module = torch.randn_like(module(x))
 

@@ -27,7 +27,7 @@ class TextbookExpansion(CrossHadamardExpansion):
     second: Tensor
 
     def __init__(self, channels: int, k: int, reversed_sign: bool = False, norm: str = "dysoft") -> None:
-        super().__init__(channels, k, norm)
+        super().__init__(channels, k, norm, selection="sample")
         self.sign = -1.0 if reversed_sign else 1.0
         pairs = torch.triu_indices(k, k, 1)
         self.register_buffer("first", pairs[0], persistent=False)

@@ -58,7 +58,7 @@ def _watch(seen: list[Tensor], module: nn.Module, arguments: tuple, output: Tens
 def test_ghost_and_unfused_ach_hand_dense_gradients_to_their_norms(layout: str) -> None:
     for module, name in (
         (GhostExpansion(8, 4), "cheap.1"),
-        (AdaptiveCrossHadamard(8, 4, norm="batchnorm"), "cross_hadamard.norm"),
+        (AdaptiveCrossHadamard(8, 4, norm="batchnorm", selection="sample"), "cross_hadamard.norm"),
     ):
         seen: list[Tensor] = []
         norm = module.get_submodule(name)

@@ -114,7 +114,7 @@ def test_plugged_networks_are_compared_with_what_they_are_of(
     assert {name for name in lines if name not in FLOORS} == {
         "mobilenetv3_small_050",
         "mobilenetv3_small_050:plug",
-        "mobilenetv3_small_050:plug-static",
+        "mobilenetv3_small_050:plug-sample",
     }
     plugged = lines["mobilenetv3_small_050:plug"]
     assert plugged["parameters"] < lines["mobilenetv3_small_050"]["parameters"]
@@ -132,7 +132,7 @@ def test_as_typed(trial: TrialConfig, tmp_path: Path, capsys: pytest.CaptureFixt
     flags += f"--results {trial.results} --runs {trial.runs}".split()
     assert main(["bench", "ablation", "--model", tiny_spec(tmp_path), "--groups", "k", *flags]) == 0
     assert main(["bench", "plugin", "--models", "mobilenetv3_small_050", *flags]) == 0
-    assert "mobilenetv3_small_050:plug-static" in capsys.readouterr().out
+    assert "mobilenetv3_small_050:plug-sample" in capsys.readouterr().out
     assert {row["model"] for row in read_csv(trial.results / "accuracy-tiny.csv")} >= {
         "mobilenetv3_small_050:plug"
     }

@@ -44,7 +44,7 @@ def network(**options: Any) -> NetSpec:
 @pytest.mark.parametrize("what", WITHOUT)
 def test_what_is_left_is_what_the_method_has_without_it(what: str) -> None:
     torch.manual_seed(0)
-    module = AdaptiveCrossHadamard(9, 4, **WITHOUT[what]).eval()
+    module = AdaptiveCrossHadamard(9, 4, selection="sample", **WITHOUT[what]).eval()
     nn.init.uniform_(module.bn.weight, 0.5, 2)
     x = torch.randn(3, 9, 5, 4)
     mixed = module.bn(module.mix(x))
@@ -77,12 +77,12 @@ def test_it_trains_and_the_temperature_stays_where_nothing_scores(what: str) -> 
 @pytest.mark.parametrize("what", WITHOUT)
 def test_under_every_transform(what: str) -> None:
     torch.manual_seed(0)
-    module = AdaptiveCrossHadamard(8, 4, **WITHOUT[what]).eval()
+    module = AdaptiveCrossHadamard(8, 4, selection="sample", **WITHOUT[what]).eval()
     x = torch.randn(3, 8, 5, 5)
     same_under_transforms(module, x)
-    half = AdaptiveCrossHadamard(8, 4, dtype=torch.bfloat16, **WITHOUT[what])
+    half = AdaptiveCrossHadamard(8, 4, dtype=torch.bfloat16, selection="sample", **WITHOUT[what])
     assert half(x.bfloat16()).dtype == torch.bfloat16
-    tokens = CrossHadamardMlp(8, k=4, score_kernel=0)
+    tokens = CrossHadamardMlp(8, k=4, score_kernel=0, selection="sample")
     assert tokens(torch.randn(2, 5, 8)).shape == (2, 5, 8)
 
 
@@ -159,4 +159,4 @@ def test_what_has_no_meaning_is_refused(options: dict[str, Any], message: str) -
         network(**options)
     if "mix" not in options:
         with pytest.raises(ValueError, match=message):
-            AdaptiveCrossHadamard(8, 3, **options)
+            AdaptiveCrossHadamard(8, 3, **{"selection": "sample", **options})

@@ -319,7 +319,7 @@ def test_autocast_keeps_the_inputs_dtype() -> None:
 
 
 def test_a_whole_module_agrees_and_exports_take_the_plain_path() -> None:
-    module = AdaptiveCrossHadamard(12, 5).eval()
+    module = AdaptiveCrossHadamard(12, 5, selection="sample").eval()
     x = torch.randn(2, 12, 6, 6)
     with ops.backend("reference"):
         expected = module(x)

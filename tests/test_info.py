@@ -31,7 +31,9 @@ def test_networks_as_in_the_paper(name: str, parameters: int, macs: float, produ
 
 
 def test_counts_by_hand() -> None:
-    model = nn.Sequential(AdaptiveCrossHadamard(6, 4), nn.Conv2d(12, 5, 3, padding=1, groups=1, bias=True))
+    model = nn.Sequential(
+        AdaptiveCrossHadamard(6, 4, selection="sample"), nn.Conv2d(12, 5, 3, padding=1, groups=1, bias=True)
+    )
     info = inspect_network(model, (6, 7, 9))
     assert info.products == 6 * 63
     assert info.macs == 6 * 6 * 63 + 12 * 5 * 9 * 63
@@ -40,7 +42,7 @@ def test_counts_by_hand() -> None:
 @pytest.mark.parametrize("norm", NORMS)
 def test_what_a_norm_makes_of_a_product_is_none(norm: str) -> None:
     """DyAlge squares each."""
-    assert inspect_network(AdaptiveCrossHadamard(6, 4, norm), (6, 7, 9)).products == 6 * 63
+    assert inspect_network(AdaptiveCrossHadamard(6, 4, norm, selection="sample"), (6, 7, 9)).products == 6 * 63
 
 
 def test_a_network_of_timms_own() -> None:

@@ -188,6 +188,6 @@ def test_the_networks_norms_take_the_kernel(taken: list[str]) -> None:
 
 
 def test_products_are_normalised_by_the_kernel(taken: list[str]) -> None:
-    module = AdaptiveCrossHadamard(8, 7, norm="batchnorm")
+    module = AdaptiveCrossHadamard(8, 7, norm="batchnorm", selection="sample")
     module(torch.randn(2, 8, 6, 6)).sum().backward()
     assert taken == ["none", "none"]

@@ -240,7 +240,7 @@ def test_inference_mode_and_what_comes_out_of_it() -> None:
 
 
 def test_copies_and_pickles_of_a_module_compute_the_same() -> None:
-    module = AdaptiveCrossHadamard(6, 4).eval()
+    module = AdaptiveCrossHadamard(6, 4, selection="sample").eval()
     x = torch.randn(2, 6, 3, 3)
     module(x).sum().backward()  # kernels have run, gradients are there
     for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
@@ -249,20 +249,20 @@ def test_copies_and_pickles_of_a_module_compute_the_same() -> None:
 
 @pytest.mark.filterwarnings("ignore")  # DataParallel is deprecated
 def test_data_parallel_without_a_gpu() -> None:
-    module = AdaptiveCrossHadamard(6, 4).eval()
+    module = AdaptiveCrossHadamard(6, 4, selection="sample").eval()
     x = torch.randn(2, 6, 3, 3)
     assert nn.DataParallel(module)(x).equal(module(x))
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_data_parallel_on_two_gpus() -> None:
-    module = AdaptiveCrossHadamard(6, 4).eval().cuda()
+    module = AdaptiveCrossHadamard(6, 4, selection="sample").eval().cuda()
     x = torch.randn(4, 6, 3, 3, device="cuda")
     close(nn.DataParallel(module, device_ids=[0, 1])(x), module(x))
 
 
 def test_traced_and_scripted_modules_take_the_plain_path() -> None:
-    module = AdaptiveCrossHadamard(6, 4).eval()
+    module = AdaptiveCrossHadamard(6, 4, selection="sample").eval()
     x = torch.randn(2, 6, 3, 3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit is deprecated

@@ -53,7 +53,7 @@ def numpy_ach(ach: AdaptiveCrossHadamard, x: Tensor, noise: np.ndarray | None = 
 @every_order
 @pytest.mark.parametrize(("channels", "k"), [(2, 2), (5, 3), (7, 7), (33, 16)], ids=lambda v: str(v))
 def test_ach_in_eval_equals_the_transcription(channels: int, k: int, order: str) -> None:
-    ach = randomise(AdaptiveCrossHadamard(channels, k, order=order)).double().eval()
+    ach = randomise(AdaptiveCrossHadamard(channels, k, order=order, selection="sample")).double().eval()
     x = torch.randn(3, channels, 3, 5, dtype=torch.float64)
     y = ach(x)
     assert y.shape == (3, ach.out_channels, 3, 5)
@@ -64,14 +64,14 @@ def test_ach_in_eval_equals_the_transcription(channels: int, k: int, order: str)
 
 @every_order
 def test_ach_in_training_equals_the_transcription(order: str) -> None:
-    ach = randomise(AdaptiveCrossHadamard(7, 4, order=order)).double()
+    ach = randomise(AdaptiveCrossHadamard(7, 4, order=order, selection="sample")).double()
     x = torch.randn(3, 7, 3, 5, dtype=torch.float64)
     expected = numpy_ach(ach, x, noise=gumbel_noise(x[:, :, 0, 0], seeded(5)).double().numpy())
     assert_close(ach(x, seeded(5)), expected)
 
 
 def test_ach_selects_for_each_sample_alone() -> None:
-    ach = randomise(AdaptiveCrossHadamard(9, 4)).double().eval()
+    ach = randomise(AdaptiveCrossHadamard(9, 4, selection="sample")).double().eval()
     x = torch.randn(4, 9, 3, 3, dtype=torch.float64)
     assert_close(ach(x), torch.cat([ach(sample) for sample in x.split(1)]))
     index, _ = ach.cross_hadamard.select(ach.cross_hadamard.score(ach.bn(ach.mix(x))))
@@ -81,7 +81,7 @@ def test_ach_selects_for_each_sample_alone() -> None:
 @every_norm
 @both_modes
 def test_ach_with_every_norm(norm: str, training: bool) -> None:
-    ach = randomise(AdaptiveCrossHadamard(6, 4, norm=norm)).double().train(training)
+    ach = randomise(AdaptiveCrossHadamard(6, 4, norm=norm, selection="sample")).double().train(training)
     x, mode = torch.randn(3, 6, 2, 3, dtype=torch.float64), copy.deepcopy(ach.cross_hadamard.norm)
     y = ach(x, seeded())
     mixed = y[:, :6]
@@ -94,21 +94,21 @@ def test_ach_with_every_norm(norm: str, training: bool) -> None:
 @both_modes
 @pytest.mark.parametrize("spatial", [(), (12,), (2, 3, 2)], ids=["0d", "1d", "3d"])
 def test_ach_treats_all_spatial_dims_as_one(spatial: tuple[int, ...], training: bool) -> None:
-    ach = randomise(AdaptiveCrossHadamard(5, 3)).double().train(training)
+    ach = randomise(AdaptiveCrossHadamard(5, 3, selection="sample")).double().train(training)
     x = torch.randn(4, 5, *spatial, dtype=torch.float64)
     flat = x.reshape(4, 5, -1, 1)
     assert_close(ach(x, seeded()), ach(flat, seeded()).reshape(4, 8, *spatial))
 
 
 def test_ach_of_an_empty_batch() -> None:
-    assert AdaptiveCrossHadamard(5, 3).eval()(torch.randn(0, 5, 4, 4)).shape == (0, 8, 4, 4)
+    assert AdaptiveCrossHadamard(5, 3, selection="sample").eval()(torch.randn(0, 5, 4, 4)).shape == (0, 8, 4, 4)
 
 
 @both_modes
 @every_norm
 @every_dtype
 def test_ach_keeps_the_dtype(dtype: torch.dtype, norm: str, training: bool) -> None:
-    ach = AdaptiveCrossHadamard(5, 3, norm=norm).to(dtype).train(training)
+    ach = AdaptiveCrossHadamard(5, 3, norm=norm, selection="sample").to(dtype).train(training)
     x = torch.randn(4, 5, 3, 3, dtype=dtype, requires_grad=True)
     y = ach(x)
     y.float().square().mean().backward()
@@ -119,7 +119,7 @@ def test_ach_keeps_the_dtype(dtype: torch.dtype, norm: str, training: bool) -> N
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=dtype_id)
 def test_ach_tracks_float64(dtype: torch.dtype) -> None:
-    ach = AdaptiveCrossHadamard(8, 4, order="index").eval()
+    ach = AdaptiveCrossHadamard(8, 4, order="index", selection="sample").eval()
     with torch.no_grad():  # scores far apart, so that rounding cannot change who is selected
         ach.mix.weight.copy_(torch.eye(8).view(8, 8, 1, 1))
     x = torch.arange(8).view(1, 8, 1, 1) / 4 + 0.1 * torch.rand(2, 8, 3, 3)
@@ -128,7 +128,7 @@ def test_ach_tracks_float64(dtype: torch.dtype) -> None:
 
 
 def test_ach_under_autocast() -> None:
-    ach, x = AdaptiveCrossHadamard(5, 3), torch.randn(4, 5, 3, 3)
+    ach, x = AdaptiveCrossHadamard(5, 3, selection="sample"), torch.randn(4, 5, 3, 3)
     with torch.autocast("cpu", torch.bfloat16):
         y = ach(x, seeded())
     assert y.dtype == torch.bfloat16
@@ -137,7 +137,7 @@ def test_ach_under_autocast() -> None:
 
 
 def test_ach_keeps_channels_last() -> None:
-    ach = AdaptiveCrossHadamard(5, 3).eval().to(memory_format=torch.channels_last)
+    ach = AdaptiveCrossHadamard(5, 3, selection="sample").eval().to(memory_format=torch.channels_last)
     x = torch.randn(2, 5, 3, 4)
     y = ach(x.contiguous(memory_format=torch.channels_last))
     assert y.is_contiguous(memory_format=torch.channels_last)
@@ -150,7 +150,7 @@ def test_ach_keeps_channels_last() -> None:
 @every_norm
 @pytest.mark.parametrize("surrogate", ["softmax", "softmax_k"])
 def test_every_parameter_learns(norm: str, surrogate: str) -> None:
-    ach = AdaptiveCrossHadamard(6, 4, norm=norm, surrogate=surrogate)
+    ach = AdaptiveCrossHadamard(6, 4, norm=norm, surrogate=surrogate, selection="sample")
     x = torch.randn(4, 6, 3, 3, requires_grad=True)
     (ach(x, seeded()) * torch.randn(4, ach.out_channels, 3, 3)).sum().backward()
     for name, tensor in (("x", x), *ach.named_parameters()):
@@ -170,7 +170,7 @@ def differentiable_call(module: nn.Module, x: Tensor) -> tuple:
 
 
 def test_ach_in_eval_passes_gradcheck() -> None:
-    ach = randomise(AdaptiveCrossHadamard(4, 3)).double().eval()
+    ach = randomise(AdaptiveCrossHadamard(4, 3, selection="sample")).double().eval()
     x = torch.randn(2, 4, 2, 2, dtype=torch.float64)
     scores = ach.cross_hadamard.score(ach.bn(ach.mix(x))).sort(dim=1)[0]
     assert scores.diff(dim=1).min() > 1e-3  # no tie within gradcheck's step
@@ -196,7 +196,7 @@ class SurrogateSelection(nn.Module):
 
 @pytest.mark.parametrize("surrogate", ["softmax", "softmax_k"])
 def test_ach_in_training_has_the_surrogates_gradient(surrogate: str) -> None:
-    ach = randomise(AdaptiveCrossHadamard(4, 3, surrogate=surrogate)).double()
+    ach = randomise(AdaptiveCrossHadamard(4, 3, surrogate=surrogate, selection="sample")).double()
     ach.bn.track_running_stats = False  # gradcheck calls many times: no state may move
     x = torch.randn(3, 4, 2, 2, dtype=torch.float64)
     scores = ach.cross_hadamard.score(ach.bn(ach.mix(x)))
@@ -220,7 +220,7 @@ def test_ach_in_training_has_the_surrogates_gradient(surrogate: str) -> None:
 
 
 def test_ach_starts_as_in_the_paper() -> None:
-    ach = AdaptiveCrossHadamard(6, 4)
+    ach = AdaptiveCrossHadamard(6, 4, selection="sample")
     shapes = {name: tuple(p.shape) for name, p in ach.named_parameters()}
     assert shapes == {
         "mix.weight": (6, 6, 1, 1),
@@ -237,9 +237,9 @@ def test_ach_starts_as_in_the_paper() -> None:
 
 @both_modes
 def test_a_copy_and_a_reload_give_equal_outputs(training: bool) -> None:
-    ach, x = randomise(AdaptiveCrossHadamard(6, 4)), torch.randn(3, 6, 2, 2)
+    ach, x = randomise(AdaptiveCrossHadamard(6, 4, selection="sample")), torch.randn(3, 6, 2, 2)
     ach.cross_hadamard.select.temperature.fill_(0.7)
-    reloaded = AdaptiveCrossHadamard(6, 4)
+    reloaded = AdaptiveCrossHadamard(6, 4, selection="sample")
     reloaded.load_state_dict(ach.state_dict())
     modules = [module.train(training) for module in (ach, copy.deepcopy(ach), reloaded)]
     outputs = [module(x, seeded()) for module in modules]
@@ -249,7 +249,7 @@ def test_a_copy_and_a_reload_give_equal_outputs(training: bool) -> None:
 
 
 def test_a_copy_is_independent() -> None:
-    ach = AdaptiveCrossHadamard(6, 4)
+    ach = AdaptiveCrossHadamard(6, 4, selection="sample")
     before = copy.deepcopy(ach.state_dict())
     randomise(copy.deepcopy(ach))
     assert all(torch.equal(before[name], tensor) for name, tensor in ach.state_dict().items())
@@ -280,11 +280,11 @@ def test_ach_rejects(kind: type[nn.Module], change: dict, message: str) -> None:
 @pytest.mark.parametrize("shape", [(2, 4, 3, 3), (2, 6, 3, 3), (5,), (2, 3, 5)], ids=str)
 def test_ach_rejects_the_wrong_channels(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"expected \(B, 5, S...\), got \["):
-        AdaptiveCrossHadamard(5, 3)(torch.randn(shape))
+        AdaptiveCrossHadamard(5, 3, selection="sample")(torch.randn(shape))
 
 
 def test_ach_scripts_and_compiles() -> None:
-    ach, x = randomise(AdaptiveCrossHadamard(5, 3)).eval(), torch.randn(2, 5, 3, 3)
+    ach, x = randomise(AdaptiveCrossHadamard(5, 3, selection="sample")).eval(), torch.randn(2, 5, 3, 3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # this PyTorch deprecates torch.jit
         assert_close(torch.jit.script(ach)(x), ach(x))
@@ -294,7 +294,13 @@ def test_ach_scripts_and_compiles() -> None:
 
 
 def test_expansions_lists_them_by_name_in_order() -> None:
-    model = nn.ModuleDict({"a": AdaptiveCrossHadamard(4, 2), "b": nn.Conv2d(1, 1, 1), "c": CrossHadamardMlp(4)})
+    model = nn.ModuleDict(
+        {
+            "a": AdaptiveCrossHadamard(4, 2, selection="sample"),
+            "b": nn.Conv2d(1, 1, 1),
+            "c": CrossHadamardMlp(4, selection="sample"),
+        }
+    )
     found = expansions(model)
     assert list(found) == ["a.cross_hadamard", "c.cross_hadamard"]
     assert found["a.cross_hadamard"] is model["a"].cross_hadamard
@@ -303,7 +309,7 @@ def test_expansions_lists_them_by_name_in_order() -> None:
 
 @pytest.mark.filterwarnings("ignore")  # dynamo warns about what it imports
 def test_training_compiles_for_batches_of_any_size() -> None:
-    layer = CrossHadamardExpansion(6, 3)
+    layer = CrossHadamardExpansion(6, 3, selection="sample")
     torch.compiler.reset()
     compiled = torch.compile(layer, backend="eager", fullgraph=True, dynamic=True)
     for batch in (2, 3):
@@ -317,7 +323,7 @@ def test_training_compiles_for_batches_of_any_size() -> None:
 
 @every_norm
 def test_checkpointing_computes_the_same_gradients(norm: str) -> None:
-    layer = CrossHadamardExpansion(6, 3, norm)
+    layer = CrossHadamardExpansion(6, 3, norm, selection="sample")
     x = torch.randn(2, 6, 3, 3, requires_grad=True)
     gradients = []
     for run in (layer, lambda x: checkpoint(layer, x, use_reentrant=False)):

@@ -20,7 +20,7 @@ from hadaptive.nn import (
 
 
 def test_mlp_is_mix_expand_activate_project() -> None:
-    mlp = randomise(CrossHadamardMlp(6, k=4, out_features=3)).double().eval()
+    mlp = randomise(CrossHadamardMlp(6, k=4, out_features=3, selection="sample")).double().eval()
     x = torch.randn(2, 7, 6, dtype=torch.float64)
     w = {name: tensor.numpy() for name, tensor in mlp.state_dict().items()}
     mixed = x.numpy() @ w["fc1.weight"].T + w["fc1.bias"]
@@ -38,17 +38,17 @@ def test_mlp_is_mix_expand_activate_project() -> None:
 
 
 def test_mlp_widths() -> None:
-    default = CrossHadamardMlp(24)
+    default = CrossHadamardMlp(24, selection="sample")
     assert default.cross_hadamard.k == k_for_width(24, 96)
     assert default.cross_hadamard.out_channels <= 96
     assert default.fc2.out_features == 24
-    assert CrossHadamardMlp(24, 40).cross_hadamard.k == k_for_width(24, 40) == 6
-    assert CrossHadamardMlp(4, 4000).cross_hadamard.k == 4  # no more channels than there are
-    assert CrossHadamardMlp(24, 96, k=3).cross_hadamard.k == 3
+    assert CrossHadamardMlp(24, 40, selection="sample").cross_hadamard.k == k_for_width(24, 40) == 6
+    assert CrossHadamardMlp(4, 4000, selection="sample").cross_hadamard.k == 4  # no more channels than there are
+    assert CrossHadamardMlp(24, 96, k=3, selection="sample").cross_hadamard.k == 3
 
 
 def test_mlp_options() -> None:
-    mlp = CrossHadamardMlp(6, act_layer=nn.ReLU, bias=False, drop=0.25, norm="dyt")
+    mlp = CrossHadamardMlp(6, act_layer=nn.ReLU, bias=False, drop=0.25, norm="dyt", selection="sample")
     assert isinstance(mlp.act, nn.ReLU)
     assert mlp.fc1.bias is None
     assert mlp.fc2.bias is None
@@ -57,7 +57,7 @@ def test_mlp_options() -> None:
 
 
 def test_every_parameter_of_the_mlp_learns() -> None:
-    mlp = CrossHadamardMlp(6, k=4)
+    mlp = CrossHadamardMlp(6, k=4, selection="sample")
     (mlp(torch.randn(2, 5, 6), seeded()) * torch.randn(2, 5, 6)).sum().backward()
     for name, parameter in mlp.named_parameters():
         assert parameter.grad is not None, name
@@ -67,7 +67,7 @@ def test_every_parameter_of_the_mlp_learns() -> None:
 @pytest.mark.parametrize("shape", [(2, 6), (2, 6, 5), (2, 3, 3, 5)], ids=str)
 def test_mlp_rejects_what_is_not_tokens(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"expected tokens \(B, N, 6\), got"):
-        CrossHadamardMlp(6)(torch.randn(shape))
+        CrossHadamardMlp(6, selection="sample")(torch.randn(shape))
 
 
 @pytest.mark.parametrize("channels", [1, 7, 64])
@@ -155,7 +155,10 @@ def test_inverted_expansion_rejects_a_ratio_that_leaves_nothing(ratio: float) ->
 @pytest.mark.parametrize("size", [7, 8], ids=lambda s: f"size{s}")
 @pytest.mark.parametrize("kind", ["ach", "ghost", "inverted"])
 def test_bottleneck_sizes(kind: str, size: int, kernel: int, stride: int) -> None:
-    build = {"ach": lambda: AdaptiveCrossHadamard(5, 3), "ghost": lambda: GhostExpansion(5, 2.0)}
+    build = {
+        "ach": lambda: AdaptiveCrossHadamard(5, 3, selection="sample"),
+        "ghost": lambda: GhostExpansion(5, 2.0),
+    }
     expansion = build.get(kind, lambda: InvertedExpansion(5, 2.0))()
     block = AdaptiveBottleneck(expansion, 5, expansion.out_channels, 9, kernel, stride)
     expected = (size + 2 * ((kernel - 1) // 2) - kernel) // stride + 1

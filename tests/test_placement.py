@@ -44,13 +44,13 @@ LAYERS = {
     AdaptiveBottleneck: lambda **dd: AdaptiveBottleneck(
         GhostExpansion(4, 2, **dd), 4, 8, 4, 3, drop_path=0.1, **dd
     ),
-    AdaptiveCrossHadamard: lambda **dd: AdaptiveCrossHadamard(6, 3, **dd),
+    AdaptiveCrossHadamard: lambda **dd: AdaptiveCrossHadamard(6, 3, selection="sample", **dd),
     BatchNorm: lambda **dd: BatchNorm(4, **dd),
     ChannelRMSNorm: lambda **dd: ChannelRMSNorm(4, **dd),
     ChannelScore: lambda **dd: ChannelScore(3, **dd),
     ChannelSelection: lambda **dd: ChannelSelection(2, **dd),
-    CrossHadamardExpansion: lambda **dd: CrossHadamardExpansion(6, 3, norm="batchnorm", **dd),
-    CrossHadamardMlp: lambda **dd: CrossHadamardMlp(6, k=3, norm_layer=nn.LayerNorm, **dd),
+    CrossHadamardExpansion: lambda **dd: CrossHadamardExpansion(6, 3, norm="batchnorm", selection="sample", **dd),
+    CrossHadamardMlp: lambda **dd: CrossHadamardMlp(6, k=3, norm_layer=nn.LayerNorm, selection="sample", **dd),
     DyAlge: lambda **dd: DyAlge(4, **dd),
     DySig: lambda **dd: DySig(4, **dd),
     DySoft: lambda **dd: DySoft(4, **dd),
@@ -227,7 +227,7 @@ def test_a_network_made_on_meta_can_be_reset() -> None:
 
 @pytest.mark.parametrize("convert", ["half", "bfloat16", "double", "float"])
 def test_a_temperature_is_float32_whatever_the_network_becomes(convert: str) -> None:
-    module = AdaptiveCrossHadamard(6, 3)
+    module = AdaptiveCrossHadamard(6, 3, selection="sample")
     select = module.cross_hadamard.select
     select.temperature.fill_(3.98)
     kept = select.temperature.clone()

@@ -90,7 +90,7 @@ def test_a_trace_warns_of_nothing_and_takes_any_batch() -> None:
 
 @pytest.mark.parametrize("shape", [(2, 8), (2, 8, 5), (2, 8, 2, 3, 2)], ids=str)
 def test_a_trace_of_any_number_of_dims(shape: tuple[int, ...]) -> None:
-    layer, x = AdaptiveCrossHadamard(8, 4).eval(), torch.randn(shape)
+    layer, x = AdaptiveCrossHadamard(8, 4, selection="sample").eval(), torch.randn(shape)
     torch.testing.assert_close(torch.jit.trace(layer, x)(x), layer(x), rtol=1e-5, atol=1e-6)
 
 
@@ -101,8 +101,8 @@ def test_a_trace_of_any_number_of_dims(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 def test_fx_traces_every_layer(norm: str, training: bool) -> None:
     for layer, x in (
-        (AdaptiveCrossHadamard(8, 4, norm=norm), torch.randn(3, 8, 5, 5)),
-        (CrossHadamardMlp(8, k=4, norm=norm), torch.randn(3, 6, 8)),
+        (AdaptiveCrossHadamard(8, 4, norm=norm, selection="sample"), torch.randn(3, 8, 5, 5)),
+        (CrossHadamardMlp(8, k=4, norm=norm, selection="sample"), torch.randn(3, 6, 8)),
     ):
         traced = torch.fx.symbolic_trace(layer.train(training))
         outputs = []

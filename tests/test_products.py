@@ -131,7 +131,7 @@ def test_results_do_not_depend_on_the_threads() -> None:
 
 
 def test_an_expansion_with_another_norm_saves_no_factors() -> None:
-    module = AdaptiveCrossHadamard(32, 16, norm="batchnorm")
+    module = AdaptiveCrossHadamard(32, 16, norm="batchnorm", selection="sample")
     saved: list[int] = []
     x = torch.randn(4, 32, 7, 7)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):

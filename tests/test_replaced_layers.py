@@ -36,7 +36,7 @@ CHANGES: dict[str, Callable[[CrossHadamardExpansion], object]] = {
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_the_norm_of_the_products_is_the_one_that_is_there(change: Callable) -> None:
-    layer = randomise(CrossHadamardExpansion(8, 5)).eval()
+    layer = randomise(CrossHadamardExpansion(8, 5, selection="sample")).eval()
     change(layer)
     x = torch.randn(2, 8, 3, 3)
     index, gate = layer.select(layer.score(x))
@@ -46,14 +46,14 @@ def test_the_norm_of_the_products_is_the_one_that_is_there(change: Callable) -> 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
 def test_a_scripted_layer_has_the_norm_that_was_put_there() -> None:
-    layer = CrossHadamardExpansion(8, 5).eval()
+    layer = CrossHadamardExpansion(8, 5, selection="sample").eval()
     layer.norm = DyT(10)
     x = torch.randn(2, 8, 3, 3)
     torch.testing.assert_close(torch.jit.script(layer)(x), layer(x))
 
 
 def test_a_pruned_score_is_followed_by_a_compiler() -> None:
-    layer = randomise(CrossHadamardExpansion(8, 3)).eval()
+    layer = randomise(CrossHadamardExpansion(8, 3, selection="sample")).eval()
     x = torch.randn(4, 8, 3, 3)
     prune.l1_unstructured(layer.score.conv, "weight", amount=0.5)
     with torch.no_grad():
@@ -69,7 +69,7 @@ def test_a_map_without_a_batch_is_convolved_as_by_pytorch() -> None:
 
 
 def test_copies_of_a_recorded_network_are_not_counted() -> None:
-    model = AdaptiveCrossHadamard(8, 3)
+    model = AdaptiveCrossHadamard(8, 3, selection="sample")
     with SelectionRecorder(model) as recorder:
         copy.deepcopy(model)(torch.randn(4, 8, 3, 3))
         model(torch.randn(2, 8, 3, 3))

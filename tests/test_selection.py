@@ -338,7 +338,7 @@ def test_temperature_resumes_exactly() -> None:
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
 def test_forward_and_backward_leave_the_temperature_alone(training: bool) -> None:
-    ach = AdaptiveCrossHadamard(5, 3).train(training)
+    ach = AdaptiveCrossHadamard(5, 3, selection="sample").train(training)
     select = ach.cross_hadamard.select
     select.temperature.fill_(1.5)
     for _ in range(2):
@@ -348,7 +348,10 @@ def test_forward_and_backward_leave_the_temperature_alone(training: bool) -> Non
 
 
 def test_update_temperatures_steps_every_module_once() -> None:
-    model = torch.nn.Sequential(AdaptiveCrossHadamard(4, 3), torch.nn.Sequential(AdaptiveCrossHadamard(7, 2)))
+    model = torch.nn.Sequential(
+        AdaptiveCrossHadamard(4, 3, selection="sample"),
+        torch.nn.Sequential(AdaptiveCrossHadamard(7, 2, selection="sample")),
+    )
     model(torch.randn(2, 4, 3, 3)).square().sum().backward()
     update_temperatures(model)
     first, second = expansions(model).values()
@@ -364,7 +367,7 @@ def test_update_temperatures_steps_every_module_once() -> None:
 
 
 def test_no_gradient_no_step() -> None:
-    model = AdaptiveCrossHadamard(5, 3)
+    model = AdaptiveCrossHadamard(5, 3, selection="sample")
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
     model(torch.randn(2, 5, 3, 3)).square().sum().backward()
     update_temperatures(model)

@@ -27,11 +27,14 @@ def report(frequency: list[float]) -> SelectionReport:
 
 @pytest.fixture
 def model() -> nn.Sequential:
-    return nn.Sequential(AdaptiveCrossHadamard(4, 3), AdaptiveCrossHadamard(7, 2, norm="dyt"))
+    return nn.Sequential(
+        AdaptiveCrossHadamard(4, 3, selection="sample"),
+        AdaptiveCrossHadamard(7, 2, norm="dyt", selection="sample"),
+    )
 
 
 def test_eval_counts_equal_a_count_by_hand() -> None:
-    expansion = CrossHadamardExpansion(6, 3).eval()
+    expansion = CrossHadamardExpansion(6, 3, selection="sample").eval()
     batches = torch.randn(3, 4, 6, 2, 2)
     counts = [0] * 6
     with SelectionRecorder(expansion) as recorder:
@@ -47,7 +50,7 @@ def test_eval_counts_equal_a_count_by_hand() -> None:
 
 
 def test_training_counts_and_agreement_equal_a_count_by_hand() -> None:
-    expansion, x = CrossHadamardExpansion(6, 3), torch.randn(32, 6, 2, 2)
+    expansion, x = CrossHadamardExpansion(6, 3, selection="sample"), torch.randn(32, 6, 2, 2)
     with SelectionRecorder(expansion) as recorder:
         torch.manual_seed(5)
         expansion(x)
@@ -193,7 +196,11 @@ def test_the_default_device_is_not_the_recorders(model: nn.Sequential) -> None:
 
 def test_a_compiled_network_is_compiled_once() -> None:
     """A count in Python was a guard: every pass compiled anew, until the compiler gave up."""
-    model = nn.Sequential(AdaptiveCrossHadamard(4, 3), nn.Conv2d(7, 4, 1), AdaptiveCrossHadamard(4, 2))
+    model = nn.Sequential(
+        AdaptiveCrossHadamard(4, 3, selection="sample"),
+        nn.Conv2d(7, 4, 1),
+        AdaptiveCrossHadamard(4, 2, selection="sample"),
+    )
     graphs = []
 
     def count(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> torch.fx.GraphModule:

@@ -11,6 +11,7 @@ import torch
 from networks import close, same_under_transforms, seeded
 from test_export import card_of, deployed
 from tiny import WIDE_CHOICE, WIDE_SPACE
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from hadaptive.errors import UserError
@@ -104,7 +105,7 @@ def test_noise_is_scaled() -> None:
 
 
 def test_a_constant_temperature_stays() -> None:
-    expansion = CrossHadamardExpansion(8, 3, temperature=0.5)
+    expansion = CrossHadamardExpansion(8, 3, temperature=0.5, selection="sample")
     expansion(torch.randn(2, 8, 3, 3)).sum().backward()
     expansion.update_temperature()
     select = expansion.select
@@ -182,17 +183,17 @@ def test_a_state_whose_names_fit_a_network_that_selects_otherwise_is_refused(
     saved: dict[str, str], loaded: dict[str, str], tmp_path: Path
 ) -> None:
     """It was taken in silence, and the network computed something else."""
-    nets = [AdaptiveCrossHadamard(8, 3, **how) for how in (saved, loaded)]
+    nets = [AdaptiveCrossHadamard(8, 3, **{"selection": "sample", **how}) for how in (saved, loaded)]
     torch.save(nets[0].state_dict(), tmp_path / "state.pt")
     for state in (nets[0].state_dict(), torch.load(tmp_path / "state.pt", weights_only=True)):
         with pytest.raises(RuntimeError, match="saved from a network that selects otherwise"):
             nets[1].load_state_dict(state)
-        AdaptiveCrossHadamard(8, 3, **saved).load_state_dict(state)
+        AdaptiveCrossHadamard(8, 3, **{"selection": "sample", **saved}).load_state_dict(state)
 
 
 def test_a_static_layer_freezes_to_what_it_selects() -> None:
     expansion = CrossHadamardExpansion(6, 3, selection="static")
-    other = CrossHadamardExpansion(6, 3)
+    other = CrossHadamardExpansion(6, 3, selection="sample")
     other.freeze(torch.tensor([0, 1, 2]))
     expansion.load_state_dict(other.state_dict())
     assert isinstance(expansion.select, StaticSelection)
@@ -283,7 +284,7 @@ def test_wherever_it_is_made(selection: str) -> None:
 )
 def test_what_has_no_effect_or_no_meaning_is_refused(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message.replace("(", r"\(")):
-        AdaptiveCrossHadamard(8, 3, **options)
+        AdaptiveCrossHadamard(8, 3, **{"selection": "sample", **options})
     options.pop("seed", None)
     if options and options != {"selection": "random"}:
         with pytest.raises(UserError, match=message.replace("(", r"\(")):
@@ -325,7 +326,7 @@ def test_a_search_refuses_what_it_could_not_train() -> None:
 
 
 def test_checkpointing_that_loses_the_gradient_is_said() -> None:
-    layer = CrossHadamardExpansion(6, 3, surrogate="sfess")
+    layer = CrossHadamardExpansion(6, 3, surrogate="sfess", selection="sample")
     x = torch.randn(4, 6, 3, 3, requires_grad=True)
     checkpoint(layer, x, use_reentrant=True)
     with pytest.raises(ValueError, match="reentrant checkpointing loses it"):
@@ -378,3 +379,17 @@ def test_grouped_selections_run_everywhere(name: str, tmp_path: Path) -> None:
     with torch.no_grad():
         expected = net(images).numpy()
     np.testing.assert_allclose(run(images.numpy()), expected, rtol=1e-3, atol=1e-4)
+
+
+# ---------------------------------------------------------------- the default
+
+
+def test_new_modules_are_static_and_the_papers_networks_are_not() -> None:
+    modules = AdaptiveCrossHadamard(8, 3), CrossHadamardExpansion(8, 3), CrossHadamardMlp(8, k=3)
+    for module in modules:
+        (layer,) = expansions(nn.Sequential(module)).values()
+        assert isinstance(layer.select, StaticSelection)
+    assert HADAPTIVE_NET_S.selection == NetSpec("x", ConvSpec(8), (), ((ach(3, 3, 8),),)).selection == "sample"
+    for options in ({"order": "index"}, {"surrogate": "simple"}):
+        with pytest.raises(ValueError, match="order and surrogate are for selection='sample'"):
+            AdaptiveCrossHadamard(8, 3, **options)

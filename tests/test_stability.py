@@ -24,7 +24,7 @@ from hadaptive.train.launch import resume
 
 def test_figures_are_those_of_the_products() -> None:
     torch.manual_seed(0)
-    layer = CrossHadamardExpansion(6, 4, "dyt", noise=0.0)
+    layer = CrossHadamardExpansion(6, 4, "dyt", noise=0.0, selection="sample")
     x = torch.randn(5, 6, 7, 7, generator=seeded())
     with ProductRecorder(layer) as recorder:
         y = layer(x)
@@ -69,7 +69,7 @@ def test_recording_changes_nothing_that_is_learned() -> None:
 
 
 def test_what_is_not_finite_is_said() -> None:
-    layer = CrossHadamardExpansion(4, 3, "identity")
+    layer = CrossHadamardExpansion(4, 3, "identity", selection="sample")
     with ProductRecorder(layer) as recorder:
         layer(torch.full((1, 4, 2, 2), math.inf))
     assert not recorder.reports()[0].finite
@@ -118,7 +118,10 @@ def test_a_training_that_another_command_went_on_with_is_refused(
 
 
 def test_a_record_goes_on_in_the_middle_of_an_epoch() -> None:
-    layer, x = CrossHadamardExpansion(4, 3, noise=0.0), torch.randn(2, 4, 3, 3, generator=seeded())
+    layer, x = (
+        CrossHadamardExpansion(4, 3, noise=0.0, selection="sample"),
+        torch.randn(2, 4, 3, 3, generator=seeded()),
+    )
     whole, first = ProductRecorder(layer, every=2), ProductRecorder(layer, every=2)
     for _ in range(3):
         layer(x).sum().backward()

@@ -63,7 +63,7 @@ def test_timm_loads_a_file_of_version_1(expected) -> None:
 
 
 def test_an_mlp_of_version_1_computes_what_it_did(expected) -> None:
-    mlp = CrossHadamardMlp(6, 12, 5, norm_layer=nn.LayerNorm).eval()
+    mlp = CrossHadamardMlp(6, 12, 5, norm_layer=nn.LayerNorm, selection="sample").eval()
     mlp.load_state_dict({n.removeprefix("mlp."): t for n, t in expected.items() if n.startswith("mlp.")})
     x = torch.linspace(-1, 1, 2 * 7 * 6).reshape(2, 7, 6)
     torch.testing.assert_close(mlp(x), expected["mlp"], rtol=1e-4, atol=1e-5)
@@ -149,7 +149,7 @@ def test_a_fixed_state_that_does_not_fit_is_named() -> None:
 
 @pytest.mark.parametrize("norm", ["identity", "dysoft"])
 def test_fixed_selections_may_be_fixed_anew(norm: str) -> None:
-    (layer,) = expansions(nn.Sequential(CrossHadamardMlp(6, k=3, norm=norm))).values()
+    (layer,) = expansions(nn.Sequential(CrossHadamardMlp(6, k=3, norm=norm, selection="sample"))).values()
     for index in (torch.tensor([0, 1, 2]), torch.tensor([5, 4, 3], dtype=torch.int32)):
         layer.freeze(index)
         assert layer.select.index.tolist() == index.tolist()

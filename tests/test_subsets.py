@@ -109,7 +109,7 @@ class Judged(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layer = CrossHadamardExpansion(4, 2, "identity", surrogate="sfess")
+        self.layer = CrossHadamardExpansion(4, 2, "identity", surrogate="sfess", selection="sample")
         self.scores = torch.nn.Parameter(torch.tensor([0.3, -0.2, 0.5, 0.0]))
         self.worth = {(0, 1): 13.0, (0, 2): 9.0, (0, 3): 10.5, (1, 2): 12.0, (1, 3): 14.0, (2, 3): 8.0}
 

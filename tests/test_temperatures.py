@@ -25,7 +25,10 @@ WIDTH, STEPS = 4, 3
 
 def network() -> nn.Module:
     torch.manual_seed(0)
-    first, last = AdaptiveCrossHadamard(WIDTH, 3), AdaptiveCrossHadamard(6, 2)
+    first, last = (
+        AdaptiveCrossHadamard(WIDTH, 3, selection="sample"),
+        AdaptiveCrossHadamard(6, 2, selection="sample"),
+    )
     return nn.Sequential(first, nn.Conv2d(7, 6, 1), last, nn.Flatten())
 
 

@@ -185,7 +185,7 @@ def test_the_mlp_does_what_timms_does(norm_layer, bias, drop, use_conv: bool, tr
     """From the expansion on, with the same weights and the same dropout."""
     norm_layer = LayerNorm2d if norm_layer and use_conv else norm_layer
     options = {"act_layer": nn.SiLU, "norm_layer": norm_layer, "bias": bias, "drop": drop, "use_conv": use_conv}
-    ours = CrossHadamardMlp(6, 12, 5, **options, dtype=torch.float64).train(training)
+    ours = CrossHadamardMlp(6, 12, 5, **options, selection="sample", dtype=torch.float64).train(training)
     width = ours.cross_hadamard.out_channels
     theirs = Mlp(6, width, 5, **options, dtype=torch.float64).train(training)
     theirs.load_state_dict({n: p for n, p in ours.state_dict().items() if "fc1" not in n}, strict=False)

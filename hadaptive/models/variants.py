@@ -158,7 +158,7 @@ def _is_ours(name: str) -> bool:
     return name.startswith("hadaptive_net") or name.endswith(".json")
 
 
-PLUGS: dict[str, dict[str, Any]] = {"plug": {}, "plug-static": {"selection": "static"}}
+PLUGS: dict[str, dict[str, Any]] = {"plug": {}, "plug-sample": {"selection": "sample"}}
 
 
 def plug_of(name: str) -> tuple[str, dict[str, Any]] | None:

@@ -28,8 +28,8 @@ def _as_input(x: Tensor, features: int, maps: bool) -> Tensor:
 class CrossHadamardMlp(nn.Module):
     """ACH in place of a transformer's MLP; the signature is that of timm's ``Mlp``.
 
-    Linear C -> C, cross-Hadamard expansion, activation, dropout, norm, Linear C + P -> out, dropout. Scores pool
-    over the tokens.
+    Linear C -> C, cross-Hadamard expansion, activation, dropout, norm, Linear C + P -> out, dropout. Scores, where
+    the selection has them, pool over the tokens.
 
     Args:
         in_features: C.
@@ -76,7 +76,7 @@ class CrossHadamardMlp(nn.Module):
         order: str = "rank",
         surrogate: str = "softmax",
         score_kernel: int = 5,
-        selection: str | None = None,
+        selection: str = "static",
         noise: float = 1.0,
         temperature: float | None = None,
         seed: int = 0,
