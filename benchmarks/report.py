@@ -23,7 +23,7 @@ from benchmarks.operator_tables import (
     products_table,
 )
 from benchmarks.rows import Rows, groups, last, markdown_table, ratio
-from benchmarks.trial_tables import short, stability_table, trial_table
+from benchmarks.trial_tables import costs_table, short, stability_table, trial_table
 from hadaptive.errors import UserError
 from hadaptive.files import read_csv, write_atomically
 from hadaptive.metrics import mean_interval, with_interval
@@ -231,6 +231,7 @@ def planted_table(rows: Rows) -> str:
 TABLES: dict[str, Callable[[Rows], str]] = {
     "accuracy": accuracy_table,
     "compiled": compiled_table,
+    "costs": costs_table,
     "deployment": deployment_table,
     "depthwise": depthwise_table,
     "kernels": kernels_table,

@@ -1,7 +1,11 @@
 """Tables of networks on trial: several regimes side by side, and what each part of a network adds."""
 
+import re
+from collections.abc import Iterable
+
 from benchmarks.rows import Rows, markdown_table
 from hadaptive.bench.floor import FLOORS
+from hadaptive.bench.trial import COLUMNS, cells, last_session, table
 from hadaptive.errors import UserError
 from hadaptive.metrics import mean_interval, welch_difference, with_interval
 
@@ -46,6 +50,27 @@ def trial_table(rows: Rows) -> str:
             cells.append(cell)
         lines.append([short(model), parameters[model], *cells])
     return markdown_table(["network", "parameters", *scores], lines)
+
+
+def costs_table(rows: Rows) -> str:
+    """Accuracy beside what it costs, as ``bench ablation`` and ``bench plugin`` print it, best first.
+
+    Of files of accuracies and, where there are any, of latencies and training steps, each of the last session that
+    timed all networks it timed at all. Times are ratios to the base, a network without a suffix.
+    """
+    rows = [{**row, "model": re.sub(r"^.*/|\.json", "", short(row["model"]))} for row in rows]
+    accuracies = [row for row in rows if "test_accuracy" in row]
+    names = dict.fromkeys(row["model"] for row in accuracies if row["model"] not in FLOORS)
+    timed, stepped = (_together(rows, names, column) for column in ("runtime", "layout"))
+    lines = table({name: name.partition(":")[0] for name in names}, accuracies, timed, stepped)
+    return markdown_table(["network", *COLUMNS], [[line["name"], *cells(line)] for line in lines])
+
+
+def _together(rows: Rows, names: Iterable[str], column: str) -> Rows:
+    """Of the rows that have this column, those of the last session with all networks of these that have any."""
+    own = [row for row in rows if column in row]
+    timed = {row["model"] for row in own}
+    return last_session(own, own[0]["image_size"], [name for name in names if name in timed], None) if own else []
 
 
 def stability_table(rows: Rows) -> str:

@@ -214,3 +214,25 @@ def test_two_networks_of_one_name_are_no_table(tmp_path: Path) -> None:
         "model,parameters,seed,test_accuracy\nlogistic regression,1,0,0.5\n"
     )
     assert report(page) == 1
+
+
+def test_costs_stand_beside_accuracies_by_the_networks_names(tmp_path: Path) -> None:
+    (tmp_path / "accuracy-x.csv").write_text(
+        "model,parameters,test_accuracy\nnet@1a2b,100,0.5\nnet:static@3c4d,90,0.7\nnearest neighbour,0,0.4\n"
+    )
+    (tmp_path / "latency.csv").write_text(
+        "model,runtime,image_size,threads,macs,products,median_ms\n"
+        "some/net.json,onnxruntime,64,1,2000000,3000,9\n"  # of a session that did not time both
+        "some/net.json,onnxruntime,64,1,2000000,3000,2\nsome/net.json:static,onnxruntime,64,1,1000000,3000,1\n"
+    )
+    (tmp_path / "steps.csv").write_text(
+        "what,model,image_size,threads,layout,median_ms\n"
+        "training step,some/net.json,64,1,channels_last,10\n"
+        "training step,some/net.json:static,64,1,channels_last,8\n"
+    )
+    text = render(document("costs", "accuracy-x.csv,latency.csv,steps.csv"), tmp_path)
+    assert "| net:static | 90 | 1.0 | 3.0 | 0.80 | 0.50 | 70.00 | +20.00 | 1 |" in text
+    assert "| net | 100 | 2.0 | 3.0 | 1.00 | 1.00 | 50.00 |  | 1 |" in text
+    assert "| nearest neighbour | 0 |  |  |  |  | 40.00 |  | 1 |" in text
+    text = render(document("costs", "accuracy-x.csv"), tmp_path)
+    assert "| net:static | 90 |  |  |  |  | 70.00 | +20.00 | 1 |" in text
