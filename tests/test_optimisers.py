@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from timm.optim import list_optimizers
+from timm.optim import create_optimizer_v2, list_optimizers
 from tiny import tiny_config, trainer_of
 from torch import Tensor, nn
 
@@ -255,3 +255,23 @@ def test_precision_accumulation_clipping_and_averages_go_together(
     how = {"mixed_precision": precision, "accumulate": accumulate, "clip_grad": clip, "ema": ema}
     summary = train(tiny_config(tmp_path, epochs=1, train_size=64, **how), quiet=True, test=False)
     assert 0 <= summary["validation_accuracy"] <= 1
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_all_weights_at_once_on_a_cpu_as_one_by_one(name: str) -> None:
+    torch.manual_seed(0)
+    net, how = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(12, 2)), Optimisation(opt=name, epochs=1)
+    other = copy.deepcopy(net)
+    optimizer, _ = create_optimiser(net, how, 4)
+    assert all(group["fused"] for group in optimizer.param_groups)
+    singly = create_optimizer_v2(other, opt=name, lr=how.lr, weight_decay=how.weight_decay)
+    # A run that an older version saved goes on as it began.
+    resumed, _ = create_optimiser(copy.deepcopy(other), how, 4)
+    resumed.load_state_dict(singly.state_dict())
+    assert not any(group["fused"] for group in resumed.param_groups)
+    for group in (*optimizer.param_groups, *singly.param_groups):
+        group["lr"] = how.lr  # not where a schedule begins
+    steps(net, optimizer, 0, 4)
+    steps(other, singly, 0, 4)
+    for a, b in zip(net.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b)

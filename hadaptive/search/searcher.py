@@ -75,7 +75,9 @@ class Searcher(Engine):
             self.supernet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.alpha = list(self.supernet.alpha)
         candidates = self.supernet.candidates()
-        optimizer, self.scheduler = create_optimiser(candidates, config.optimisation, self.steps_per_epoch)
+        optimizer, self.scheduler = create_optimiser(
+            candidates, config.optimisation, self.steps_per_epoch, scaled=accelerator.scaler is not None
+        )
         if is_second_order(optimizer):
             raise UserError(
                 f"opt {config.optimisation.opt!r} takes second derivatives, a search does not: choose another"

@@ -69,7 +69,9 @@ class Trainer(Engine):
         self.network = network.to(accelerator.device)
         self.ema = ModelEmaV3(self.network, decay=config.ema, use_warmup=True) if config.ema else None
         self.recorder = SelectionRecorder(self.network, every=RECORD_EVERY)
-        optimizer, self.scheduler = create_optimiser(self.network, config.optimisation, self.steps_per_epoch)
+        optimizer, self.scheduler = create_optimiser(
+            self.network, config.optimisation, self.steps_per_epoch, scaled=accelerator.scaler is not None
+        )
         self.second_order = is_second_order(optimizer)
         if self.second_order:
             self._check_second_order()
