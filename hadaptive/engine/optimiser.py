@@ -87,7 +87,7 @@ def create_optimiser(
     return optimizer, _schedule(optimizer, how, steps_per_epoch)
 
 
-def _fused(module: nn.Module, opt: str) -> dict[str, bool]:
+def _fused(module: nn.Module, opt: str) -> dict[str, Any]:
     """On a CPU PyTorch updates weight by weight unless it is told to do all at once: several times the time.
 
     Not where losses are scaled: accelerate then does not notice which steps were skipped.
