@@ -191,3 +191,19 @@ def test_products_are_normalised_by_the_kernel(taken: list[str]) -> None:
     module = AdaptiveCrossHadamard(8, 7, norm="batchnorm", selection="sample")
     module(torch.randn(2, 8, 6, 6)).sum().backward()
     assert taken == ["none", "none"]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_depthwise_layers_under_vmap_with_gradients(compiled: bool) -> None:
+    """What the layout of a mapped map is, PyTorch does not say: it was asked, and raised."""
+    torch.manual_seed(0)
+    row = Layers(nn.Conv2d(8, 8, 7, padding=3, groups=8, bias=False), nn.BatchNorm2d(8), nn.ReLU6()).eval()
+    mapped = torch.compile(torch.vmap(row), backend="eager") if compiled else torch.vmap(row)
+    x = torch.randn(3, 1, 8, 12, 12)
+    expected = torch.stack([row(each) for each in x])
+    (wanted,) = torch.autograd.grad(expected.sum(), row[0].weight)
+    for laid in (x, x.to(memory_format=torch.channels_last_3d)):
+        found = mapped(laid)
+        torch.testing.assert_close(found, expected)
+        (gradient,) = torch.autograd.grad(found.sum(), row[0].weight)
+        torch.testing.assert_close(gradient, wanted)

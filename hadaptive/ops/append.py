@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hadaptive.ops import reference
+from hadaptive.ops.batching import transformed
 from hadaptive.ops.layout import arranged, channels_contiguous
 
 
@@ -52,7 +52,7 @@ def append(x: Tensor, extra: Tensor) -> Tensor:
         or not torch.is_grad_enabled()
         or not (x.requires_grad or extra.requires_grad)
         or any(type(part) not in (Tensor, torch.nn.Parameter) for part in (x, extra))
-        or reference.transformed()
+        or transformed()
         or any(torch.autograd.forward_ad.unpack_dual(part).tangent is not None for part in (x, extra))
     ):
         return torch.cat([x, extra], dim=1)

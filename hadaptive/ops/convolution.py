@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hadaptive.ops.batching import transformed
 from hadaptive.ops.layout import channels_contiguous
 
 # Positions of a map beyond which sixteen channels of it, three times over, no longer stay in a processor's cache.
@@ -60,6 +61,8 @@ def pytorch_reason(
         return "exports and traces take plain PyTorch operators"
     if not torch.is_grad_enabled():
         return "without gradients it is PyTorch's convolution"
+    if transformed():
+        return "transforms of torch.func run through plain PyTorch"
     if x.dim() != 4:
         return "one map alone, without a batch, is left to PyTorch"
     if weight is None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hadaptive import packages
 from hadaptive.ops import convolution, norm, products, reference
-from hadaptive.ops.batching import each_slice
+from hadaptive.ops.batching import each_slice, transformed
 from hadaptive.ops.layout import empty_map
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -73,14 +73,14 @@ def unsupported_reason(operator: str, x: Tensor, *others: Tensor | None) -> str 
         return f"{x.dtype} is left to plain PyTorch"
     if torch.jit.is_tracing() or torch.compiler.is_exporting():
         return "exports and traces take plain PyTorch operators"
+    if transformed():
+        return "transforms of torch.func run through plain PyTorch"
     if torch.compiler.is_compiling():
         if not wants_gradient(x, *others):
             return "without gradients a compiler makes faster code of plain PyTorch"
         return None
     if type(x) not in (Tensor, torch.nn.Parameter):
         return f"{type(x).__name__} is not a plain tensor"
-    if reference.transformed():
-        return "transforms of torch.func run through plain PyTorch"
     if has_tangent(x, *others):
         return "forward-mode derivatives are taken in plain PyTorch"
     return None

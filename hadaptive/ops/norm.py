@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hadaptive import packages
 from hadaptive.ops import reference
+from hadaptive.ops.batching import transformed
 
 LANES = 16  # numbers side by side that a kernel needs
 # Of a map, by layout, from which on a step is shorter with the kernel; ``python -m benchmarks norms`` measures it.
@@ -65,7 +66,7 @@ def unsupported_reason(x: Tensor, *others: Tensor | None) -> str | None:
             return "other shapes and views are left to plain PyTorch"
     if x.numel() <= x.shape[1] or nhwc_of(x) is None:
         return f"the kernel takes maps of which {LANES} numbers lie side by side, in NCHW or channels_last"
-    if reference.transformed():
+    if transformed():
         return "transforms of torch.func run through plain PyTorch"
     if any(torch.autograd.forward_ad.unpack_dual(t).tangent is not None for t in tensors):
         return "forward-mode derivatives are taken in plain PyTorch"

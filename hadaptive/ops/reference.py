@@ -13,13 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hadaptive.ops.batching import transformed
 from hadaptive.ops.convolution import both
 from hadaptive.ops.pairs import pair_indices
 
 ACTS = ("none", "relu", "relu6", "hardswish")  # activations that follow a normalisation
-
-# Whether torch.func transforms this call; nothing public says so, and to suppose it is only slower.
-transformed = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
 
 
 def unsupported_reason(operator: str, x: Tensor, *others: Tensor | None) -> str | None:
