@@ -23,6 +23,7 @@ from hadaptive.nn import (
     GhostExpansion,
     GroupedSelection,
     InvertedExpansion,
+    ProductBlock,
     StaticSelection,
     expansions,
 )
@@ -124,6 +125,11 @@ def _describe(module: nn.Module) -> str:
             return f"Ghost to {module.expansion.out_channels}, depthwise {kernel}x{kernel}"
         if isinstance(module.expansion, InvertedExpansion):
             return f"Conv1x1 to {module.expansion.out_channels}, depthwise {kernel}x{kernel}"
+    if isinstance(module, ProductBlock):
+        products, kernel = module.products, module.depthwise[0].kernel_size[0]  # pyright: ignore[reportIndexIssue]
+        norm = "" if isinstance(module.norm, nn.Identity) else f", {type(module.norm).__name__}"
+        after = "" if isinstance(module.after, nn.Identity) else ", and another"
+        return f"products of {products.k} blocks of {products.width}{norm}, depthwise {kernel}x{kernel}{after}"
     if isinstance(module, nn.Conv2d):
         return f"Conv {module.kernel_size[0]}x{module.kernel_size[1]}"
     if isinstance(module, nn.Sequential) and len(module):
@@ -165,9 +171,10 @@ def inspect_network(model: nn.Module, input_size: tuple[int, int, int]) -> Netwo
     for name, module in _measured_modules(model):
         watch(name, module)
     counter = _ProductCounter()
-    for expansion in expansions(model).values():
-        handles.append(expansion.norm.register_forward_pre_hook(counter.pause))
-        handles.append(expansion.norm.register_forward_hook(counter.resume))
+    blocks = [module for module in model.modules() if isinstance(module, ProductBlock)]
+    for owner in (*expansions(model).values(), *blocks):
+        handles.append(owner.norm.register_forward_pre_hook(counter.pause))
+        handles.append(owner.norm.register_forward_hook(counter.resume))
     flops = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution: _convolution_flops})
     try:
         with ops.backend("reference"), flops, counter:

@@ -19,8 +19,8 @@ from hadaptive.engine.finite import NonFiniteLossError
 from hadaptive.errors import UserError
 from hadaptive.files import read_csv
 from hadaptive.models import HadaptiveNet, NetSpec, meant
+from hadaptive.models.layer_spec import ach, ghost
 from hadaptive.models.published import HADAPTIVE_NET_S
-from hadaptive.models.spec import ach, ghost
 from hadaptive.models.variants import GROUPS, VARIANTS, changed
 from hadaptive.nn import AdaptiveBottleneck, expansions
 from hadaptive.runs import RunFolder

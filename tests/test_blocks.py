@@ -21,8 +21,8 @@ from hadaptive.measure.formats import SUFFIXES
 from hadaptive.measure.lowering import write
 from hadaptive.measure.sessions import load
 from hadaptive.models import ConvSpec, HadaptiveNet, NetSpec
+from hadaptive.models.layer_spec import BlockSpec, ach
 from hadaptive.models.published import HADAPTIVE_NET_S
-from hadaptive.models.spec import BlockSpec, ach
 from hadaptive.nn import NORMS, AdaptiveCrossHadamard, CrossHadamardExpansion, CrossHadamardMlp
 from hadaptive.ops import library, reference
 

@@ -17,7 +17,7 @@ from hadaptive.cli import main
 from hadaptive.data import Manifest
 from hadaptive.engine.stopping import StopRequest
 from hadaptive.evaluate import evaluate_run
-from hadaptive.models.spec import ConvSpec, ach, ghost
+from hadaptive.models.layer_spec import ConvSpec, ach, ghost
 from hadaptive.runs import RunFolder
 from hadaptive.search import SearchSpace
 

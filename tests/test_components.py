@@ -19,8 +19,8 @@ from hadaptive.measure.deploy import fold
 from hadaptive.measure.lowering import write
 from hadaptive.measure.sessions import load
 from hadaptive.models import ConvSpec, HadaptiveNet, NetSpec
+from hadaptive.models.layer_spec import ach
 from hadaptive.models.published import HADAPTIVE_NET_S
-from hadaptive.models.spec import ach
 from hadaptive.models.variants import changed
 from hadaptive.nn import AdaptiveCrossHadamard, CrossHadamardMlp, adapt_temperatures, expansions, top_k_channels
 from hadaptive.nn.checks import SELECTIONS

@@ -12,7 +12,7 @@ from hadaptive.export.freeze import calibrate, freeze
 from hadaptive.measure.deploy import DeployNet, conv_of, fold
 from hadaptive.measure.passes import absorb, align, merge, prepare
 from hadaptive.models import ConvSpec, HadaptiveNet, NetSpec
-from hadaptive.models.spec import ach, ghost, inverted
+from hadaptive.models.layer_spec import ach, ghost, inverted
 from hadaptive.nn import NORMS, BatchNorm, ChannelScore, expansions, top_k_channels
 
 

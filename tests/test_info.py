@@ -9,7 +9,7 @@ from tiny import tiny_spec
 from torch import nn
 
 from hadaptive.info import info_command, inspect_network
-from hadaptive.nn import NORMS, AdaptiveCrossHadamard
+from hadaptive.nn import NORMS, AdaptiveCrossHadamard, ProductBlock
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,7 @@ def test_counts_by_hand() -> None:
 def test_what_a_norm_makes_of_a_product_is_none(norm: str) -> None:
     """DyAlge squares each."""
     assert inspect_network(AdaptiveCrossHadamard(6, 4, norm, selection="sample"), (6, 7, 9)).products == 6 * 63
+    assert inspect_network(ProductBlock(4, 2, 8, 3, norm), (4, 5, 5)).products == 8 * 25
 
 
 def test_a_network_of_timms_own() -> None:

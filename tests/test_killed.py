@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from tiny import tiny_config, tiny_spec
 
 from hadaptive.files import read_csv
-from hadaptive.models.spec import ConvSpec, ach, ghost
+from hadaptive.models.layer_spec import ConvSpec, ach, ghost
 from hadaptive.search import SearchConfig, SearchSpace, Skip, search
 from hadaptive.train import train
 

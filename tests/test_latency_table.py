@@ -19,7 +19,7 @@ from hadaptive.measure.deploy import layers_of
 from hadaptive.measure.runner import runner
 from hadaptive.measure.setting import Setting
 from hadaptive.models import ConvSpec, HadaptiveNet
-from hadaptive.models.spec import ach, ghost
+from hadaptive.models.layer_spec import ach, ghost
 from hadaptive.nn import AdaptiveBottleneck
 from hadaptive.provenance import device_name
 from hadaptive.search import LatencyTable, SearchConfig, SearchSpace, Skip, latency

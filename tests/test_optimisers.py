@@ -264,6 +264,7 @@ def test_all_weights_at_once_on_a_cpu_as_one_by_one(name: str) -> None:
     other = copy.deepcopy(net)
     optimizer, _ = create_optimiser(net, how, 4)
     assert all(group["fused"] for group in optimizer.param_groups)
+    assert not any(group["fused"] for group in create_optimiser(net, how, 4, scaled=True)[0].param_groups)
     singly = create_optimizer_v2(other, opt=name, lr=how.lr, weight_decay=how.weight_decay)
     # A run that an older version saved goes on as it began.
     resumed, _ = create_optimiser(copy.deepcopy(other), how, 4)

@@ -8,8 +8,8 @@ import torch
 from hadaptive.errors import UserError
 from hadaptive.models import ConvSpec, NetSpec
 from hadaptive.models.blocks import conv_norm_act
+from hadaptive.models.layer_spec import ghost
 from hadaptive.models.published import HADAPTIVE_NET_S
-from hadaptive.models.spec import ghost
 from hadaptive.search import SearchSpace
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 import hadaptive.nn
 from hadaptive.export.freeze import calibrate, freeze
-from hadaptive.models.spec import ach
+from hadaptive.models.layer_spec import ach
 from hadaptive.nn import (
     NORMS,
     AdaptiveBottleneck,
@@ -34,6 +34,7 @@ from hadaptive.nn import (
     GhostExpansion,
     GroupedSelection,
     InvertedExpansion,
+    ProductBlock,
     SelectionRecorder,
     StaticSelection,
     create_norm,
@@ -51,6 +52,7 @@ LAYERS = {
     ChannelSelection: lambda **dd: ChannelSelection(2, **dd),
     CrossHadamardExpansion: lambda **dd: CrossHadamardExpansion(6, 3, norm="batchnorm", selection="sample", **dd),
     CrossHadamardMlp: lambda **dd: CrossHadamardMlp(6, k=3, norm_layer=nn.LayerNorm, selection="sample", **dd),
+    ProductBlock: lambda **dd: ProductBlock(4, 2, 3, 3, "batchnorm", 0.1, **dd),
     DyAlge: lambda **dd: DyAlge(4, **dd),
     DySig: lambda **dd: DySig(4, **dd),
     DySoft: lambda **dd: DySoft(4, **dd),

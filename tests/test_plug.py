@@ -195,7 +195,7 @@ def test_what_cannot_be_is_said_and_nothing_is_changed(
     assert all(torch.equal(t, before[key]) for key, t in model.state_dict().items())
 
 
-@pytest.mark.parametrize("plugged", ["plug", "plug-sample"])
+@pytest.mark.parametrize("plugged", ["plug", "plug-static"])
 def test_a_plugged_network_has_a_name_that_commands_take(plugged: str, tmp_path: Path) -> None:
     name = f"{'mobilenetv3_small_050' if plugged == 'plug' else 'starnet_s050'}:{plugged}"
     model = create_model(name, num_classes=4, in_chans=1)

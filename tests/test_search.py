@@ -17,7 +17,8 @@ from hadaptive.cli import main
 from hadaptive.engine.stopping import StopRequest
 from hadaptive.errors import UserError
 from hadaptive.files import read_csv
-from hadaptive.models.spec import ConvSpec, NetSpec, ach, ghost
+from hadaptive.models.layer_spec import ConvSpec, ach, ghost
+from hadaptive.models.spec import NetSpec
 from hadaptive.search import (
     LatencyTable,
     SearchConfig,

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from hadaptive.models.spec import ConvSpec, ach, ghost
+from hadaptive.models.layer_spec import ConvSpec, ach, ghost
 from hadaptive.search import SearchSpace, Skip, Supernet
 from hadaptive.search.estimators import common_noise, frozen_statistics, gdas, rloo, without_dropout
 

@@ -12,7 +12,7 @@ from hadaptive.cli import main
 from hadaptive.engine.stopping import StopRequest
 from hadaptive.files import read_csv
 from hadaptive.models import NetSpec
-from hadaptive.models.spec import ConvSpec, ach, ghost, inverted
+from hadaptive.models.layer_spec import ConvSpec, ach, ghost, inverted
 from hadaptive.search import (
     LatencyTable,
     SearchSpace,

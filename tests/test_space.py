@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from hadaptive.cli import main
 from hadaptive.models import HadaptiveNet
+from hadaptive.models.layer_spec import ConvSpec, ach, ghost
 from hadaptive.models.published import HADAPTIVE_NET_L, HADAPTIVE_NET_M, HADAPTIVE_NET_S
-from hadaptive.models.spec import ConvSpec, ach, ghost
 from hadaptive.search import SearchSpace, Skip, published_space, rich_space
 
 SPACES = {"published": published_space(), **{f"rich-{name}": rich_space(name) for name in "sml"}}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hadaptive.models.spec import ConvSpec, ach, ghost
+from hadaptive.models.layer_spec import ConvSpec, ach, ghost
 from hadaptive.search import SearchSpace, Skip, Supernet, published_space
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from hadaptive.engine.accelerator import create_accelerator
 from hadaptive.models import ConvSpec, NetSpec
-from hadaptive.models.spec import ach, ghost
+from hadaptive.models.layer_spec import ach, ghost
 from hadaptive.search import SearchConfig, SearchSpace, Skip
 from hadaptive.search.launch import configured_data, new_searcher
 from hadaptive.search.searcher import Searcher

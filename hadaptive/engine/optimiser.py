@@ -90,7 +90,8 @@ def create_optimiser(
 def _fused(module: nn.Module, opt: str) -> dict[str, Any]:
     """On a CPU PyTorch updates weight by weight unless it is told to do all at once: several times the time.
 
-    Not where losses are scaled: accelerate then does not notice which steps were skipped.
+    Not where losses are scaled: accelerate then does not notice which steps were skipped. The kernel takes
+    weights, gradients and state as they lie in memory: all three must have one layout, as they have here.
     """
     devices = {parameter.device.type for parameter in module.parameters()}
     kinds = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)

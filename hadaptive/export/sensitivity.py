@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hadaptive.errors import UserError
 from hadaptive.measure.deploy import DeployNet, DeployProducts
+from hadaptive.measure.deploy_products import DeployPairs
 
 LEVELS = 255
 
@@ -57,11 +58,11 @@ def rounded_weight(weight: Tensor) -> Tensor:
 
 def layers(net: DeployNet) -> dict[str, list[Weighted]]:
     """What is quantised together, by name: a convolution or linear layer alone, or all the parts of products."""
-    products = {name: m for name, m in net.named_modules() if isinstance(m, DeployProducts)}
+    products = {name: m for name, m in net.named_modules() if isinstance(m, DeployProducts | DeployPairs)}
     found: dict[str, list[Weighted]] = {}
     for name, module in net.named_modules():
-        if isinstance(module, DeployProducts):
-            found[name] = [m for m in (module.fixed, module.left, module.right) if m is not None]
+        if isinstance(module, DeployProducts | DeployPairs):
+            found[name] = list(module.convolutions())
         elif isinstance(module, Weighted) and not any(name.startswith(f"{p}.") for p in products):
             found[name] = [module]
     return found
@@ -101,7 +102,7 @@ def sensitivity(
 def _points(net: DeployNet, name: str, parts: list[Weighted]) -> dict[str, tuple[nn.Module, bool]]:
     """Where a layer's activations are rounded: a module by name, and whether its result or what it reads."""
     owner = net.get_submodule(name)
-    if not isinstance(owner, DeployProducts):
+    if not isinstance(owner, DeployProducts | DeployPairs):
         return {name: (owner, False)}
     points: dict[str, tuple[nn.Module, bool]] = {name: (owner, True)}
     for number, part in enumerate(parts):

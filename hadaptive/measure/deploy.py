@@ -1,4 +1,4 @@
-"""A network as it is deployed: no BatchNorm, no dropout, nothing that only training needs, little concatenated.
+"""A network as it is deployed: no dropout, BatchNorm in convolutions, nothing that only training needs.
 
 :func:`fold` makes one from a :class:`HadaptiveNet` or layers of one; :mod:`hadaptive.measure.passes` changes it
 further. Everything is plain convolutions and element-wise operators, so that any exporter can follow. What a
@@ -10,33 +10,36 @@ import copy
 
 import torch
 import torch.nn.functional as F
+from timm.layers import SelectAdaptivePool2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from hadaptive.measure.convolutions import (
+    absorb_before,
+    conv_of,
+    folded,
+    one_hot,
+    take,
+    take_depthwise,
+    take_inputs,
+)
+from hadaptive.measure.deploy_products import DeployProductBlock, constants_of
 from hadaptive.models import HadaptiveNet
 from hadaptive.nn import (
     AdaptiveBottleneck,
     AdaptiveCrossHadamard,
-    BatchNorm,
     ChannelScore,
     ChannelSelection,
-    DySoft,
     FixedSelection,
     GhostExpansion,
     GroupedSelection,
     InvertedExpansion,
+    ProductBlock,
     StaticSelection,
     top_k_channels,
 )
 from hadaptive.nn.grouped_selection import best_of_groups
 from hadaptive.ops import num_pairs, pair_indices
-
-
-def conv_of(module: nn.Module) -> nn.Conv2d:
-    """The convolution of a folded layer, with or without an activation after it."""
-    conv = module[0] if isinstance(module, nn.Sequential) else module
-    assert isinstance(conv, nn.Conv2d)
-    return conv
 
 
 class DeployCheap(nn.Module):
@@ -103,20 +106,18 @@ class DeployProducts(nn.Module):
             self.fixed = copy.deepcopy(mix)
             take(self.fixed, select.index)
         if not slices:
-            self.left, self.right = (_one_hot(rows, self.k) for rows in pair_indices(self.k, block=self.block))
-        self.softsign = isinstance(norm, DySoft)
-        self.norm = None
-        scale = weight = bias = None
-        if isinstance(norm, DySoft):
-            scale, weight, bias = norm.alpha.abs().sqrt(), norm.weight * norm.alpha.sign(), norm.bias
-        elif isinstance(norm, BatchNorm) and norm.running_mean is not None and norm.running_var is not None:
-            weight = (norm.running_var + norm.eps).rsqrt() * (norm.weight if norm.affine else 1)
-            bias = (norm.bias if norm.affine else 0) - norm.running_mean * weight
-        else:
-            self.norm = copy.deepcopy(norm)
-        self.register_buffer("scale", None if scale is None else scale.detach().clone())
+            self.left, self.right = (one_hot(rows, self.k) for rows in pair_indices(self.k, block=self.block))
+        alpha, weight, bias, self.norm = constants_of(norm)
+        self.softsign = alpha is not None
+        if alpha is not None and weight is not None:
+            alpha, weight = alpha.abs().sqrt(), weight * alpha.sign()
+        self.register_buffer("scale", alpha)
         for name, value in (("weight", weight), ("bias", bias)):
-            self.register_buffer(name, None if value is None else value.detach().clone().reshape(-1, 1, 1))
+            self.register_buffer(name, None if value is None else value.reshape(-1, 1, 1))
+
+    def convolutions(self) -> list[nn.Conv2d]:
+        """What there is to quantise: the score is not."""
+        return [m for m in (self.fixed, self.left, self.right) if m is not None]
 
     def selected(self, x: Tensor, mixed: Tensor) -> Tensor:
         """The k channels that are multiplied, (B, k, H, W)."""
@@ -183,7 +184,7 @@ class DeployBlock(nn.Module):
         super().__init__()
         self.primary = primary
         self.derived = derived
-        self.depthwise, self.project = _folded(block.depthwise), conv_of(_folded(block.project))
+        self.depthwise, self.project = folded(block.depthwise), conv_of(folded(block.project))
         self.derived_depthwise: nn.Module | None = None
         self.derived_project: nn.Conv2d | None = None
         self.residual = block.residual
@@ -226,56 +227,15 @@ class DeployNet(nn.Module):
         return self.head(self.layers(x))
 
 
-def take(conv: nn.Conv2d, rows: Tensor) -> None:
-    """Let a convolution put out these of its channels, in this order; -1 is a channel of zeros."""
-    zero = rows < 0
-    for name in ("weight", "bias"):
-        parameter = getattr(conv, name)
-        if parameter is not None:
-            data = parameter.data[rows.clamp(min=0)].clone()
-            data[zero] = 0
-            parameter.data = data
-    conv.out_channels = len(rows)
-
-
-def take_depthwise(conv: nn.Conv2d, rows: Tensor) -> None:
-    """Let a depthwise convolution work on these of its channels, in this order; -1 is a channel of zeros."""
-    take(conv, rows)
-    conv.groups = conv.in_channels = len(rows)
-
-
-def take_inputs(conv: nn.Conv2d, columns: Tensor) -> None:
-    """Let a 1x1 convolution read channels that were rearranged so; -1 is a channel of zeros."""
-    data = conv.weight.data[:, columns.clamp(min=0)].clone()
-    data[:, columns < 0] = 0
-    conv.weight.data, conv.in_channels = data, len(columns)
-
-
-def _one_hot(rows: Tensor, channels: int) -> nn.Conv2d:
-    """1x1 convolution that puts out these of its input's channels."""
-    conv = nn.Conv2d(channels, len(rows), 1, bias=False).eval()
-    conv.weight.data = torch.eye(channels)[rows].reshape(len(rows), channels, 1, 1)
-    return conv
-
-
-def _folded(layers: nn.Sequential) -> nn.Module:
-    """Convolution + BatchNorm (+ activation) as a convolution with bias (+ activation)."""
-    conv, norm, *rest = layers
-    assert isinstance(conv, nn.Conv2d)
-    assert isinstance(norm, nn.BatchNorm2d)
-    fused = fuse_conv_bn_eval(conv, norm)
-    return nn.Sequential(fused, *copy.deepcopy(rest)) if rest else fused
-
-
 def _block(block: AdaptiveBottleneck) -> DeployBlock:
     inner = block.expansion
     if isinstance(inner, GhostExpansion):
-        return DeployBlock(_folded(inner.primary), DeployCheap(_folded(inner.cheap)), block)
+        return DeployBlock(folded(inner.primary), DeployCheap(folded(inner.cheap)), block)
     if isinstance(inner, InvertedExpansion):
-        return DeployBlock(_folded(inner.convolution), None, block)
+        return DeployBlock(folded(inner.convolution), None, block)
     assert isinstance(inner, AdaptiveCrossHadamard)
     # Without a mix a diagonal one takes the BatchNorm: exported, such a network is no faster than with it.
-    mix = inner.mix if isinstance(inner.mix, nn.Conv2d) else _one_hot(torch.arange(inner.channels), inner.channels)
+    mix = inner.mix if isinstance(inner.mix, nn.Conv2d) else one_hot(torch.arange(inner.channels), inner.channels)
     mix = fuse_conv_bn_eval(mix, inner.bn)
     return DeployBlock(mix, DeployProducts(inner, mix), block)
 
@@ -287,9 +247,26 @@ def layers_of(network: HadaptiveNet) -> list[nn.Module]:
     return [network.stem, *blocks, network.last, *head]
 
 
+def _without_last_norm(modules: list[nn.Module]) -> list[nn.Module]:
+    """Layers in a row without a BatchNorm that a linear layer further on can take: means are linear, too."""
+    for n, norm in enumerate(modules):
+        if not isinstance(norm, nn.BatchNorm2d):
+            continue
+        for layer in modules[n + 1 :]:
+            if isinstance(layer, nn.Linear | nn.Conv2d):
+                absorb_before(norm, layer)
+                return [*modules[:n], *modules[n + 1 :]]
+            pooled = isinstance(layer, SelectAdaptivePool2d) and layer.pool_type in ("", "avg")
+            if not pooled and not isinstance(layer, nn.Identity | nn.Flatten):
+                break
+    return modules
+
+
 @torch.no_grad()
 def fold(network: HadaptiveNet | nn.Sequential) -> DeployNet:
     """The network in eval mode with BatchNorm in the convolutions before it and DySoft's alpha in the products.
+
+    A last BatchNorm goes into the linear layer behind it, and stays where there is none or a pool of maxima.
 
     Dropout and stochastic depth are gone, as they do nothing in eval mode. The given network is left alone.
 
@@ -299,11 +276,14 @@ def fold(network: HadaptiveNet | nn.Sequential) -> DeployNet:
     network = copy.deepcopy(network).eval()
     layers: list[nn.Module] = []
     head: list[nn.Module] = []
-    for module in layers_of(network) if isinstance(network, HadaptiveNet) else network:
+    modules = layers_of(network) if isinstance(network, HadaptiveNet) else list(network)
+    for module in _without_last_norm(modules):
         if isinstance(module, AdaptiveBottleneck):
             layers.append(_block(module))
+        elif isinstance(module, ProductBlock):
+            layers.append(DeployProductBlock(module))
         elif isinstance(module, nn.Sequential):
-            layers.append(_folded(module))
+            layers.append(folded(module))
         else:
             head.append(module)
     net = DeployNet(nn.Sequential(*layers), nn.Sequential(*head)).eval()

@@ -8,16 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hadaptive.errors import UserError
-from hadaptive.measure.deploy import (
-    DeployCheap,
-    DeployNet,
-    DeployProducts,
-    conv_of,
-    fold,
-    take,
-    take_depthwise,
-    take_inputs,
-)
+from hadaptive.measure.convolutions import conv_of, take, take_depthwise, take_inputs
+from hadaptive.measure.deploy import DeployCheap, DeployNet, DeployProducts, fold
+from hadaptive.measure.deploy_products import DeployProductBlock
 from hadaptive.measure.formats import ALIGN
 from hadaptive.models import HadaptiveNet
 
@@ -144,6 +137,9 @@ def align(net: DeployNet, multiple: int = ALIGN) -> str:
                 added += int((rows < 0).sum())
         take_depthwise(conv_of(block.derived_depthwise), rows)
         take_inputs(block.derived_project, rows)
+    for layer in net.layers:
+        if isinstance(layer, DeployProductBlock):
+            added += _align_pairs(layer, multiple)
     return f"align: {added} channels of zeros fill expanded widths up to multiples of {multiple}"
 
 
@@ -170,6 +166,27 @@ def _align_products(products: DeployProducts, multiple: int) -> int:
     return int((rows < 0).sum())
 
 
+def _align_pairs(block: DeployProductBlock, multiple: int) -> int:
+    """Fill the factors of bare products up, and the products of single channels; how many products were added."""
+    pairs = block.pairs
+    if pairs.norm is not None:
+        return 0  # it is of so many products
+    width = conv_of(pairs.factors[0]).out_channels
+    own = _fill(width, multiple)
+    for factor in pairs.factors:
+        take(conv_of(factor), own)
+    before = block.project.in_channels
+    if pairs.left is not None and pairs.right is not None:
+        rows = _fill(before, multiple)
+        for conv in (pairs.left, pairs.right):
+            take_inputs(conv, own)
+            take(conv, rows)
+    else:
+        rows = torch.cat([torch.where(own < 0, own, own + start) for start in range(0, before, width)])
+    take_inputs(block.project, rows)
+    return len(rows) - before
+
+
 def prepare(network: HadaptiveNet | nn.Sequential, multiple: int = ALIGN) -> tuple[DeployNet, list[str]]:
     """Fold a network, or layers of one in a row, and run every pass on it; a multiple of 1 aligns nothing.
 
@@ -177,7 +194,9 @@ def prepare(network: HadaptiveNet | nn.Sequential, multiple: int = ALIGN) -> tup
         The deployed network, and a sentence for each pass.
     """
     net = fold(network)
-    left = "no BatchNorm, no dropout, and no concatenation but of whole blocks is left"
+    kept = any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
+    norms = "no BatchNorm but the last, which nothing behind it can take" if kept else "no BatchNorm"
+    left = f"{norms}, no dropout, and no concatenation but of whole blocks is left"
     said = [f"fold: {left}", absorb(net), merge(net)]
     if multiple > 1:
         said.append(align(net, multiple))

@@ -9,20 +9,34 @@ import torch
 from torch import nn
 from torch.types import Device
 
-from hadaptive.models.spec import BlockSpec, ConvSpec, NetSpec
-from hadaptive.nn import AdaptiveBottleneck, AdaptiveCrossHadamard, GhostExpansion, InvertedExpansion, Layers
+from hadaptive.models.layer_spec import BlockSpec, ConvSpec
+from hadaptive.models.spec import NetSpec
+from hadaptive.nn import (
+    ACTIVATIONS,
+    AdaptiveBottleneck,
+    AdaptiveCrossHadamard,
+    GhostExpansion,
+    InvertedExpansion,
+    Layers,
+    ProductBlock,
+)
 
 
 def conv_norm_act(
-    in_channels: int, spec: ConvSpec, device: Device = None, dtype: torch.dtype | None = None
+    in_channels: int,
+    spec: ConvSpec,
+    device: Device = None,
+    dtype: torch.dtype | None = None,
+    *,
+    activation: str = "hardswish",
 ) -> nn.Sequential:
-    """Convolution without bias, BatchNorm, and Hardswish if the spec says so."""
+    """Convolution without bias, BatchNorm, and the activation if the spec says so."""
     dd: Any = {"device": device, "dtype": dtype}
     layers: list[nn.Module] = [
         nn.Conv2d(in_channels, spec.channels, spec.kernel, spec.stride, spec.rim, bias=False, **dd),
         nn.BatchNorm2d(spec.channels, **dd),
     ]
-    return Layers(*layers, nn.Hardswish()) if spec.act else Layers(*layers)
+    return Layers(*layers, ACTIVATIONS[activation]()) if spec.act else Layers(*layers)
 
 
 def build_block(
@@ -33,24 +47,54 @@ def build_block(
     number: int = 0,
     device: Device = None,
     dtype: torch.dtype | None = None,
-) -> AdaptiveBottleneck:
-    """The bottleneck that `block` describes, the one of this number in its network."""
+) -> nn.Module:
+    """The block that `block` describes, the one of this number in its network."""
     dd: Any = {"device": device, "dtype": dtype}
-    expansion: AdaptiveCrossHadamard | GhostExpansion | InvertedExpansion
+    if block.kind == "conv":
+        conv = ConvSpec(block.channels, block.kernel, block.stride, block.act)
+        return conv_norm_act(in_channels, conv, **dd, activation=spec.activation)
+    act_layer = ACTIVATIONS[spec.activation]
+    if block.kind == "products":
+        assert block.k is not None
+        assert block.width is not None
+        return ProductBlock(
+            in_channels,
+            block.k,
+            block.width,
+            block.kernel,
+            block.norm,
+            drop_path,
+            **dd,
+            act_layer=act_layer if block.act else None,
+            after=block.after,
+        )
+    expansion = _expansion(in_channels, block, spec, number, **dd)
+    width = expansion.out_channels
+    return AdaptiveBottleneck(
+        expansion,
+        in_channels,
+        width,
+        block.channels,
+        block.kernel,
+        block.stride,
+        drop_path,
+        **dd,
+        act_layer=act_layer,
+    )
+
+
+def _expansion(
+    in_channels: int, block: BlockSpec, spec: NetSpec, number: int, **dd: Any
+) -> AdaptiveCrossHadamard | GhostExpansion | InvertedExpansion:
+    act_layer = ACTIVATIONS[spec.activation]
     if block.k is not None:
         how: Any = {"pairing": block.pairing, "mix": spec.mix}
         if block.pairing == "triangle":
             for name in ("order", "surrogate", "selection", "noise", "temperature", "score_kernel"):
                 how[name] = getattr(spec, name)
             how["seed"] = number if spec.selection == "random" else 0
-        expansion = AdaptiveCrossHadamard(in_channels, block.k, block.norm, **dd, **how)
-    elif block.kind == "ghost":
-        assert block.ratio is not None
-        expansion = GhostExpansion(in_channels, block.ratio, **dd)
-    else:
-        assert block.ratio is not None
-        expansion = InvertedExpansion(in_channels, block.ratio, **dd, act=block.act)
-    width = expansion.out_channels
-    return AdaptiveBottleneck(
-        expansion, in_channels, width, block.channels, block.kernel, block.stride, drop_path, **dd
-    )
+        return AdaptiveCrossHadamard(in_channels, block.k, block.norm, **dd, **how)
+    assert block.ratio is not None
+    if block.kind == "ghost":
+        return GhostExpansion(in_channels, block.ratio, **dd, act_layer=act_layer)
+    return InvertedExpansion(in_channels, block.ratio, **dd, act=block.act, act_layer=act_layer)

@@ -29,7 +29,7 @@ def create_model(
     Args:
         model: a timm model name (ours or any other), a path to a NetSpec file (.json), either of a Hadaptive-Net
             followed by ":" and one of :data:`hadaptive.models.variants.VARIANTS`, another followed by ":plug" or
-            ":plug-sample" for ACH in place of its last two expansions, or a NetSpec.
+            ":plug-static" for ACH in place of its last two expansions, or a NetSpec.
         num_classes: outputs.
         in_chans: image channels.
         drop_rate: dropout before the classifier; None leaves the model's own default.

@@ -21,8 +21,10 @@ from torch.types import Device
 
 from hadaptive.errors import UserError
 from hadaptive.models.blocks import build_block, conv_norm_act
+from hadaptive.models.layer_spec import ConvSpec
 from hadaptive.models.published import HADAPTIVE_NET_L, HADAPTIVE_NET_M, HADAPTIVE_NET_S
-from hadaptive.models.spec import ConvSpec, NetSpec, as_spec
+from hadaptive.models.spec import NetSpec, as_spec
+from hadaptive.nn import ACTIVATIONS
 
 
 def stage_indices(num_stages: int, indices: int | list[int] | None) -> list[int]:
@@ -91,18 +93,18 @@ class HadaptiveNet(nn.Module):
         self.spec = spec
         self.num_classes = num_classes
         self.in_chans = in_chans
-        self.drop_rate = drop_rate
+        self.drop_rate = float(drop_rate)  # as TorchScript wants it
         self.grad_checkpointing = False
         self.feature_info = []
         self._kept_args = {}
 
-        self.stem = conv_norm_act(in_chans, spec.stem, **dd)
+        self.stem = conv_norm_act(in_chans, spec.stem, **dd, activation=spec.activation)
         channels, reduction = spec.stem.channels, spec.stem.stride
         stages: list[nn.Sequential] = []
 
         layers: list[nn.Module] = []
         for conv in spec.stage1:
-            layers.append(conv_norm_act(channels, conv, **dd))
+            layers.append(conv_norm_act(channels, conv, **dd, activation=spec.activation))
             channels, reduction = conv.channels, reduction * conv.stride
         if layers:
             stages.append(nn.Sequential(*layers))
@@ -123,15 +125,19 @@ class HadaptiveNet(nn.Module):
             stages.append(nn.Sequential(*layers))
         self.stages = nn.Sequential(*stages)
 
-        self.last = conv_norm_act(channels, ConvSpec(spec.last_channels), **dd)
-        self.num_features = spec.last_channels
-        self.head_hidden_size = spec.head_channels
+        self.last: nn.Module = nn.BatchNorm2d(channels, **dd)
+        if spec.last_channels is not None:
+            last = ConvSpec(spec.last_channels)
+            self.last, channels = conv_norm_act(channels, last, **dd, activation=spec.activation), last.channels
+        self.num_features = channels
         self.global_pool = SelectAdaptivePool2d(pool_type=global_pool)
         check_pool(self.global_pool, num_classes)
         # 1x1 convolution rather than a linear layer, so that global_pool="" can pass a map through.
         pooled = self.num_features * self.global_pool.feat_mult()
-        self.conv_head = nn.Conv2d(pooled, spec.head_channels, 1, **dd)
-        self.act_head = nn.Hardswish()
+        self.conv_head, self.act_head, self.head_hidden_size = nn.Identity(), nn.Identity(), pooled
+        if spec.head_channels is not None:
+            self.conv_head = nn.Conv2d(pooled, spec.head_channels, 1, **dd)
+            self.act_head, self.head_hidden_size = ACTIVATIONS[spec.activation](), spec.head_channels
         self.flatten = nn.Flatten(1) if global_pool else nn.Identity()
         self.classifier = self._new_classifier(num_classes, **dd)
 
@@ -196,7 +202,7 @@ class HadaptiveNet(nn.Module):
         Args:
             x: (B, in_chans, H, W).
             indices: the last n stages if an int, all if None, else those listed.
-            norm: accepted for timm's sake; the stages already end in a norm.
+            norm: accepted for timm's sake, and without effect.
             stop_early: do not compute stages after the last one wanted.
             output_fmt: "NCHW".
             intermediates_only: leave out the final features.

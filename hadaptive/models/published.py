@@ -3,7 +3,8 @@
 Source: arXiv 2505.22226, its appendix.
 """
 
-from hadaptive.models.spec import BlockSpec, ConvSpec, NetSpec, ach, ghost
+from hadaptive.models.layer_spec import BlockSpec, ConvSpec, ach, ghost
+from hadaptive.models.spec import NetSpec
 
 
 def _pair(k: int, kernel: int, channels: int) -> tuple[BlockSpec, BlockSpec]:

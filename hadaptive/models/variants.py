@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from hadaptive.errors import UserError
-from hadaptive.models.spec import BlockSpec, NetSpec
+from hadaptive.models.layer_spec import BlockSpec
+from hadaptive.models.spec import NetSpec
 from hadaptive.nn import NORMS
 from hadaptive.nn.ach import block_size
 from hadaptive.ops import num_pairs
@@ -23,7 +24,7 @@ def _of_the_network(**values: object) -> Change:
     """What changes fields of a network, of which some ACH block takes notice."""
 
     def apply(spec: NetSpec) -> NetSpec:
-        blocks = [block for stage in spec.stages for block in stage if block.k is not None]
+        blocks = [block for stage in spec.stages for block in stage if block.kind == "ach"]
         if "mix" not in values:
             blocks = [block for block in blocks if block.pairing == "triangle"]
         if not blocks:
@@ -42,7 +43,7 @@ def _each(change: Callable[[BlockSpec, int, int], BlockSpec]) -> Change:
         for stage in spec.stages:
             blocks = []
             for block in stage:
-                if block.k is not None:
+                if block.kind == "ach" and block.k is not None:
                     size = block_size(channels, block.k, block.pairing)
                     blocks.append(change(block, channels, channels + num_pairs(size * block.k, size)))
                 else:
@@ -158,7 +159,7 @@ def _is_ours(name: str) -> bool:
     return name.startswith("hadaptive_net") or name.endswith(".json")
 
 
-PLUGS: dict[str, dict[str, Any]] = {"plug": {}, "plug-sample": {"selection": "sample"}}
+PLUGS: dict[str, dict[str, Any]] = {"plug": {"selection": "sample"}, "plug-static": {"selection": "static"}}
 
 
 def plug_of(name: str) -> tuple[str, dict[str, Any]] | None:

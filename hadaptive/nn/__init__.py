@@ -9,7 +9,7 @@ from hadaptive.nn.fixed_selection import FixedSelection, StaticSelection
 from hadaptive.nn.ghost import GhostExpansion
 from hadaptive.nn.grouped_selection import GroupedSelection
 from hadaptive.nn.inverted import InvertedExpansion
-from hadaptive.nn.layers import Layers
+from hadaptive.nn.layers import ACTIVATIONS, Layers
 from hadaptive.nn.mlp import CrossHadamardMlp
 from hadaptive.nn.normalisation import (
     NORMS,
@@ -22,6 +22,7 @@ from hadaptive.nn.normalisation import (
     create_norm,
 )
 from hadaptive.nn.plugging import Plugged, plug
+from hadaptive.nn.product_block import ProductBlock
 from hadaptive.nn.product_stats import ProductRecorder, ProductReport
 from hadaptive.nn.score_function import learns_by_score_function, score_function_term
 from hadaptive.nn.selection import (
@@ -36,6 +37,7 @@ from hadaptive.nn.selection_stats import SelectionRecorder, SelectionReport
 from hadaptive.nn.temperature import adapt_temperatures, update_temperatures
 
 __all__ = [
+    "ACTIVATIONS",
     "NORMS",
     "AdaptiveBottleneck",
     "AdaptiveCrossHadamard",
@@ -55,6 +57,7 @@ __all__ = [
     "InvertedExpansion",
     "Layers",
     "Plugged",
+    "ProductBlock",
     "ProductRecorder",
     "ProductReport",
     "SelectionRecorder",

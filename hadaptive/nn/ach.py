@@ -72,7 +72,7 @@ class CrossHadamardExpansion(nn.Module):
         device, dtype: of parameters and buffers; the temperature is float32.
         selection: "static" (the first k channels), "sample" (the paper's: the k highest scores of each sample),
             "grouped" (the highest score in each of k groups) or "random" (k channels drawn once). Static and
-            random ones have no score; blocks are always static.
+            random ones have no score. None is "static", and blocks have no other.
         noise: scale of the Gumbel noise on scores in training, 1 in the paper.
         temperature: a constant one; None adapts it, as the paper does.
         seed: of the random draw.
@@ -98,7 +98,7 @@ class CrossHadamardExpansion(nn.Module):
         device: Device = None,
         dtype: torch.dtype | None = None,
         *,
-        selection: str = "static",
+        selection: str | None = None,
         noise: float = 1.0,
         temperature: float | None = None,
         seed: int = 0,
@@ -107,6 +107,7 @@ class CrossHadamardExpansion(nn.Module):
         super().__init__()
         check_k(k, channels)
         self.block = block_size(channels, k, pairing)
+        selection = "static" if selection is None else selection
         if pairing == "blocks" and selection != "static":
             raise ValueError(f"whole blocks are always the first: leave selection out, got {selection!r}")
         check_selection(selection, order, surrogate, noise, temperature, score_kernel, seed)
@@ -271,9 +272,8 @@ class AdaptiveCrossHadamard(nn.Module):
     Raises:
         ValueError: an argument or the input's shape does not fit.
 
-    The paper's module is the one with ``selection="sample"``; the default measured best (docs/trial.md). Of
-    "sample" and "grouped", call :func:`hadaptive.nn.adapt_temperatures` with your optimiser, once, to adapt the
-    temperature.
+    The paper's module is the one with ``selection="sample"``. For it and for "grouped", call
+    :func:`hadaptive.nn.adapt_temperatures` with your optimiser, once, to adapt the temperature.
     """
 
     _version = 2  # 1 called `cross_hadamard` `expansion`
@@ -289,7 +289,7 @@ class AdaptiveCrossHadamard(nn.Module):
         device: Device = None,
         dtype: torch.dtype | None = None,
         *,
-        selection: str = "static",
+        selection: str | None = None,
         noise: float = 1.0,
         temperature: float | None = None,
         seed: int = 0,

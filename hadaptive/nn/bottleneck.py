@@ -25,7 +25,7 @@ class DropPath(timm.layers.DropPath):
 
 
 class AdaptiveBottleneck(nn.Module):
-    """expansion -> depthwise k x k + BN + Hardswish -> Conv1x1 + BN, with a residual where shapes allow.
+    """expansion -> depthwise k x k + BN + activation -> Conv1x1 + BN, with a residual where shapes allow.
 
     Args:
         expansion: (B, in_channels, H, W) -> (B, expanded, H, W); ACH, Ghost or your own.
@@ -36,6 +36,7 @@ class AdaptiveBottleneck(nn.Module):
         stride: of the depthwise convolution.
         drop_path: stochastic-depth rate of the residual branch.
         device, dtype: of the parameters and buffers that it adds to those of `expansion`.
+        act_layer: the activation.
 
     Shape:
         (B, in_channels, H, W) -> (B, out_channels, H', W').
@@ -55,6 +56,8 @@ class AdaptiveBottleneck(nn.Module):
         drop_path: float = 0.0,
         device: Device = None,
         dtype: torch.dtype | None = None,
+        *,
+        act_layer: type[nn.Module] = nn.Hardswish,
     ) -> None:
         super().__init__()
         if kernel_size < 1 or stride < 1:
@@ -76,7 +79,7 @@ class AdaptiveBottleneck(nn.Module):
                 **dd,
             ),
             nn.BatchNorm2d(expanded, **dd),
-            nn.Hardswish(),
+            act_layer(),
         )
         self.project = Layers(
             nn.Conv2d(expanded, out_channels, 1, bias=False, **dd), nn.BatchNorm2d(out_channels, **dd)

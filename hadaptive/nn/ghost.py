@@ -20,6 +20,7 @@ class GhostExpansion(nn.Module):
         channels: C, channels in.
         ratio: e = int(C * ratio) channels are wanted; each half has h = ceil(e / 2), so 2h come out.
         device, dtype: of parameters and buffers.
+        act_layer: activation of the primary channels.
 
     Shape:
         (B, C, H, W) -> (B, 2h, H, W).
@@ -34,6 +35,8 @@ class GhostExpansion(nn.Module):
         ratio: float,
         device: Device = None,
         dtype: torch.dtype | None = None,
+        *,
+        act_layer: type[nn.Module] = nn.Hardswish,
     ) -> None:
         super().__init__()
         wanted = int(channels * ratio)
@@ -43,7 +46,7 @@ class GhostExpansion(nn.Module):
         dd: Any = {"device": device, "dtype": dtype}
         self.out_channels = 2 * half
         self.primary = Layers(
-            nn.Conv2d(channels, half, 1, bias=False, **dd), nn.BatchNorm2d(half, **dd), nn.Hardswish()
+            nn.Conv2d(channels, half, 1, bias=False, **dd), nn.BatchNorm2d(half, **dd), act_layer()
         )
         self.cheap = Layers(
             nn.Conv2d(half, half, 3, padding=1, groups=half, bias=False, **dd), nn.BatchNorm2d(half, **dd)

@@ -13,14 +13,15 @@ from hadaptive.nn.layers import Layers
 
 
 class InvertedExpansion(nn.Module):
-    """Expand C channels to int(C * ratio) by Conv1x1 + BN + Hardswish.
+    """Expand C channels to int(C * ratio) by Conv1x1 + BN + activation.
 
     Args:
         channels: C, channels in.
         ratio: how many times as many come out.
         device, dtype: of parameters and buffers.
-        act: whether there is the Hardswish. Without, a ratio of 1 is ACH's mix alone, and a larger one appends
+        act: whether there is the activation. Without, a ratio of 1 is ACH's mix alone, and a larger one appends
             linear maps to it where ACH appends products.
+        act_layer: the activation.
 
     Shape:
         (B, C, H, W) -> (B, int(C * ratio), H, W).
@@ -37,6 +38,7 @@ class InvertedExpansion(nn.Module):
         dtype: torch.dtype | None = None,
         *,
         act: bool = True,
+        act_layer: type[nn.Module] = nn.Hardswish,
     ) -> None:
         super().__init__()
         self.out_channels = int(channels * ratio)
@@ -47,7 +49,7 @@ class InvertedExpansion(nn.Module):
             nn.Conv2d(channels, self.out_channels, 1, bias=False, **dd),
             nn.BatchNorm2d(self.out_channels, **dd),
         )
-        self.convolution = Layers(*layers, nn.Hardswish()) if act else Layers(*layers)
+        self.convolution = Layers(*layers, act_layer()) if act else Layers(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.convolution(x)

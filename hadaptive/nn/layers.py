@@ -40,7 +40,8 @@ def _convolved(conv: nn.Module, x: Tensor) -> Tensor:
     return ops.depthwise(*arguments) if ops.has_kernel("depthwise", *arguments) else conv(x)
 
 
-_ACTS: dict[type[nn.Module], str] = {nn.Hardswish: "hardswish", nn.ReLU6: "relu6", nn.ReLU: "relu"}
+ACTIVATIONS: dict[str, type[nn.Module]] = {"hardswish": nn.Hardswish, "relu6": nn.ReLU6, "relu": nn.ReLU}
+_ACTS = {layer: name for name, layer in ACTIVATIONS.items()}
 
 
 def _has_batch_statistics(layer: nn.Module, x: Tensor) -> bool:

@@ -76,7 +76,7 @@ class CrossHadamardMlp(nn.Module):
         order: str = "rank",
         surrogate: str = "softmax",
         score_kernel: int = 5,
-        selection: str = "static",
+        selection: str | None = None,
         noise: float = 1.0,
         temperature: float | None = None,
         seed: int = 0,

@@ -16,6 +16,7 @@ KINDS = {
     "ach": ("ACH", "tab:orange"),
     "ghost": ("Ghost", "tab:blue"),
     "inverted": ("inverted bottleneck", "tab:green"),
+    "products": ("products", "tab:red"),
     "conv": ("convolution", "tab:gray"),
 }
 

@@ -24,7 +24,9 @@ import torch
 
 from hadaptive.errors import UserError
 from hadaptive.files import json_text, write_json
-from hadaptive.models.spec import BlockSpec, ConvSpec, NetSpec, as_fields, as_list, contents, without_later
+from hadaptive.models.documents import as_fields, as_list, contents, without_later
+from hadaptive.models.layer_spec import BlockSpec, ConvSpec
+from hadaptive.models.spec import NetSpec
 
 FORMAT = "hadaptive-space"
 VERSION = 1
@@ -41,6 +43,7 @@ OF_THE_NETWORK = (
     "temperature",
     "score_kernel",
     "mix",
+    "activation",
 )
 
 
@@ -89,8 +92,8 @@ class SearchSpace:
         stage1: a tuple of candidates for each convolution of stage 1.
         stages: for each stage a tuple of positions; a position is a tuple of blocks, with a `Skip` where the block
             may be left out (stride 1 and unchanged width only).
-        last_channels, head_channels, order, surrogate, selection, noise, temperature, score_kernel, mix: as in
-            :class:`NetSpec`.
+        last_channels, head_channels, order, surrogate, selection, noise, temperature, score_kernel, mix,
+            activation: as in :class:`NetSpec`.
 
     Raises:
         UserError: candidates do not fit each other or their position.
@@ -100,8 +103,8 @@ class SearchSpace:
     stem: tuple[ConvSpec, ...]
     stage1: tuple[tuple[ConvSpec, ...], ...]
     stages: tuple[tuple[tuple[BlockSpec | Skip, ...], ...], ...]
-    last_channels: int = 960
-    head_channels: int = 1280
+    last_channels: int | None = 960
+    head_channels: int | None = 1280
     order: str = "rank"
     surrogate: str = "softmax"
     selection: str = "sample"
@@ -109,6 +112,7 @@ class SearchSpace:
     temperature: float | None = None
     score_kernel: int = 5
     mix: bool = True
+    activation: str = "hardswish"
 
     def __post_init__(self) -> None:
         if self.surrogate == "sfess":
@@ -127,8 +131,10 @@ class SearchSpace:
                 number += 1
                 blocks = [candidate for candidate in position if isinstance(candidate, BlockSpec)]
                 for block in blocks:
-                    if block.k is not None and block.k > channels:
+                    if block.kind == "ach" and block.k is not None and block.k > channels:
                         raise UserError(f"position {number} selects k = {block.k} of only {channels} channels")
+                    if block.kind == "products" and block.channels != channels:
+                        raise UserError(f"position {number} changes the width, which products cannot")
                 if SKIP in position and (blocks[0].stride > 1 or blocks[0].channels != channels):
                     raise UserError(f"position {number} changes the map's shape and cannot be skipped")
                 channels = blocks[0].channels
@@ -352,13 +358,19 @@ class SearchSpace:
 def label(candidate: Candidate) -> str:
     """A candidate in the notation of the paper's tables: A16/5b is ACH of k 16, kernel 5, with BatchNorm.
 
-    B is ACH of whole blocks, G Ghost and I the inverted bottleneck, with their ratios; C a plain convolution.
+    B is ACH of whole blocks, G Ghost and I the inverted bottleneck, with their ratios; C a plain convolution;
+    P4x32 products of four blocks of 32 channels, with a + where a second depthwise convolution follows.
     """
     if isinstance(candidate, Skip):
         return "skip"
     stride = f"/{candidate.stride}" if candidate.stride > 1 else ""
-    if isinstance(candidate, ConvSpec):
-        return f"C{candidate.kernel}{stride}→{candidate.channels}"
+    if isinstance(candidate, ConvSpec) or candidate.kind == "conv":
+        rim = "" if candidate.rim == (candidate.kernel - 1) // 2 else f"p{candidate.rim}"
+        return f"C{candidate.kernel}{stride}{rim}{'' if candidate.act else '-linear'}→{candidate.channels}"
+    if candidate.kind == "products":
+        norm = "" if candidate.norm == "identity" else f"-{candidate.norm}"
+        act = "" if candidate.act else "-linear"
+        return f"P{candidate.k}x{candidate.width}{act}/{candidate.kernel}{'+' * candidate.after}{norm}"
     pairs = "B" if candidate.pairing == "blocks" else "A"
     wide = (
         f"{pairs}{candidate.k}" if candidate.kind == "ach" else f"{candidate.kind[0].upper()}{candidate.ratio:g}"

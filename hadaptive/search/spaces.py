@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hadaptive.console import say
 from hadaptive.errors import UserError
-from hadaptive.models.spec import BlockSpec, ConvSpec, ach, ghost, inverted
+from hadaptive.models.layer_spec import BlockSpec, ConvSpec, ach, ghost, inverted
 from hadaptive.search.space import SKIP, SearchSpace, Skip, label
 
 RICH_K = (8, 16, 24, 32, 33, 36)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from hadaptive.models.blocks import build_block, conv_norm_act
-from hadaptive.models.spec import BlockSpec, ConvSpec
-from hadaptive.nn import gumbel_noise
+from hadaptive.models.layer_spec import BlockSpec, ConvSpec
+from hadaptive.nn import ACTIVATIONS, gumbel_noise
 from hadaptive.search.space import Candidate, Choice, SearchSpace
 
 
@@ -53,7 +53,7 @@ class Supernet(nn.Module):
 
         def build(candidate: Candidate) -> nn.Module:
             if isinstance(candidate, ConvSpec):
-                return conv_norm_act(channels, candidate)
+                return conv_norm_act(channels, candidate, activation=space.activation)
             if isinstance(candidate, BlockSpec):
                 return build_block(channels, candidate, template, 0.0)
             return nn.Identity()
@@ -62,14 +62,18 @@ class Supernet(nn.Module):
             positions.append(nn.ModuleList(build(candidate) for candidate in position))
             channels = next(c.channels for c in position if isinstance(c, ConvSpec | BlockSpec))
         self.positions = nn.ModuleList(positions)
+        activation = space.activation
+        last: nn.Module = nn.BatchNorm2d(channels)
+        if space.last_channels is not None:
+            last = conv_norm_act(channels, ConvSpec(space.last_channels), activation=activation)
+            channels = space.last_channels
+        hidden: list[nn.Module] = []
+        if space.head_channels is not None:
+            hidden = [nn.Linear(channels, space.head_channels), ACTIVATIONS[activation]()]
+            channels = space.head_channels
+        out = nn.Linear(channels, num_classes)
         self.head = nn.Sequential(
-            conv_norm_act(channels, ConvSpec(space.last_channels)),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(1),
-            nn.Linear(space.last_channels, space.head_channels),
-            nn.Hardswish(),
-            nn.Dropout(drop_rate),
-            nn.Linear(space.head_channels, num_classes),
+            last, nn.AdaptiveAvgPool2d(1), nn.Flatten(1), *hidden, nn.Dropout(drop_rate), out
         )
         self.alpha = nn.ParameterList(0.1 * torch.randn(len(position)) for position in space.positions)
 

@@ -13,7 +13,7 @@ from hadaptive.console import console, say
 from hadaptive.errors import UserError
 from hadaptive.files import write_json
 from hadaptive.measure.setting import LOWERED, Setting
-from hadaptive.models.spec import contents
+from hadaptive.models.documents import contents
 from hadaptive.provenance import device_name
 from hadaptive.search.space import Choice, SearchSpace, label
 
