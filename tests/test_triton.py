@@ -51,18 +51,18 @@ def test_in_the_interpreter() -> None:
     assert done.returncode == 0, done.stdout[-4000:]
     found = re.search(r"(\d+) passed", done.stdout)
     assert found
-    assert int(found[1]) > 70, done.stdout[-400:]  # they were not skipped
+    assert int(found[1]) > 60, done.stdout[-400:]  # they were not skipped
 
 
 SHAPES = [
     ((1, 2, 1, 1), 2),
-    ((2, 5, 7, 7), 5),
     ((2, 9, 5, 13), 8),
-    ((1, 11, 3, 11), 9),
     ((2, 7, 33), 6),
     ((4, 8), 3),
     ((0, 6, 5, 5), 3),
-]
+    ((2, 5, 7, 7), 5),
+    ((1, 11, 3, 11), 9),
+][: 5 if INTERPRETED else 7]
 LAYOUTS = ["contiguous", "channels_last"]
 # The interpreter takes seconds for each, and so does a compiler: a third, in which any two values of two meet.
 CASES = [
@@ -151,7 +151,8 @@ def test_as_many_parts_as_a_gpu_has_room_for(layout: str, monkeypatch: pytest.Mo
 def test_whole_blocks(
     shape: tuple[int, ...], k: int, block: int, dtype: torch.dtype, gated: bool, layout: str
 ) -> None:
-    for schedule in (None, "direct", "flat", "balanced"):  # which cannot, and becomes direct
+    schedules = (None, "direct", "flat", "balanced")  # the last cannot, and becomes direct
+    for schedule in schedules[gated::2] if INTERPRETED else schedules:
         check(problem(shape, k, dtype, layout, gated, block=block), schedule, layout, block=block)
 
 
@@ -164,7 +165,7 @@ def test_unknown_schedule() -> None:
 @needs_kernels
 def test_direct_indexing_is_right_for_every_k() -> None:
     """In float32 the root is off by one here and there, as far as k = 512."""
-    for k in range(2, 513):
+    for k in range(2, 513, 3 if INTERPRETED else 1):
         pairs = k * (k - 1) // 2
         out = torch.zeros(2, pairs, dtype=torch.int32, device=DEVICE)
         block = min(triton.next_power_of_2(pairs), PAIRS_AT_ONCE)
