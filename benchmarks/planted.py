@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hadaptive.engine.accelerator import create_accelerator
-from hadaptive.models.spec import BlockSpec, ConvSpec, ach, ghost
+from hadaptive.models.layer_spec import BlockSpec, ConvSpec, ach, ghost
 from hadaptive.search.config import SearchConfig
 from hadaptive.search.folder import SearchFolder
 from hadaptive.search.launch import configured_data, new_searcher

@@ -11,6 +11,7 @@ Several files, with commas between them, make one table.
 import re
 import statistics
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from benchmarks.operator_tables import (
@@ -249,6 +250,7 @@ TABLES: dict[str, Callable[[Rows], str]] = {
     "search-price": price_table,
     "stability": stability_table,
     "trial": trial_table,
+    "trial-static": partial(trial_table, against=":static"),
 }
 
 

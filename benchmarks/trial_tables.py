@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from itertools import product
 
 from benchmarks.rows import Rows, markdown_table
 from hadaptive.bench.floor import FLOORS
@@ -9,12 +10,15 @@ from hadaptive.bench.trial import COLUMNS, cells, last_session, table
 from hadaptive.errors import UserError
 from hadaptive.metrics import mean_interval, welch_difference, with_interval
 
+TIMED = ("runtime", "threads", "image_size")  # what latencies in one table have in common
 
-def trial_table(rows: Rows) -> str:
+
+def trial_table(rows: Rows, against: str = "") -> str:
     """Mean test accuracy, its 95% interval and, in brackets, the difference to the base network, in each regime.
 
     A column for each file of rows. Networks stand in the order of the first column's means, the floor last. A
-    variant's base is the network without any suffix. Seeds are said where they are fewer than others of a regime.
+    variant's base is the network without any suffix, or with `against`. Seeds are said where they are fewer than
+    others of a regime.
 
     Raises:
         UserError: two networks have one name.
@@ -37,7 +41,7 @@ def trial_table(rows: Rows) -> str:
     }
     lines = []
     for model in sorted(parameters, key=place):
-        base = by_name.get(short(model).partition(":")[0], model)
+        base = by_name.get(short(model).partition(":")[0] + against, model)
         cells = []
         for name, regime in scores.items():
             own = regime.get(model, [])
@@ -57,8 +61,12 @@ def costs_table(rows: Rows) -> str:
 
     Of files of accuracies and, where there are any, of latencies and training steps, each of the last session that
     timed all networks it timed at all. Times are ratios to the base, a network without a suffix.
+
+    Raises:
+        UserError: two networks have one name, or rows are of several regimes, runtimes, sizes or thread counts.
     """
-    rows = [{**row, "model": re.sub(r"^.*/|\.json", "", short(row["model"]))} for row in rows]
+    _check_one_of_each(rows)
+    rows = [{**row, "model": _plain(row["model"])} for row in rows]
     accuracies = [row for row in rows if "test_accuracy" in row]
     names = dict.fromkeys(row["model"] for row in accuracies if row["model"] not in FLOORS)
     timed, stepped = (_together(rows, names, column) for column in ("runtime", "layout"))
@@ -66,11 +74,33 @@ def costs_table(rows: Rows) -> str:
     return markdown_table(["network", *COLUMNS], [[line["name"], *cells(line)] for line in lines])
 
 
+def _check_one_of_each(rows: Rows) -> None:
+    """Means and ratios are of what can be compared."""
+    timed = [row for row in rows if "runtime" in row]
+    for column, own in (("regime", [row for row in rows if "test_accuracy" in row]), *product(TIMED, [timed])):
+        found = sorted({row[column] for row in own if column in row})
+        if len(found) > 1:
+            raise UserError(f"a table of costs is of one {column}, and these rows are of {', '.join(found)}")
+    for mark in ("test_accuracy", "runtime", "layout"):
+        models = {row["model"] for row in rows if mark in row}
+        if len({_plain(model) for model in models}) < len(models):
+            raise UserError("two networks of one name cannot stand in a table of costs")
+
+
+def _plain(model: str) -> str:
+    """A network's name in any rows, without a folder, a suffix of its file or a fingerprint."""
+    return re.sub(r"^.*/|\.json", "", short(model))
+
+
 def _together(rows: Rows, names: Iterable[str], column: str) -> Rows:
     """Of the rows that have this column, those of the last session with all networks of these that have any."""
     own = [row for row in rows if column in row]
     timed = {row["model"] for row in own}
-    return last_session(own, own[0]["image_size"], [name for name in names if name in timed], None) if own else []
+    return (
+        last_session(own, int(own[0]["image_size"]), [name for name in names if name in timed], None)
+        if own
+        else []
+    )
 
 
 def stability_table(rows: Rows) -> str:

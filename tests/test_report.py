@@ -236,3 +236,19 @@ def test_costs_stand_beside_accuracies_by_the_networks_names(tmp_path: Path) -> 
     assert "| nearest neighbour | 0 |  |  |  |  | 40.00 |  | 1 |" in text
     text = render(document("costs", "accuracy-x.csv"), tmp_path)
     assert "| net:static | 90 |  |  |  |  | 70.00 | +20.00 | 1 |" in text
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "latencies", "words"),
+    [
+        ("net@1,1,0.5\nnet@2,1,0.7\n", "a/net.json,o,64,1,1,1,2\n", "two networks of one name"),
+        ("net@1,1,0.5\n", "a/net.json,o,64,1,1,1,2\nb/net.json,o,64,1,1,1,3\n", "two networks of one name"),
+        ("net@1,1,0.5\n", "net,o,64,1,1,1,2\nnet,p,64,1,1,1,3\n", "one runtime, and these rows are of o, p"),
+        ("net@1,1,0.5\n", "net,o,64,1,1,1,2\nnet,o,64,2,1,1,3\n", "one threads, and these rows are of 1, 2"),
+    ],
+)
+def test_costs_that_cannot_be_compared(tmp_path: Path, accuracies: str, latencies: str, words: str) -> None:
+    (tmp_path / "accuracy-x.csv").write_text(f"model,parameters,test_accuracy\n{accuracies}")
+    (tmp_path / "l.csv").write_text(f"model,runtime,image_size,threads,macs,products,median_ms\n{latencies}")
+    with pytest.raises(ValueError, match=words):
+        render(document("costs", "accuracy-x.csv,l.csv"), tmp_path)
