@@ -121,7 +121,10 @@ class LatencyTable:
                 continue
             mine, asked = getattr(self.setting, field.name), getattr(setting, field.name)
             if mine != asked:
-                raise UserError(f"the latency table was measured with {field.name} {mine}, the search has {asked}")
+                raise UserError(
+                    f"the latency table was measured with {field.name} {mine}, the search has {asked}: give both the "
+                    "same"
+                )
         counted = self.where.get("threads")
         pytorch = setting.runtime not in LOWERED  # the others count cores for themselves
         if not foreign and pytorch and not setting.threads and counted not in (None, torch.get_num_threads()):
