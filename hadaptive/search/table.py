@@ -122,8 +122,8 @@ class LatencyTable:
             mine, asked = getattr(self.setting, field.name), getattr(setting, field.name)
             if mine != asked:
                 raise UserError(
-                    f"the latency table was measured with {field.name} {mine}, the search has {asked}: give both the "
-                    "same"
+                    f"the latency table was measured with {field.name} {mine}, the search has {asked}: "
+                    "give both the same"
                 )
         counted = self.where.get("threads")
         pytorch = setting.runtime not in LOWERED  # the others count cores for themselves
