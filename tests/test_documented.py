@@ -48,7 +48,7 @@ SHORTER = {
     "hadaptive demo": "--epochs 1",
     "hadaptive bench accuracy": "--models tiny.json --seeds 0 --rates 3e-3",
     "hadaptive bench accuracy --recipe cooccurrence": "--models tiny.json --seeds 0 --rates 3e-3 --rate-epochs 1",
-    "hadaptive bench stability": "--model tiny.json --norms dysoft",
+    "hadaptive bench stability": "--model tiny.json --norms dysoft --epochs 1",
     "hadaptive bench ablation": "--model tiny.json --groups k --seeds 0 --rates 3e-3 --no-measure",
     "hadaptive bench plugin": "--models mobilenetv3_small_050 --seeds 0 --rates 3e-3 --no-measure",
     "hadaptive bench networks": "--models tiny.json --image-size 32 --batch 2 --rounds 2",
