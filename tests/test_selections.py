@@ -291,10 +291,12 @@ def test_what_has_no_effect_or_no_meaning_is_refused(options: dict, message: str
             NetSpec("x", ConvSpec(8), (), ((ach(3, 3, 8),),), **options)
 
 
-def test_only_an_inverted_block_can_lack_its_activation() -> None:
+def test_expansions_other_than_inverted_cannot_lack_their_activation() -> None:
     assert inverted(1, 3, 8, act=False).act is False
     for kind in ({"kind": "ghost", "ratio": 2.0}, {"kind": "ach", "k": 3}):
-        with pytest.raises(UserError, match="act is true, or false for an inverted block"):
+        with pytest.raises(
+            UserError, match=f"act is for .*inverted.* blocks; one of kind {kind['kind']} cannot have False"
+        ):
             BlockSpec(channels=8, kernel=3, act=False, **kind)
 
 

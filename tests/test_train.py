@@ -311,7 +311,7 @@ def test_two_processes_give_the_single_process_weights(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_train_a_hadaptive_net(tmp_path: Path) -> None:
     """BatchNorm sees half batches and each process its own noise, so only the outcome can agree."""
-    config = tiny_config(tmp_path, "both", epochs=8, train_size=800, lr=5e-3)
+    config = tiny_config(tmp_path, "both", epochs=12, train_size=1200, lr=5e-3)
     done = launch(2, flags(config))
     assert done.returncode == 0, done.stderr[-2000:]
     alone = train(config.changed(output=tmp_path / "alone"), quiet=True)
