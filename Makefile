@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 .PHONY: help install demo test test-fast lint format bench-accuracy bench-ops bench-search bench-gpu clean
 
 help:
-	@echo "make demo            train, evaluate and predict on real digits (about a minute after set-up)"
+	@echo "make demo            train, evaluate and predict on real digits (a few minutes after set-up)"
 	@echo "make test            every test"
 	@echo "make test-fast       the tests that take seconds"
 	@echo "make lint            ruff and pyright"

@@ -230,7 +230,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "spaces": (_spaces, "the search spaces that ship; spaces published --save mine.json starts your own"),
     "info": (_info, "layers, parameters, MACs and products of a network"),
     "recipes": (_recipes, "the named settings that train starts from; recipes all shows them"),
-    "demo": (_demo, "all of it on scikit-learn's digits, in about a minute"),
+    "demo": (_demo, "all of it on scikit-learn's digits, in a few minutes"),
     "doctor": (_doctor, "what this machine offers, which kernels are used and why, and whether they are right"),
     "bench": (
         _bench,

@@ -159,7 +159,7 @@ class RecipesCommand:
 
 @dataclass(frozen=True)
 class DemoCommand:
-    """Train, evaluate and predict on scikit-learn's digits, in about a minute on two cores.
+    """Train, evaluate and predict on scikit-learn's digits, in a few minutes on two cores.
 
     Attributes:
         output: run folder to make; default runs/demo-<time>.
