@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterable
-from itertools import product
 
 from benchmarks.rows import Rows, markdown_table
 from hadaptive.bench.floor import FLOORS
@@ -76,9 +75,8 @@ def costs_table(rows: Rows) -> str:
 
 def _check_one_of_each(rows: Rows) -> None:
     """Means and ratios are of what can be compared."""
-    timed = [row for row in rows if "runtime" in row]
-    for column, own in (("regime", [row for row in rows if "test_accuracy" in row]), *product(TIMED, [timed])):
-        found = sorted({row[column] for row in own if column in row})
+    for mark, column in (("test_accuracy", "regime"), *(("runtime", column) for column in TIMED)):
+        found = sorted({row[column] for row in rows if mark in row and column in row})
         if len(found) > 1:
             raise UserError(f"a table of costs is of one {column}, and these rows are of {', '.join(found)}")
     for mark in ("test_accuracy", "runtime", "layout"):
@@ -95,12 +93,10 @@ def _plain(model: str) -> str:
 def _together(rows: Rows, names: Iterable[str], column: str) -> Rows:
     """Of the rows that have this column, those of the last session with all networks of these that have any."""
     own = [row for row in rows if column in row]
+    if not own:
+        return []
     timed = {row["model"] for row in own}
-    return (
-        last_session(own, int(own[0]["image_size"]), [name for name in names if name in timed], None)
-        if own
-        else []
-    )
+    return last_session(own, int(own[0]["image_size"]), [name for name in names if name in timed], None)
 
 
 def stability_table(rows: Rows) -> str:

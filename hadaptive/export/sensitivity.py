@@ -61,8 +61,8 @@ def layers(net: DeployNet) -> dict[str, list[Weighted]]:
     products = {name: m for name, m in net.named_modules() if isinstance(m, DeployProducts | DeployPairs)}
     found: dict[str, list[Weighted]] = {}
     for name, module in net.named_modules():
-        if isinstance(module, DeployProducts | DeployPairs):
-            found[name] = list(module.convolutions())
+        if name in products:
+            found[name] = list(products[name].convolutions())
         elif isinstance(module, Weighted) and not any(name.startswith(f"{p}.") for p in products):
             found[name] = [module]
     return found

@@ -105,7 +105,7 @@ class BlockSpec:
             self._check_number(name)
         for name in ("norm", "act", "pairing", "after"):
             owners = [kind for kind, own in KINDS.items() if name in own]
-            if self.kind not in owners and getattr(self, name) != type(self).__dict__[name]:
+            if self.kind not in owners and getattr(self, name) != getattr(BlockSpec, name):
                 raise UserError(
                     f"{name} is for {' and '.join(owners)} blocks; one of kind {self.kind} cannot have "
                     f"{getattr(self, name)!r}"

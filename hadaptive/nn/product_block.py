@@ -96,14 +96,14 @@ class ProductBlock(nn.Module):
             raise ValueError(f"kernel_size must be odd, to keep the map's size, got {kernel_size}")
         dd: Any = {"device": device, "dtype": dtype}
         around: Any = {"padding": kernel_size // 2, "groups": channels, **dd}
-        self.channels, self.pairs = channels, num_pairs(k * width, width)
+        pairs = num_pairs(k * width, width)
         self.depthwise = Layers(
             nn.Conv2d(channels, channels, kernel_size, bias=False, **around), nn.BatchNorm2d(channels, **dd)
         )
         self.factors = nn.Conv2d(channels, k * width, 1, **dd)
         self.products = BlockProducts(k, width, act_layer)
-        self.norm = create_norm(norm, self.pairs, **dd)
-        self.project = Layers(nn.Conv2d(self.pairs, channels, 1, bias=False, **dd), nn.BatchNorm2d(channels, **dd))
+        self.norm = create_norm(norm, pairs, **dd)
+        self.project = Layers(nn.Conv2d(pairs, channels, 1, bias=False, **dd), nn.BatchNorm2d(channels, **dd))
         self.after: nn.Module = nn.Identity()
         if after:
             self.after = Layers(nn.Conv2d(channels, channels, kernel_size, **around))

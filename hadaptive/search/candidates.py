@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from torch import nn
@@ -90,7 +90,7 @@ class Candidates:
         return (*first, *(tuple(own[name] for name in names) for names in self.places)), own[self.head]
 
 
-def _is_conv(candidate: Candidate) -> bool:
+def _is_conv(candidate: Candidate) -> TypeGuard[ConvSpec | BlockSpec]:
     """Whether it is a dense convolution, of the stem or of a stage."""
     return isinstance(candidate, ConvSpec) or (isinstance(candidate, BlockSpec) and candidate.kind == "conv")
 
@@ -99,7 +99,7 @@ def joined_positions(space: SearchSpace) -> int:
     """How many positions at the start export may make one convolution of; 0 where there are not several."""
     convs = list(itertools.takewhile(lambda position: all(map(_is_conv, position)), space.positions))
     count = 1
-    while count < len(convs) and any(not c.act for c in convs[count - 1] if not isinstance(c, Skip)):
+    while count < len(convs) and any(_is_conv(c) and not c.act for c in convs[count - 1]):
         count += 1
     combinations = math.prod(len(position) for position in convs[:count])
     return count if count > 1 and combinations <= MAX_JOINED else 0
