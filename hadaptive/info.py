@@ -23,6 +23,7 @@ from hadaptive.nn import (
     GhostExpansion,
     GroupedSelection,
     InvertedExpansion,
+    PolyBlock,
     ProductBlock,
     StaticSelection,
     expansions,
@@ -124,7 +125,12 @@ def _describe(module: nn.Module) -> str:
         if isinstance(module.expansion, GhostExpansion):
             return f"Ghost to {module.expansion.out_channels}, depthwise {kernel}x{kernel}"
         if isinstance(module.expansion, InvertedExpansion):
-            return f"Conv1x1 to {module.expansion.out_channels}, depthwise {kernel}x{kernel}"
+            groups = module.expansion.convolution[0].groups  # pyright: ignore[reportIndexIssue]
+            how = f" in {groups} groups" if groups > 1 else ""  # pyright: ignore[reportOperatorIssue]
+            return f"Conv1x1 to {module.expansion.out_channels}{how}, depthwise {kernel}x{kernel}"
+    if isinstance(module, PolyBlock):
+        kernel = module.wide[0].kernel_size[0]  # pyright: ignore[reportIndexIssue]
+        return f"product of depthwise {kernel}x{kernel} and 3x3"
     if isinstance(module, ProductBlock):
         products, kernel = module.products, module.depthwise[0].kernel_size[0]  # pyright: ignore[reportIndexIssue]
         norm = "" if isinstance(module.norm, nn.Identity) else f", {type(module.norm).__name__}"

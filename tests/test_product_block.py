@@ -18,19 +18,20 @@ from torch import nn
 from hadaptive import ops
 from hadaptive.errors import UserError
 from hadaptive.info import inspect_network
-from hadaptive.measure.deploy_products import DeployProductBlock
+from hadaptive.measure.deploy_products import DeployPolyBlock, DeployProductBlock
 from hadaptive.measure.formats import SUFFIXES
 from hadaptive.measure.lowering import write
 from hadaptive.measure.passes import prepare
 from hadaptive.measure.sessions import load
 from hadaptive.models import ConvSpec, HadaptiveNet, NetSpec
-from hadaptive.models.layer_spec import KINDS, BlockSpec, ach, conv, ghost, inverted, products
+from hadaptive.models.layer_spec import KINDS, BlockSpec, ach, conv, ghost, inverted, poly, products
 from hadaptive.models.published import HADAPTIVE_NET_L, HADAPTIVE_NET_M, HADAPTIVE_NET_S
-from hadaptive.nn import ACTIVATIONS, NORMS, ProductBlock
+from hadaptive.nn import ACTIVATIONS, NORMS, PolyBlock, ProductBlock
 from hadaptive.nn.product_block import BlockProducts
 from hadaptive.search import SearchSpace
+from hadaptive.search.labels import label
 from hadaptive.search.plots import KINDS as DRAWN
-from hadaptive.search.space import SKIP, label
+from hadaptive.search.space import SKIP
 from hadaptive.search.supernet import Supernet
 from hadaptive.train import train
 
@@ -52,6 +53,9 @@ def network(last: int | None = None, head: int | None = None, activation: str = 
         products(4, 8, 3, 16, norm="dyt", act=False),
         *(products(2, 8, 3, 16, norm=norm) for norm in ("batchnorm", "dysig", "dyalge", "rmsnorm")),
         inverted(2, 3, 16),
+        inverted(2, 3, 16, groups=2),
+        poly(5, 16),
+        poly(3, 16, act=False),
         ghost(2, 3, 16),
         ach(4, 3, 16),
     )
@@ -122,6 +126,27 @@ def test_gradients(k: int, width: int, act: Any, norm: str) -> None:
 
 
 @pytest.mark.parametrize("act", [None, nn.ReLU6], ids=["bare", "relu6"])
+def test_one_product_of_two_depthwise_convolutions(act: Any) -> None:
+    torch.manual_seed(0)
+    block = randomise(PolyBlock(6, 5, act_layer=act, dtype=torch.float64)).eval()
+    x = torch.randn(2, 6, 4, 4, dtype=torch.float64, requires_grad=True)
+    u = block.mix(x)
+    wide, narrow = block.wide(u), block.narrow(u)
+    narrow = narrow if act is None else act()(narrow)
+    expected = torch.stack([wide[:, c] * narrow[:, (c + 3) % 6] for c in range(6)], dim=1)
+    torch.testing.assert_close(block(x), x + block.project(expected), rtol=0, atol=1e-12)
+    assert torch.autograd.gradcheck(block, (x,))
+    block.train()(x).square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in block.parameters())
+    same_under_transforms(block.float().eval(), torch.randn(3, 6, 5, 5))
+    assert PolyBlock(6, dtype=torch.bfloat16)(torch.randn(2, 6, 5, 5).bfloat16()).dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="channels must be even, for each half multiplies the other, got 5"):
+        PolyBlock(5)
+    with pytest.raises(ValueError, match="kernel_size must be odd, to keep the map's size, got 4"):
+        PolyBlock(6, 4)
+
+
+@pytest.mark.parametrize("act", [None, nn.ReLU6], ids=["bare", "relu6"])
 @pytest.mark.parametrize(("k", "width"), [(2, 6), (4, 3), (5, 1)])
 def test_under_every_transform(k: int, width: int, act: Any) -> None:
     torch.manual_seed(0)
@@ -173,6 +198,7 @@ def test_a_network_of_them_and_what_is_deployed(last: int | None, head: int | No
     small, said = prepare(net)
     widths = {m.project.in_channels % 16 for m in small.modules() if isinstance(m, DeployProductBlock)}
     assert widths == {0, 8}  # norms that are no constants are of so many products
+    assert {m.project.in_channels for m in small.modules() if isinstance(m, DeployPolyBlock)} == {32}
     assert not [m for m in small.modules() if isinstance(m, nn.BatchNorm2d)]
     assert said
     torch.testing.assert_close(small(x), net(x), rtol=1e-3, atol=1e-4)
@@ -211,7 +237,7 @@ def test_every_format_computes_the_same(format: str, tmp_path: Path) -> None:
 def test_older_networks_stay_what_they_were() -> None:
     plain = NetSpec("x", ConvSpec(8), (), ((ach(3, 3, 8), ghost(2, 3, 8), inverted(2, 3, 8)),))
     text = str(plain.to_dict())
-    assert not [word for word in ("activation", "width", "after") if word in text]
+    assert not [word for word in ("activation", "width", "after", "groups") if word in text]
     assert (plain.activation, plain.last_channels, plain.head_channels) == ("hardswish", 960, 1280)
     published = (HADAPTIVE_NET_S, HADAPTIVE_NET_M, HADAPTIVE_NET_L)
     known = ["cad766a4a3347d5b", "fd222bef95cd6a60", "7343fe126087d485"]
@@ -229,6 +255,11 @@ def test_older_networks_stay_what_they_were() -> None:
         ({"kind": "conv", "norm": "dyt"}, "norm is for ach and products blocks; one of kind conv"),
         ({"kind": "conv", "after": True}, "after is for products blocks; one of kind conv cannot have True"),
         ({"kind": "conv", "after": 1}, "after must be true or false, got 1"),
+        ({"kind": "poly", "stride": 2}, "a block of kind poly has stride 1, got 2"),
+        ({"kind": "poly", "channels": 7}, "a block of kind poly needs an even number of channels, got 7"),
+        ({"kind": "poly", "norm": "dyt"}, "norm is for ach and products blocks; one of kind poly"),
+        ({"kind": "ghost", "ratio": 2.0, "groups": 2}, "groups is for inverted blocks; one of kind ghost"),
+        ({"kind": "inverted", "ratio": 2.0, "groups": 0}, "groups must be a positive whole number, got 0"),
         ({"kind": "ghost", "ratio": 2.0, "width": 3}, "a block of kind ghost has no width, got 3"),
     ],
     ids=str,
@@ -241,6 +272,11 @@ def test_blocks_that_there_cannot_be(options: dict[str, Any], message: str) -> N
 def test_networks_that_there_cannot_be() -> None:
     with pytest.raises(UserError, match="a block of kind products keeps its 8 channels, got 12"):
         NetSpec("x", ConvSpec(8), (), ((products(2, 4, 3, 12),),))
+    with pytest.raises(UserError, match="a block of kind poly keeps its 8 channels, got 12"):
+        NetSpec("x", ConvSpec(8), (), ((poly(3, 12),),))
+    for ratio, width in ((2, 16), (1.25, 10)):
+        with pytest.raises(UserError, match=f"3 groups do not divide the 8 channels .* the {width} it expands"):
+            NetSpec("x", ConvSpec(8), (), ((inverted(ratio, 3, 8, groups=3),),))
     with pytest.raises(UserError, match="activation must be one of hardswish, relu6, relu; got 'gelu'"):
         NetSpec("x", ConvSpec(8), (), ((conv(8),),), activation="gelu")
 
@@ -250,8 +286,14 @@ def test_info_says_what_there_is() -> None:
     kinds = [layer.kind for layer in info.layers]
     assert "products of 2 blocks of 24, depthwise 3x3, and another" in kinds
     assert "products of 5 blocks of 1, DySoft, depthwise 3x3" in kinds
+    assert "product of depthwise 5x5 and 3x3" in kinds
+    assert "Conv1x1 to 32 in 2 groups, depthwise 3x3" in kinds
     own = {layer.name: layer.products for layer in info.layers}
     assert own["stages.0.1"] == 24 * 8 * 8
+    assert own["stages.1.11"] == own["stages.1.12"] == 16 * 4 * 4
+    macs = {layer.name: layer.macs for layer in info.layers}
+    assert macs["stages.1.11"] == 4 * 4 * 16 * (2 * 16 + 25 + 9)
+    assert macs["stages.1.10"] == 4 * 4 * 32 * (8 + 9 + 16)
     assert own["stages.1.1"] == 10 * 4 * 4
 
 
@@ -260,10 +302,11 @@ def test_info_says_what_there_is() -> None:
 
 def test_a_space_of_them() -> None:
     position = (products(2, 16, 3, 8, after=True), products(4, 4, 3, 8), products(5, 1, 3, 8, act=False), SKIP)
+    position = (*position[:3], poly(3, 8), inverted(2, 3, 8, groups=2), SKIP)
     stages = (((conv(8),), (ghost(2, 3, 8), *position[:3]), position),)
     space = SearchSpace("star", (ConvSpec(8, 3, 2),), (), stages, None, None, activation="relu6")
     assert SearchSpace.from_dict(space.to_dict()) == space
-    assert [label(c) for c in position] == ["P2x16/3+", "P4x4/3", "P5x1-linear/3", "skip"]
+    assert [label(c) for c in position] == ["P2x16/3+", "P4x4/3", "P5x1-linear/3", "D3", "I2g2/3", "skip"]
     assert (label(conv(8)), label(conv(8, act=True))) == ("C3/2-linear→8", "C3/2→8")
     assert set(KINDS) == set(DRAWN)
     supernet, x = Supernet(space, 4).eval(), torch.randn(2, 3, 16, 16)

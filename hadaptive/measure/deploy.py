@@ -23,7 +23,7 @@ from hadaptive.measure.convolutions import (
     take_depthwise,
     take_inputs,
 )
-from hadaptive.measure.deploy_products import DeployProductBlock, constants_of
+from hadaptive.measure.deploy_products import DeployPolyBlock, DeployProductBlock, constants_of
 from hadaptive.models import HadaptiveNet
 from hadaptive.nn import (
     AdaptiveBottleneck,
@@ -34,6 +34,7 @@ from hadaptive.nn import (
     GhostExpansion,
     GroupedSelection,
     InvertedExpansion,
+    PolyBlock,
     ProductBlock,
     StaticSelection,
     top_k_channels,
@@ -282,6 +283,8 @@ def fold(network: HadaptiveNet | nn.Sequential) -> DeployNet:
             layers.append(_block(module))
         elif isinstance(module, ProductBlock):
             layers.append(DeployProductBlock(module))
+        elif isinstance(module, PolyBlock):
+            layers.append(DeployPolyBlock(module))
         elif isinstance(module, nn.Sequential):
             layers.append(folded(module))
         else:

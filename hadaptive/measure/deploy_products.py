@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hadaptive.measure.convolutions import conv_of, folded, one_hot, take
-from hadaptive.nn import BatchNorm, DySoft, ProductBlock
+from hadaptive.measure.convolutions import conv_of, folded, one_hot, take, take_depthwise
+from hadaptive.nn import BatchNorm, DySoft, PolyBlock, ProductBlock
 from hadaptive.ops import pair_indices
 
 
@@ -102,3 +102,38 @@ class DeployProductBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.project(self.pairs(self.depthwise(x)))
         return x + (y if self.after is None else self.after(y))
+
+
+class DeployPolyBlock(nn.Module):
+    """One product of two depthwise convolutions: (B, C, H, W) -> (B, C, H, W).
+
+    Each half of the mixed channels has convolutions of its own, so that nothing is left to rearrange.
+
+    Attributes:
+        mix, wide, narrow: of each half.
+        act: of the 3x3 factor, None for none.
+        project: of both halves' products.
+    """
+
+    def __init__(self, block: PolyBlock) -> None:
+        super().__init__()
+        halves = (torch.arange(block.half), torch.arange(block.half, 2 * block.half))
+
+        def split(layers: nn.Sequential, depthwise: bool) -> nn.ModuleList:
+            convs = [conv_of(folded(layers)) for _ in halves]
+            for conv, rows in zip(convs, halves, strict=True):
+                (take_depthwise if depthwise else take)(conv, rows)
+            return nn.ModuleList(convs)
+
+        self.mix = split(block.mix, depthwise=False)
+        self.wide, self.narrow = (split(layers, depthwise=True) for layers in (block.wide, block.narrow))
+        self.act = None if isinstance(block.act, nn.Identity) else copy.deepcopy(block.act)
+        self.project = conv_of(folded(block.project))
+
+    def forward(self, x: Tensor) -> Tensor:
+        halves = [mix(x) for mix in self.mix]
+        factors = [narrow(half) for narrow, half in zip(self.narrow, halves, strict=True)]
+        if self.act is not None:
+            factors = [self.act(factor) for factor in factors]
+        pairs = zip(self.wide, halves, reversed(factors), strict=True)
+        return x + self.project(torch.cat([wide(half) * factor for wide, half, factor in pairs], dim=1))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hadaptive.errors import UserError
 from hadaptive.measure.convolutions import conv_of, take, take_depthwise, take_inputs
 from hadaptive.measure.deploy import DeployCheap, DeployNet, DeployProducts, fold
-from hadaptive.measure.deploy_products import DeployProductBlock
+from hadaptive.measure.deploy_products import DeployPolyBlock, DeployProductBlock
 from hadaptive.measure.formats import ALIGN
 from hadaptive.models import HadaptiveNet
 
@@ -117,6 +117,8 @@ def align(net: DeployNet, multiple: int = ALIGN) -> str:
     added = 0
     for block in net.blocks():
         primary, derived = conv_of(block.primary), block.derived
+        if primary.groups > 1:
+            continue  # a channel of zeros would belong to none of them
         rows = _fill(primary.out_channels, multiple)
         added += len(rows) - primary.out_channels
         take(primary, rows)
@@ -140,6 +142,8 @@ def align(net: DeployNet, multiple: int = ALIGN) -> str:
     for layer in net.layers:
         if isinstance(layer, DeployProductBlock):
             added += _align_pairs(layer, multiple)
+        elif isinstance(layer, DeployPolyBlock):
+            added += _align_poly(layer, multiple)
     return f"align: {added} channels of zeros fill expanded widths up to multiples of {multiple}"
 
 
@@ -185,6 +189,18 @@ def _align_pairs(block: DeployProductBlock, multiple: int) -> int:
         rows = torch.cat([torch.where(own < 0, own, own + start) for start in range(0, before, width)])
     take_inputs(block.project, rows)
     return len(rows) - before
+
+
+def _align_poly(block: DeployPolyBlock, multiple: int) -> int:
+    """Fill both halves of the mixed channels up; how many channels were added."""
+    half = conv_of(block.mix[0]).out_channels
+    rows = _fill(half, multiple)
+    for n in range(2):
+        take(conv_of(block.mix[n]), rows)
+        for depthwise in (block.wide[n], block.narrow[n]):
+            take_depthwise(conv_of(depthwise), rows)
+    take_inputs(block.project, torch.cat([rows, torch.where(rows < 0, rows, rows + half)]))
+    return 2 * int((rows < 0).sum())
 
 
 def prepare(network: HadaptiveNet | nn.Sequential, multiple: int = ALIGN) -> tuple[DeployNet, list[str]]:

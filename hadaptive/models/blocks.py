@@ -18,6 +18,7 @@ from hadaptive.nn import (
     GhostExpansion,
     InvertedExpansion,
     Layers,
+    PolyBlock,
     ProductBlock,
 )
 
@@ -68,6 +69,9 @@ def build_block(
             act_layer=act_layer if block.act else None,
             after=block.after,
         )
+    if block.kind == "poly":
+        act = act_layer if block.act else None
+        return PolyBlock(in_channels, block.kernel, drop_path, **dd, act_layer=act)
     expansion = _expansion(in_channels, block, spec, number, **dd)
     width = expansion.out_channels
     return AdaptiveBottleneck(
@@ -97,4 +101,6 @@ def _expansion(
     assert block.ratio is not None
     if block.kind == "ghost":
         return GhostExpansion(in_channels, block.ratio, **dd, act_layer=act_layer)
-    return InvertedExpansion(in_channels, block.ratio, **dd, act=block.act, act_layer=act_layer)
+    return InvertedExpansion(
+        in_channels, block.ratio, **dd, act=block.act, act_layer=act_layer, groups=block.groups
+    )

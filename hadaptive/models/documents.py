@@ -10,7 +10,7 @@ from hadaptive.nn.checks import check_choice
 
 LATER = {  # fields that older files do not have, by class
     "NetSpec": ("selection", "noise", "temperature", "score_kernel", "mix", "activation"),
-    "BlockSpec": ("act", "pairing", "width", "after"),
+    "BlockSpec": ("act", "pairing", "width", "after", "groups"),
     "ConvSpec": ("padding",),
 }
 

@@ -13,9 +13,10 @@ from hadaptive.nn.normalisation import NORMS
 KINDS: dict[str, tuple[str, ...]] = {
     "ghost": ("ratio",),
     "ach": ("k", "norm", "pairing"),
-    "inverted": ("ratio", "act"),
+    "inverted": ("ratio", "act", "groups"),
     "conv": ("act",),
     "products": ("k", "width", "norm", "act", "after"),
+    "poly": ("act",),
 }
 
 
@@ -65,20 +66,22 @@ class BlockSpec:
     Attributes:
         kind: "ach" (uses `k`, `norm` and `pairing`), "ghost" or "inverted" (both use `ratio`), which expand in an
             adaptive bottleneck; "products", a :class:`hadaptive.nn.ProductBlock` (uses `k`, `width`, `norm`,
-            `act` and `after`); or "conv", a dense convolution, such as one that halves the map.
+            `act` and `after`); "poly", a :class:`hadaptive.nn.PolyBlock` (uses `act`); or "conv", a dense
+            convolution, such as one that halves the map.
         channels: channels out.
         kernel: of the depthwise convolution, of "conv" the dense one.
-        stride: of the same; "products" have stride 1.
+        stride: of the same; "products" and "poly" have stride 1.
         ratio: expansion ratio of Ghost or of the inverted bottleneck.
         k: channels ACH selects; of pairing "blocks" and of "products" how many blocks.
         norm: of the products, a name in ``hadaptive.nn.NORMS``.
         act: whether there is the network's activation: behind the inverted bottleneck's expansion, behind "conv",
-            or on the first factor of each product. Without, and with a ratio of 1, an inverted bottleneck is what
+            or on one factor of each product. Without, and with a ratio of 1, an inverted bottleneck is what
             is left of an ACH block without products.
         pairing: of ACH's channels, "triangle" or "blocks", which are not selected, see
             :class:`hadaptive.nn.CrossHadamardExpansion`.
         width: channels of each of the k blocks of "products".
         after: whether "products" end in a second depthwise convolution.
+        groups: of the inverted bottleneck's expansion.
     """
 
     kind: str
@@ -92,10 +95,11 @@ class BlockSpec:
     pairing: str = "triangle"
     width: int | None = None
     after: bool = False
+    groups: int = 1
 
     def __post_init__(self) -> None:
         check_one_of("kind", self.kind, tuple(KINDS))
-        check_positive(channels=self.channels, kernel=self.kernel, stride=self.stride)
+        check_positive(channels=self.channels, kernel=self.kernel, stride=self.stride, groups=self.groups)
         check_one_of("norm", self.norm, tuple(NORMS))
         check_one_of("pairing", self.pairing, PAIRINGS)
         for name in ("act", "after"):
@@ -103,7 +107,7 @@ class BlockSpec:
                 raise UserError(f"{name} must be true or false, got {getattr(self, name)!r}")
         for name in ("ratio", "k", "width"):
             self._check_number(name)
-        for name in ("norm", "act", "pairing", "after"):
+        for name in ("norm", "act", "pairing", "after", "groups"):
             owners = [kind for kind, own in KINDS.items() if name in own]
             if self.kind not in owners and getattr(self, name) != getattr(BlockSpec, name):
                 raise UserError(
@@ -112,8 +116,10 @@ class BlockSpec:
                 )
         if self.k is not None and self.k < 2:
             raise UserError(f"a block of kind {self.kind} needs k >= 2, got {self.k}")
-        if self.kind == "products" and self.stride > 1:
-            raise UserError(f"a block of kind products has stride 1, got {self.stride}")
+        if self.keeps and self.stride > 1:
+            raise UserError(f"a block of kind {self.kind} has stride 1, got {self.stride}")
+        if self.kind == "poly" and self.channels % 2:
+            raise UserError(f"a block of kind poly needs an even number of channels, got {self.channels}")
         if self.stride == 1 and self.kernel % 2 == 0:
             raise UserError(f"a stride-1 block needs an odd kernel to keep its size, got {self.kernel}")
 
@@ -127,6 +133,11 @@ class BlockSpec:
                 raise UserError(f"a block of kind {self.kind} needs a positive ratio, got {value!r}")
         else:
             check_positive(**{name: value})
+
+    @property
+    def keeps(self) -> bool:
+        """Whether its kind can only keep the map's shape."""
+        return self.kind in ("products", "poly")
 
     @property
     def rim(self) -> int:
@@ -145,9 +156,11 @@ def ghost(ratio: float, kernel: int, channels: int, stride: int = 1) -> BlockSpe
     return BlockSpec("ghost", channels, kernel, stride, ratio=float(ratio))
 
 
-def inverted(ratio: float, kernel: int, channels: int, stride: int = 1, act: bool = True) -> BlockSpec:
+def inverted(
+    ratio: float, kernel: int, channels: int, stride: int = 1, act: bool = True, groups: int = 1
+) -> BlockSpec:
     """An inverted bottleneck, as in MobileNetV2; without an activation behind its expansion if not `act`."""
-    return BlockSpec("inverted", channels, kernel, stride, ratio=float(ratio), act=act)
+    return BlockSpec("inverted", channels, kernel, stride, ratio=float(ratio), act=act, groups=groups)
 
 
 def ach(
@@ -174,3 +187,8 @@ def products(
 ) -> BlockSpec:
     """All pairs of k blocks of `width` channels multiplied; k = 2 is the star operation of StarNet."""
     return BlockSpec("products", channels, kernel, k=k, width=width, norm=norm, act=act, after=after)
+
+
+def poly(kernel: int, channels: int, *, act: bool = True) -> BlockSpec:
+    """One product of two depthwise convolutions between two 1x1 ones."""
+    return BlockSpec("poly", channels, kernel, act=act)

@@ -82,10 +82,17 @@ class NetSpec:
         for block in (block for stage in self.stages for block in stage):
             if block.kind == "ach" and block.k is not None and block.k > channels:
                 raise UserError(f"an ach block selects k = {block.k} of only {channels} channels")
-            if block.kind == "products" and block.channels != channels:
-                raise UserError(f"a block of kind products keeps its {channels} channels, got {block.channels}")
+            if block.keeps and block.channels != channels:
+                raise UserError(
+                    f"a block of kind {block.kind} keeps its {channels} channels, got {block.channels}"
+                )
             if block.ratio is not None and block.ratio * channels < 1:
                 raise UserError(f"a {block.kind} block's ratio {block.ratio} leaves no channel of {channels}")
+            if block.ratio is not None and (channels % block.groups or int(channels * block.ratio) % block.groups):
+                raise UserError(
+                    f"{block.groups} groups do not divide the {channels} channels of a block and the "
+                    f"{int(channels * block.ratio)} it expands them to"
+                )
             channels = block.channels
 
     @property

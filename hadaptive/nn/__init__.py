@@ -22,6 +22,7 @@ from hadaptive.nn.normalisation import (
     create_norm,
 )
 from hadaptive.nn.plugging import Plugged, plug
+from hadaptive.nn.poly_block import PolyBlock
 from hadaptive.nn.product_block import ProductBlock
 from hadaptive.nn.product_stats import ProductRecorder, ProductReport
 from hadaptive.nn.score_function import learns_by_score_function, score_function_term
@@ -57,6 +58,7 @@ __all__ = [
     "InvertedExpansion",
     "Layers",
     "Plugged",
+    "PolyBlock",
     "ProductBlock",
     "ProductRecorder",
     "ProductReport",

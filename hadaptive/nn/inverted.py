@@ -22,12 +22,13 @@ class InvertedExpansion(nn.Module):
         act: whether there is the activation. Without, a ratio of 1 is ACH's mix alone, and a larger one appends
             linear maps to it where ACH appends products.
         act_layer: the activation.
+        groups: of the convolution; the projection behind it mixes them.
 
     Shape:
         (B, C, H, W) -> (B, int(C * ratio), H, W).
 
     Raises:
-        ValueError: the ratio gives no channel at all.
+        ValueError: the ratio gives no channel at all, or the groups do not divide the channels.
     """
 
     def __init__(
@@ -39,14 +40,17 @@ class InvertedExpansion(nn.Module):
         *,
         act: bool = True,
         act_layer: type[nn.Module] = nn.Hardswish,
+        groups: int = 1,
     ) -> None:
         super().__init__()
         self.out_channels = int(channels * ratio)
         if self.out_channels < 1:
             raise ValueError(f"ratio {ratio} leaves no channel of {channels}")
+        if groups < 1 or channels % groups or self.out_channels % groups:
+            raise ValueError(f"groups must divide {channels} and {self.out_channels} channels, got {groups}")
         dd: Any = {"device": device, "dtype": dtype}
         layers = (
-            nn.Conv2d(channels, self.out_channels, 1, bias=False, **dd),
+            nn.Conv2d(channels, self.out_channels, 1, groups=groups, bias=False, **dd),
             nn.BatchNorm2d(self.out_channels, **dd),
         )
         self.convolution = Layers(*layers, act_layer()) if act else Layers(*layers)

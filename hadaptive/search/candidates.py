@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -12,8 +12,7 @@ from hadaptive.measure.deploy import layers_of
 from hadaptive.measure.runner import runner
 from hadaptive.measure.setting import LOWERED, Setting
 from hadaptive.models import HadaptiveNet
-from hadaptive.models.layer_spec import BlockSpec, ConvSpec
-from hadaptive.search.space import Candidate, SearchSpace, Skip
+from hadaptive.search.space import SearchSpace, Skip, is_dense
 from hadaptive.search.supernet import Supernet
 
 CALL = "a call that does nothing"
@@ -90,16 +89,11 @@ class Candidates:
         return (*first, *(tuple(own[name] for name in names) for names in self.places)), own[self.head]
 
 
-def _is_conv(candidate: Candidate) -> TypeGuard[ConvSpec | BlockSpec]:
-    """Whether it is a dense convolution, of the stem or of a stage."""
-    return isinstance(candidate, ConvSpec) or (isinstance(candidate, BlockSpec) and candidate.kind == "conv")
-
-
 def joined_positions(space: SearchSpace) -> int:
     """How many positions at the start export may make one convolution of; 0 where there are not several."""
-    convs = list(itertools.takewhile(lambda position: all(map(_is_conv, position)), space.positions))
+    convs = list(itertools.takewhile(lambda position: all(map(is_dense, position)), space.positions))
     count = 1
-    while count < len(convs) and any(_is_conv(c) and not c.act for c in convs[count - 1]):
+    while count < len(convs) and any(is_dense(c) and not c.act for c in convs[count - 1]):
         count += 1
     combinations = math.prod(len(position) for position in convs[:count])
     return count if count > 1 and combinations <= MAX_JOINED else 0

@@ -9,7 +9,7 @@ from hadaptive.files import read_csv
 from hadaptive.models import NetSpec
 from hadaptive.pictures import save_png
 from hadaptive.search.folder import SearchFolder
-from hadaptive.search.space import label
+from hadaptive.search.labels import label
 from hadaptive.text import drawn
 
 KINDS = {
@@ -17,6 +17,7 @@ KINDS = {
     "ghost": ("Ghost", "tab:blue"),
     "inverted": ("inverted bottleneck", "tab:green"),
     "products": ("products", "tab:red"),
+    "poly": ("product of depthwise", "tab:purple"),
     "conv": ("convolution", "tab:gray"),
 }
 

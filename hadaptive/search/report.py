@@ -7,7 +7,8 @@ from hadaptive.console import console, say
 from hadaptive.metrics import with_interval
 from hadaptive.search.config import SearchConfig
 from hadaptive.search.folder import SearchFolder
-from hadaptive.search.space import SearchSpace, label
+from hadaptive.search.labels import label
+from hadaptive.search.space import SearchSpace
 
 
 def print_search(folder: SearchFolder, config: SearchConfig, space: SearchSpace, summary: dict[str, Any]) -> None:

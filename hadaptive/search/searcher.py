@@ -32,11 +32,12 @@ from hadaptive.nn import adapt_temperatures
 from hadaptive.search.config import SearchConfig
 from hadaptive.search.estimators import common_noise, frozen_statistics, gdas, rloo, without_dropout
 from hadaptive.search.folder import SearchFolder
+from hadaptive.search.labels import label
 from hadaptive.search.latency import LatencyTable, measure_networks, references
 from hadaptive.search.outcome import most_confident, relative_entropy, warnings_of
 from hadaptive.search.plots import draw_network, plot_confidence, plot_search
 from hadaptive.search.report import print_search
-from hadaptive.search.space import SearchSpace, label
+from hadaptive.search.space import SearchSpace
 from hadaptive.search.supernet import Supernet
 
 CALIBRATION_BATCHES = 20  # for the running statistics of a path that is evaluated

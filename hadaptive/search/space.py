@@ -18,7 +18,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
@@ -60,6 +60,11 @@ Position = tuple[Candidate, ...]
 def _layers(position: Position) -> list[ConvSpec | BlockSpec]:
     """The candidates of a position that are something."""
     return [candidate for candidate in position if not isinstance(candidate, Skip)]
+
+
+def is_dense(candidate: Candidate) -> TypeGuard[ConvSpec | BlockSpec]:
+    """Whether it is a dense convolution, of the stem or of a stage."""
+    return isinstance(candidate, ConvSpec) or (isinstance(candidate, BlockSpec) and candidate.kind == "conv")
 
 
 def _sides_after(layers: list[ConvSpec | BlockSpec], side: int) -> set[int]:
@@ -133,8 +138,8 @@ class SearchSpace:
                 for block in blocks:
                     if block.kind == "ach" and block.k is not None and block.k > channels:
                         raise UserError(f"position {number} selects k = {block.k} of only {channels} channels")
-                    if block.kind == "products" and block.channels != channels:
-                        raise UserError(f"position {number} changes the width, which products cannot")
+                    if block.keeps and block.channels != channels:
+                        raise UserError(f"position {number} changes the width, which {block.kind} cannot")
                 if SKIP in position and (blocks[0].stride > 1 or blocks[0].channels != channels):
                     raise UserError(f"position {number} changes the map's shape and cannot be skipped")
                 channels = blocks[0].channels
@@ -353,32 +358,6 @@ class SearchSpace:
             return cls.from_dict(data)
         except ValueError as error:
             raise UserError(f"{path}: {error}") from None
-
-
-def label(candidate: Candidate) -> str:
-    """A candidate in the notation of the paper's tables: A16/5b is ACH of k 16, kernel 5, with BatchNorm.
-
-    B is ACH of whole blocks, G Ghost and I the inverted bottleneck, with their ratios; C a plain convolution;
-    P4x32 products of four blocks of 32 channels, with a + where a second depthwise convolution follows.
-    """
-    if isinstance(candidate, Skip):
-        return "skip"
-    stride = f"/{candidate.stride}" if candidate.stride > 1 else ""
-    if isinstance(candidate, ConvSpec) or candidate.kind == "conv":
-        rim = "" if candidate.rim == (candidate.kernel - 1) // 2 else f"p{candidate.rim}"
-        return f"C{candidate.kernel}{stride}{rim}{'' if candidate.act else '-linear'}→{candidate.channels}"
-    if candidate.kind == "products":
-        norm = "" if candidate.norm == "identity" else f"-{candidate.norm}"
-        act = "" if candidate.act else "-linear"
-        return f"P{candidate.k}x{candidate.width}{act}/{candidate.kernel}{'+' * candidate.after}{norm}"
-    pairs = "B" if candidate.pairing == "blocks" else "A"
-    wide = (
-        f"{pairs}{candidate.k}" if candidate.kind == "ach" else f"{candidate.kind[0].upper()}{candidate.ratio:g}"
-    )
-    wide += "" if candidate.act else "-linear"
-    end = "b" if candidate.kind == "ach" and candidate.norm == "batchnorm" else ""
-    end = end or (f"-{candidate.norm}" if candidate.kind == "ach" and candidate.norm != "dysoft" else "")
-    return f"{wide}/{candidate.kernel}{stride}{end}"
 
 
 def _align(blocks: tuple[BlockSpec, ...], positions: tuple[tuple[BlockSpec | Skip, ...], ...]) -> Choice | None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from hadaptive.console import say
 from hadaptive.errors import UserError
 from hadaptive.models.layer_spec import BlockSpec, ConvSpec, ach, ghost, inverted
-from hadaptive.search.space import SKIP, SearchSpace, Skip, label
+from hadaptive.search.labels import label
+from hadaptive.search.space import SKIP, SearchSpace, Skip
 
 RICH_K = (8, 16, 24, 32, 33, 36)
 RICH_RATIOS = (2, 4, 6)

@@ -15,7 +15,8 @@ from hadaptive.files import write_json
 from hadaptive.measure.setting import LOWERED, Setting
 from hadaptive.models.documents import contents
 from hadaptive.provenance import device_name
-from hadaptive.search.space import Choice, SearchSpace, label
+from hadaptive.search.labels import label
+from hadaptive.search.space import Choice, SearchSpace
 
 FORMAT = "hadaptive-latency"
 VERSION = 2  # 1 knew no frozen selections, and timed ONNX graphs of another exporter than export's

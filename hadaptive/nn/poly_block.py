@@ -1,0 +1,68 @@
+"""A block whose only nonlinearity is one product of two depthwise convolutions: no channel is ever added.
+
+Source: after PolyNeXt (arXiv 2605.20839). There is no expansion, so that its cost is two 1x1 convolutions of C to C.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.types import Device
+
+from hadaptive.nn.bottleneck import DropPath
+from hadaptive.nn.layers import Layers
+
+
+class PolyBlock(nn.Module):
+    """Conv1x1 + BN -> two depthwise + BN, one of them through an activation, multiplied -> Conv1x1 + BN, residual.
+
+    Each channel of the one is multiplied with the channel of the other that lies half of all channels away: the
+    product of a channel with itself is little more than its square.
+
+    Args:
+        channels: C, in and out; even.
+        kernel_size: odd, of the first depthwise convolution; the second is 3x3.
+        drop_path: stochastic-depth rate of the residual branch.
+        device, dtype: of parameters and buffers.
+        act_layer: of the 3x3 factor; None for none.
+
+    Shape:
+        (B, C, H, W) -> (B, C, H, W).
+
+    Raises:
+        ValueError: the channels are not even, or the kernel is.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int = 7,
+        drop_path: float = 0.0,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        act_layer: type[nn.Module] | None = nn.ReLU6,
+    ) -> None:
+        super().__init__()
+        if channels < 2 or channels % 2:
+            raise ValueError(f"channels must be even, for each half multiplies the other, got {channels}")
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd, to keep the map's size, got {kernel_size}")
+        dd: Any = {"device": device, "dtype": dtype}
+
+        def conv(kernel: int, groups: int) -> Layers:
+            layer = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=groups, bias=False, **dd)
+            return Layers(layer, nn.BatchNorm2d(channels, **dd))
+
+        self.half = channels // 2
+        self.mix = conv(1, 1)
+        self.wide = conv(kernel_size, channels)
+        self.narrow = conv(3, channels)
+        self.act = nn.Identity() if act_layer is None else act_layer()
+        self.project = conv(1, 1)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        u = self.mix(x)
+        factor = self.act(self.narrow(u)).roll(self.half, dims=1)
+        return x + self.drop_path(self.project(self.wide(u) * factor))
