@@ -117,7 +117,7 @@ class DeployPolyBlock(nn.Module):
 
     def __init__(self, block: PolyBlock) -> None:
         super().__init__()
-        halves = (torch.arange(block.half), torch.arange(block.half, 2 * block.half))
+        halves = (torch.arange(block.shift), torch.arange(block.shift, 2 * block.shift))
 
         def split(layers: nn.Sequential, depthwise: bool) -> nn.ModuleList:
             convs = [conv_of(folded(layers)) for _ in halves]

@@ -1,6 +1,6 @@
 """A block whose only nonlinearity is one product of two depthwise convolutions: no channel is ever added.
 
-Source: after PolyNeXt (arXiv 2605.20839). There is no expansion, so that its cost is two 1x1 convolutions of C to C.
+Source: after PolyNeXt (arXiv 2605.20839). There is no expansion: it costs two 1x1 convolutions of C to C.
 """
 
 from typing import Any
@@ -54,7 +54,7 @@ class PolyBlock(nn.Module):
             layer = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=groups, bias=False, **dd)
             return Layers(layer, nn.BatchNorm2d(channels, **dd))
 
-        self.half = channels // 2
+        self.shift = channels // 2
         self.mix = conv(1, 1)
         self.wide = conv(kernel_size, channels)
         self.narrow = conv(3, channels)
@@ -64,5 +64,5 @@ class PolyBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         u = self.mix(x)
-        factor = self.act(self.narrow(u)).roll(self.half, dims=1)
+        factor = self.act(self.narrow(u)).roll(self.shift, dims=1)
         return x + self.drop_path(self.project(self.wide(u) * factor))
