@@ -31,7 +31,7 @@ from hadaptive.nn.product_block import BlockProducts
 from hadaptive.search import SearchSpace
 from hadaptive.search.labels import label
 from hadaptive.search.plots import KINDS as DRAWN
-from hadaptive.search.space import SKIP
+from hadaptive.search.position import SKIP
 from hadaptive.search.supernet import Supernet
 from hadaptive.train import train
 

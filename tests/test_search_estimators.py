@@ -52,7 +52,7 @@ def test_rloo_is_the_gradient_of_the_expected_loss(supernet: Supernet) -> None:
     assert float(exact.norm()) > 4 * float(error.norm())  # else the comparison could not fail
 
 
-def test_gdas_runs_one_path_and_rloo_several(supernet: Supernet) -> None:
+def test_gdas_runs_the_head_once_and_rloo_several_times(supernet: Supernet) -> None:
     ran: list[int] = []
     supernet.head.register_forward_hook(lambda *_: ran.append(1))
     images, generator = torch.randn(2, 3, 8, 8), torch.Generator().manual_seed(0)

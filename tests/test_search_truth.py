@@ -12,10 +12,11 @@ SEEDS = range(5)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("estimator", ["rloo", "gdas"])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_noise_is_avoided_wherever_it_is(seed) -> None:
+def test_noise_is_avoided_wherever_it_is(seed, estimator) -> None:
     # Of two candidates one is right only late in the network, the other only early.
-    assert solves_planted("rloo", seed)
+    assert solves_planted(estimator, seed)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The supernet: one path computed, every architecture parameter reached, gradients as GDAS defines them."""
+"""The supernet: one path computed or every candidate, gradients of gates as GDAS defines them."""
 
 import pytest
 import torch
@@ -14,26 +14,48 @@ def supernet() -> Supernet:
     return Supernet(space, num_classes=3, drop_rate=0.0)
 
 
-def test_runs_one_candidate_of_each_position(supernet: Supernet) -> None:
+def test_runs_one_candidate_of_each_position_or_every_one(supernet: Supernet) -> None:
     ran: list[tuple[int, int]] = []
     for p, candidates in enumerate(supernet.positions):
         for c, module in enumerate(candidates):
             module.register_forward_hook(lambda *_, place=(p, c): ran.append(place))
     sample = supernet.sample(1.0)
-    assert supernet(torch.randn(2, 3, 16, 16), sample).shape == (2, 3)
+    assert supernet(torch.randn(2, 3, 16, 16), sample.choice).shape == (2, 3)
     assert ran == list(enumerate(sample.choice))
+    ran.clear()
+    supernet(torch.randn(2, 3, 16, 16), sample)
+    assert ran == [(p, c) for p, candidates in enumerate(supernet.positions) for c in range(len(candidates))]
 
 
-def test_every_architecture_parameter_gets_a_gradient_and_only_the_paths_weights_do(supernet: Supernet) -> None:
-    sample = supernet.sample(1.0)
-    supernet(torch.randn(2, 3, 16, 16), sample).square().sum().backward()
-    for alpha in supernet.alpha:
-        assert alpha.grad is not None
-        assert bool((alpha.grad != 0).all())
+def test_only_the_paths_weights_learn_from_a_choice(supernet: Supernet) -> None:
+    choice = (1, 0, 1)
+    supernet(torch.randn(2, 3, 16, 16), choice).square().sum().backward()
     for p, candidates in enumerate(supernet.positions):
         for c, module in enumerate(candidates):
             reached = [parameter.grad is not None for parameter in module.parameters()]
-            assert all(reached) if c == sample.choice[p] else not any(reached)
+            assert all(reached) if c == choice[p] else not any(reached)
+
+
+def test_a_gate_sees_what_its_own_candidate_would_have_done(supernet: Supernet) -> None:
+    """By hand: the slope of the loss at the path's map, times the map of each candidate."""
+    supernet.eval()
+    x, sample = torch.randn(2, 3, 16, 16), supernet.sample(1.0)
+    for gate in sample.gates:
+        gate.retain_grad()
+    supernet(x, sample).square().sum().backward()
+    for p, own in enumerate(supernet.positions):
+        y = x
+        for chosen, row in list(zip(sample.choice, supernet.positions, strict=True))[:p]:
+            y = row[chosen](y)
+        maps = [candidate(y).detach() for candidate in own]
+        out = maps[sample.choice[p]].clone().requires_grad_()
+        y = out
+        for chosen, row in list(zip(sample.choice, supernet.positions, strict=True))[p + 1 :]:
+            y = row[chosen](y)
+        (slope,) = torch.autograd.grad(supernet.head(y).square().sum(), out)
+        expected = torch.stack([(slope * m).sum() for m in maps])
+        torch.testing.assert_close(sample.gates[p].grad, expected, rtol=1e-3, atol=1e-4)
+        assert float(expected.std()) > 0  # not one gradient for all
 
 
 def test_gates_are_one_in_value_and_softmax_in_gradient(supernet: Supernet) -> None:

@@ -12,7 +12,8 @@ from hadaptive.measure.deploy import layers_of
 from hadaptive.measure.runner import runner
 from hadaptive.measure.setting import LOWERED, Setting
 from hadaptive.models import HadaptiveNet
-from hadaptive.search.space import SearchSpace, Skip, is_dense
+from hadaptive.search.position import Skip, is_dense
+from hadaptive.search.space import SearchSpace
 from hadaptive.search.supernet import Supernet
 
 CALL = "a call that does nothing"

@@ -1,8 +1,8 @@
 """How the architecture parameters learn from a batch: two estimators of the gradient of the expected loss.
 
-`gdas` runs one path and passes the loss's gradient straight through its gates (GDAS, arXiv 1910.04465, as in
-arXiv 2505.22226). What a candidate that was not run would have done is not in it: it sees the loss's slope at the
-path that was.
+`gdas` draws one path and passes the loss's gradient straight through its gates (GDAS, arXiv 1910.04465, as in
+arXiv 2505.22226). Every candidate is computed, so that its gate sees what it would have done, as far as the loss's
+slope at the path that was drawn can tell. The memory and time of a step are those of all candidates.
 
 `rloo` runs several paths forward on the same batch and shifts probability towards those with a lower loss than the
 mean of the others: the score function with a leave-one-out baseline (Kool et al., "Buy 4 REINFORCE samples, get a
@@ -30,7 +30,7 @@ Loss = Callable[[Tensor], Tensor]  # of the logits (B, classes)
 def gdas(
     supernet: Supernet, images: Tensor, loss: Loss, temperature: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """One sampled path.
+    """One sampled path, with every candidate computed.
 
     Returns:
         A scalar whose gradient with respect to alpha is the estimate, and the cross-entropy.

@@ -1,7 +1,7 @@
 """How candidates are called in tables and pictures."""
 
 from hadaptive.models.layer_spec import ConvSpec
-from hadaptive.search.space import Candidate, Skip
+from hadaptive.search.position import Candidate, Skip
 
 
 def label(candidate: Candidate) -> str:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from hadaptive.errors import UserError
-from hadaptive.search.space import SKIP, Choice, SearchSpace
+from hadaptive.search.position import SKIP
+from hadaptive.search.space import Choice, SearchSpace
 from hadaptive.search.table import LatencyTable
 
 STEPS = 2000  # of latency, when the best network within a target is looked for

@@ -2,7 +2,8 @@
 
 A space has the shape of a :class:`NetSpec` with a tuple of candidates wherever the spec has one layer. The
 candidates of a position agree on stride and channels, so that any of them fits between its neighbours; `skip`
-stands for no block. A choice is one candidate's number for each position, in order; it builds a NetSpec.
+stands for no block. A choice is one candidate's number for each position, in order, and then, where a space has
+several, the number of a width; it builds a NetSpec.
 
     >>> space = SearchSpace.load("my_space.json")
     >>> spec = space.build(space.random(torch.Generator().manual_seed(0)))
@@ -18,15 +19,26 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 
 from hadaptive.errors import UserError
 from hadaptive.files import json_text, write_json
-from hadaptive.models.documents import as_fields, as_list, contents, without_later
+from hadaptive.models.documents import as_fields, as_list, contents, is_positive_number, without_later
 from hadaptive.models.layer_spec import BlockSpec, ConvSpec
 from hadaptive.models.spec import NetSpec
+from hadaptive.search.position import (
+    SKIP,
+    Candidate,
+    Position,
+    Skip,
+    align,
+    check_agree,
+    layers_at,
+    scaled,
+    sides_after,
+)
 
 FORMAT = "hadaptive-space"
 VERSION = 1
@@ -48,46 +60,6 @@ OF_THE_NETWORK = (
 
 
 @dataclass(frozen=True)
-class Skip:
-    """No block at a position: the map passes as it is."""
-
-
-SKIP = Skip()
-Candidate = ConvSpec | BlockSpec | Skip
-Position = tuple[Candidate, ...]
-
-
-def _layers(position: Position) -> list[ConvSpec | BlockSpec]:
-    """The candidates of a position that are something."""
-    return [candidate for candidate in position if not isinstance(candidate, Skip)]
-
-
-def is_dense(candidate: Candidate) -> TypeGuard[ConvSpec | BlockSpec]:
-    """Whether it is a dense convolution, of the stem or of a stage."""
-    return isinstance(candidate, ConvSpec) or (isinstance(candidate, BlockSpec) and candidate.kind == "conv")
-
-
-def _sides_after(layers: list[ConvSpec | BlockSpec], side: int) -> set[int]:
-    """How many pixels wide these layers leave a map of `side` pixels."""
-    return {(side + 2 * x.rim - x.kernel) // x.stride + 1 for x in layers}
-
-
-def _check_agree(where: str, position: Position) -> None:
-    """The candidates of one position can stand in for each other, and none stands there twice."""
-    if not position:
-        raise UserError(f"{where} has no candidates")
-    if len(set(position)) < len(position):
-        raise UserError(f"{where} has the same candidate twice")
-    layers = _layers(position)
-    if not layers:
-        raise UserError(f"{where} has no candidate but skip: leave the position out")
-    shapes = sorted({(layer.stride, layer.channels) for layer in layers})
-    if len(shapes) > 1:
-        found = " and ".join(f"stride {stride} to {channels} channels" for stride, channels in shapes)
-        raise UserError(f"{where}: candidates must have one stride and width, got {found}")
-
-
-@dataclass(frozen=True)
 class SearchSpace:
     """Positions and their candidates.
 
@@ -99,9 +71,11 @@ class SearchSpace:
             may be left out (stride 1 and unchanged width only).
         last_channels, head_channels, order, surrogate, selection, noise, temperature, score_kernel, mix,
             activation: as in :class:`NetSpec`.
+        widths: factors of all widths in the stages, each above 0 and at most 1; candidates are written for 1. Numbers
+            of single channels (k of ACH and of products of width 1) stay.
 
     Raises:
-        UserError: candidates do not fit each other or their position.
+        UserError: candidates do not fit each other or their position, or a factor leaves parts of channels.
     """
 
     name: str
@@ -118,12 +92,14 @@ class SearchSpace:
     score_kernel: int = 5
     mix: bool = True
     activation: str = "hardswish"
+    widths: tuple[float, ...] = (1.0,)
 
     def __post_init__(self) -> None:
+        self._check_widths()
         if self.surrogate == "sfess":
             raise UserError("a search does not know the losses that surrogate 'sfess' learns from: choose another")
         for number, position in enumerate(self.positions, start=1):
-            _check_agree(f"position {number}", position)
+            check_agree(f"position {number}", position)
         if not self.stages or not all(self.stages):
             raise UserError("a space needs at least one stage, and each stage at least one position")
         number = 1 + len(self.stage1)
@@ -143,7 +119,43 @@ class SearchSpace:
                 if SKIP in position and (blocks[0].stride > 1 or blocks[0].channels != channels):
                     raise UserError(f"position {number} changes the map's shape and cannot be skipped")
                 channels = blocks[0].channels
-        self.build((0,) * len(self.positions))  # what is left to check is NetSpec's
+        for width in range(len(self.widths)):  # what is left to check is NetSpec's
+            self.build((*(0,) * len(self.positions), *([width] if self.has_widths else [])))
+
+    def _check_widths(self) -> None:
+        widths = self.widths
+        if not widths or not all(is_positive_number(w) and w <= 1 for w in widths) or len({*widths}) < len(widths):
+            raise UserError(f"widths must be different factors above 0 and at most 1, got {list(widths)}")
+
+    @property
+    def has_widths(self) -> bool:
+        """Whether a choice says how wide its network is."""
+        return len(self.widths) > 1
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """How many numbers there are at each place of a choice."""
+        return (*map(len, self.positions), *([len(self.widths)] if self.has_widths else []))
+
+    def width_of(self, choice: Choice) -> float:
+        """The factor of a choice's widths."""
+        return self.widths[choice[-1] if self.has_widths else 0]
+
+    def taken(self, choice: Choice) -> list[Candidate]:
+        """The candidates that a choice takes, as wide as it says."""
+        self.check_choice(choice)
+        width, convs = self.width_of(choice), 1 + len(self.stage1)
+        found = [position[number] for position, number in zip(self.positions, choice, strict=False)]
+        return [*found[:convs], *(scaled(candidate, width) for candidate in found[convs:])]
+
+    def at_width(self, number: int) -> "SearchSpace":
+        """The space of one of its widths alone."""
+        width = self.widths[number]
+        stages = tuple(
+            tuple(tuple(scaled(candidate, width) for candidate in position) for position in stage)
+            for stage in self.stages
+        )
+        return dataclasses.replace(self, stages=stages, widths=(1.0,))
 
     @property
     def positions(self) -> tuple[Position, ...]:
@@ -153,7 +165,7 @@ class SearchSpace:
     @property
     def size(self) -> int:
         """How many choices there are. Several may build one network, where skipped positions look alike."""
-        return math.prod(len(position) for position in self.positions)
+        return math.prod(self.counts)
 
     def input_shapes(self, in_chans: int, image_size: int) -> list[tuple[int, int]]:
         """Channels and side in pixels of the map that enters each position, then of what leaves the last.
@@ -163,8 +175,8 @@ class SearchSpace:
         """
         shapes, channels, side = [(in_chans, image_size)], in_chans, image_size
         for number, position in enumerate(self.positions, start=1):
-            layers = _layers(position)
-            sides = _sides_after(layers, side)
+            layers = layers_at(position)
+            sides = sides_after(layers, side)
             if min(sides) < 1:
                 raise UserError(
                     f"{image_size}x{image_size} images are too small: nothing is left at position {number}"
@@ -186,7 +198,7 @@ class SearchSpace:
         for size in sorted(range(max(8, image_size // 2), 2 * image_size), key=lambda s: abs(s - image_size)):
             side, even = size, True
             for position in self.positions:
-                sides = _sides_after(_layers(position), side)
+                sides = sides_after(layers_at(position), side)
                 side = min(sides)
                 even = even and len(sides) == 1 and side > 0
             if even:
@@ -209,9 +221,9 @@ class SearchSpace:
         """
         convs = list(self.positions[: 1 + len(self.stage1)])
         changed: list[list[ConvSpec]] = [[] for _ in convs]
-        width = max(len(candidates) for candidates in convs)
-        blocks = (0,) * (len(self.positions) - len(convs))
-        for turn in range(width):
+        most = max(len(candidates) for candidates in convs)
+        blocks = (0,) * (len(self.counts) - len(convs))
+        for turn in range(most):
             choice = tuple(min(turn, len(candidates) - 1) for candidates in convs)
             spec = self.build((*choice, *blocks)).with_stem_strides(*strides)
             for candidates, conv in zip(changed, spec.convs, strict=True):
@@ -222,11 +234,13 @@ class SearchSpace:
 
     def check_choice(self, choice: Choice) -> None:
         """Raise one clear UserError unless `choice` is a candidate's number for each position."""
-        if len(choice) != len(self.positions):
-            raise UserError(f"a choice needs {len(self.positions)} numbers, got {len(choice)}")
-        for number, (chosen, position) in enumerate(zip(choice, self.positions, strict=True), start=1):
-            if not 0 <= chosen < len(position):
-                raise UserError(f"position {number} has candidates 0 to {len(position) - 1}, got {chosen}")
+        counts = self.counts
+        if len(choice) != len(counts):
+            raise UserError(f"a choice needs {len(counts)} numbers, got {len(choice)}")
+        for number, (chosen, count) in enumerate(zip(choice, counts, strict=True), start=1):
+            if not 0 <= chosen < count:
+                what = f"position {number} has candidates" if number <= len(self.positions) else "there are widths"
+                raise UserError(f"{what} 0 to {count - 1}, got {chosen}")
 
     def build(self, choice: Choice, name: str | None = None) -> NetSpec:
         """The network that takes these candidates.
@@ -234,18 +248,17 @@ class SearchSpace:
         Raises:
             UserError: `choice` does not fit the space.
         """
-        self.check_choice(choice)
-        numbers = iter(choice)
-        stem = self.stem[next(numbers)]
-        stage1 = tuple(candidates[next(numbers)] for candidates in self.stage1)
+        stem, *rest = self.taken(choice)
+        stage1, blocks = rest[: len(self.stage1)], iter(rest[len(self.stage1) :])
         stages = []
         for stage in self.stages:
-            taken = [position[next(numbers)] for position in stage]
-            stages.append(tuple(block for block in taken if isinstance(block, BlockSpec)))
+            own = itertools.islice(blocks, len(stage))
+            stages.append(tuple(block for block in own if isinstance(block, BlockSpec)))
+        assert isinstance(stem, ConvSpec)
         return NetSpec(
             name or f"{self.name}-{'-'.join(map(str, choice))}",
             stem,
-            stage1,
+            tuple(conv for conv in stage1 if isinstance(conv, ConvSpec)),
             tuple(stages),
             **self._of_the_network(),
         )
@@ -255,13 +268,13 @@ class SearchSpace:
 
     def random(self, generator: torch.Generator) -> Choice:
         """A choice drawn evenly, position by position."""
-        return tuple(int(torch.randint(len(p), (), generator=generator)) for p in self.positions)
+        return tuple(int(torch.randint(count, (), generator=generator)) for count in self.counts)
 
     def neighbours(self, choice: Choice) -> Iterator[Choice]:
-        """The choices that differ from this one in one position."""
+        """The choices that differ from this one in one number."""
         self.check_choice(choice)
-        for place, position in enumerate(self.positions):
-            for other in range(len(position)):
+        for place, count in enumerate(self.counts):
+            for other in range(count):
                 if other != choice[place]:
                     yield (*choice[:place], other, *choice[place + 1 :])
 
@@ -271,13 +284,20 @@ class SearchSpace:
             return None
         if len(spec.stage1) != len(self.stage1) or len(spec.stages) != len(self.stages):
             return None
+        for number, width in enumerate(self.widths):
+            choice = self._find_at(width, spec)
+            if choice is not None:
+                return (*choice, number) if self.has_widths else choice
+        return None
+
+    def _find_at(self, width: float, spec: NetSpec) -> Choice | None:
         choice: list[int] = []
         for conv, candidates in zip(spec.convs, (self.stem, *self.stage1), strict=True):
             if conv not in candidates:
                 return None
             choice.append(candidates.index(conv))
         for blocks, stage in zip(spec.stages, self.stages, strict=True):
-            found = _align(blocks, stage)
+            found = align(blocks, tuple(tuple(scaled(c, width) for c in position) for position in stage))
             if found is None:
                 return None
             choice.extend(found)
@@ -304,6 +324,7 @@ class SearchSpace:
             "stage1": all_plain(self.stage1),
             "stages": [all_plain(stage) for stage in self.stages],
             **rest,
+            **({} if self.widths == (1.0,) else {"widths": list(self.widths)}),
         }
 
     @classmethod
@@ -335,6 +356,8 @@ class SearchSpace:
             )
             for stage in as_list("stages", rest["stages"])
         )
+        if "widths" in rest:
+            rest["widths"] = tuple(as_list("widths", rest["widths"]))
         return cls(**rest)
 
     def save(self, path: str | Path) -> None:
@@ -358,21 +381,3 @@ class SearchSpace:
             return cls.from_dict(data)
         except ValueError as error:
             raise UserError(f"{path}: {error}") from None
-
-
-def _align(blocks: tuple[BlockSpec, ...], positions: tuple[tuple[BlockSpec | Skip, ...], ...]) -> Choice | None:
-    """Candidates that leave exactly these blocks when skips are dropped; the earliest fit."""
-    if len(blocks) > len(positions):
-        return None
-    if not positions:
-        return ()
-    position = positions[0]
-    if blocks and blocks[0] in position:
-        rest = _align(blocks[1:], positions[1:])
-        if rest is not None:
-            return (position.index(blocks[0]), *rest)
-    if SKIP in position:
-        rest = _align(blocks, positions[1:])
-        if rest is not None:
-            return (position.index(SKIP), *rest)
-    return None

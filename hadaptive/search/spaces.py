@@ -1,15 +1,17 @@
-"""The search spaces that ship: the paper's, and rich ones around S, M and L.
+"""The search spaces that ship: the paper's, rich ones around S, M and L, and one of StarNet's shape.
 
-Source: arXiv 2505.22226, section 4 and its appendix, for the published space; the rich ones are ours.
+Source: arXiv 2505.22226, section 4 and its appendix, for the published space; StarNet's shape is of
+arXiv 2403.19967; the spaces around it and around M and L are ours.
 """
 
 from pathlib import Path
 
 from hadaptive.console import say
 from hadaptive.errors import UserError
-from hadaptive.models.layer_spec import BlockSpec, ConvSpec, ach, ghost, inverted
+from hadaptive.models.layer_spec import BlockSpec, ConvSpec, ach, conv, ghost, inverted, poly, products
 from hadaptive.search.labels import label
-from hadaptive.search.space import SKIP, SearchSpace, Skip
+from hadaptive.search.position import SKIP, Skip
+from hadaptive.search.space import SearchSpace
 
 RICH_K = (8, 16, 24, 32, 33, 36)
 RICH_RATIOS = (2, 4, 6)
@@ -25,17 +27,19 @@ def _downs(ratios: tuple[int, ...], ks: tuple[int, ...], channels: int) -> tuple
 
 def names() -> list[str]:
     """The spaces that ship."""
-    return ["published", *(f"rich-{skeleton}" for skeleton in _SKELETONS)]
+    return ["published", *(f"rich-{skeleton}" for skeleton in _SKELETONS), "star"]
 
 
 def open_space(name: str) -> SearchSpace:
-    """A space by name (published, rich-s, rich-m, rich-l) or from a JSON file.
+    """A space by name (published, rich-s, rich-m, rich-l, star) or from a JSON file.
 
     Raises:
         UserError: there is no such space or file, or the file does not hold one.
     """
     if name == "published":
         return published_space()
+    if name == "star":
+        return star_space()
     if name.startswith("rich-") and name.removeprefix("rich-") in _SKELETONS:
         return rich_space(name.removeprefix("rich-"))
     if not name.endswith(".json"):
@@ -112,6 +116,47 @@ def rich_space(skeleton: str) -> SearchSpace:
     )
 
 
+STAR_DEPTHS = (2, 3, 5, 3)
+STAR_WIDTHS = (16, 20, 24, 32)  # of the first stage; each doubles the one before
+
+
+def star_space() -> SearchSpace:
+    """Our space over StarNet's shape, for evolution: the first stage is 16, 20, 24 or 32 channels wide.
+
+    A stem, then in each of four stages a dense convolution that halves the map and up to 2, 3, 5 and 3 blocks: 12 or
+    16 channels of which all pairs are multiplied, three or four whole blocks of channels, the star operation, one
+    product of two depthwise convolutions, the inverted bottleneck, also in groups, Ghost, static ACH, or none; with
+    depthwise kernels of 3, 5 or 7, and one depthwise convolution or two where there are bare products.
+    """
+
+    def blocks(width: int) -> tuple[BlockSpec | Skip, ...]:
+        half, quarter = width // 2, width // 4
+        sizes = ((12, 1), (16, 1), (3, half), (4, quarter), (2, 2 * width), (2, 3 * width))
+        own: list[BlockSpec] = []
+        for kernel in RICH_KERNELS:
+            own += [products(k, w, kernel, width, after=after) for k, w in sizes for after in (False, True)]
+            own += [poly(kernel, width), inverted(2, kernel, width), inverted(4, kernel, width)]
+            own += [inverted(4, kernel, width, groups=2), ghost(4, kernel, width), ach(16, kernel, width)]
+        return (*own, SKIP)
+
+    widest = STAR_WIDTHS[-1]
+    stages = []
+    for number, depth in enumerate(STAR_DEPTHS):
+        width = widest * 2**number
+        stages.append(((conv(width),), *[blocks(width)] * depth))
+    return SearchSpace(
+        name="star",
+        stem=(ConvSpec(32, 3, 2),),
+        stage1=(),
+        stages=tuple(stages),
+        last_channels=None,
+        head_channels=None,
+        selection="static",
+        activation="relu6",
+        widths=tuple(width / widest for width in STAR_WIDTHS),
+    )
+
+
 def spaces_command(name: str | None, save: Path | None) -> None:
     """Print the spaces that ship, or one position by position; write it to `save`.
 
@@ -137,3 +182,5 @@ def spaces_command(name: str | None, save: Path | None) -> None:
     for number, position in enumerate(space.positions, start=1):
         channels = next(c.channels for c in position if isinstance(c, ConvSpec | BlockSpec))
         say(f"{number:3} to {channels:3} channels: {', '.join(label(candidate) for candidate in position)}")
+    if space.has_widths:
+        say(f"all of it {', '.join(f'{width:g}' for width in space.widths)} times as wide")

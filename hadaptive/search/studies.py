@@ -29,6 +29,7 @@ from hadaptive.errors import TrainingInterruptedError, UserError
 from hadaptive.files import append_csv, read_csv, write_atomically, write_csv, write_json
 from hadaptive.metrics import mean_interval, welch_difference
 from hadaptive.models import NetSpec
+from hadaptive.models.layer_spec import ConvSpec
 from hadaptive.provenance import provenance
 from hadaptive.search.config import StudyConfig
 from hadaptive.search.folder import SearchFolder
@@ -36,8 +37,9 @@ from hadaptive.search.latency import LatencyTable, fits, measure_networks, refer
 from hadaptive.search.launch import describe, prepared, resume_search, search
 from hadaptive.search.outcome import random_within
 from hadaptive.search.plots import draw_confidence, plot_comparison
+from hadaptive.search.position import SKIP
 from hadaptive.search.report import print_study
-from hadaptive.search.space import SKIP, ConvSpec, SearchSpace
+from hadaptive.search.space import SearchSpace
 from hadaptive.train import train_or_resume
 
 

@@ -1,7 +1,4 @@
-"""The supernet: every candidate of a space with its own weights, one of each position computed per step.
-
-Source: GDAS (arXiv 1910.04465) for the gradient through candidates that are not computed.
-"""
+"""The supernet: every candidate of a space with its own weights, one of each position computed per step."""
 
 from dataclasses import dataclass
 
@@ -11,7 +8,8 @@ from torch import Tensor, nn
 from hadaptive.models.blocks import build_block, conv_norm_act
 from hadaptive.models.layer_spec import BlockSpec, ConvSpec
 from hadaptive.nn import ACTIVATIONS, gumbel_noise
-from hadaptive.search.space import Candidate, Choice, SearchSpace
+from hadaptive.search.position import Candidate
+from hadaptive.search.space import Choice, SearchSpace
 
 
 @dataclass(frozen=True)
@@ -30,9 +28,9 @@ class Sample:
 class Supernet(nn.Module):
     """All networks of a space, sharing the weights of the candidates they have in common.
 
-    The forward pass runs one candidate a position and multiplies its output by its gate, 1; the others take part
-    as their gates alone, zeros added to the map, so that every architecture parameter gets its straight-through
-    gradient at the price of one network.
+    Of a bare choice the forward pass runs one candidate a position. Of a sample it runs every one, and adds up
+    what they put out times their gates: that of the path alone, for the other gates are zero, but each
+    architecture parameter gets the gradient of what its own candidate would have done.
 
     Args:
         space: the positions and their candidates.
@@ -111,11 +109,12 @@ class Supernet(nn.Module):
         choice = path.choice if isinstance(path, Sample) else path
         self.space.check_choice(choice)
         for number, (chosen, candidates) in enumerate(zip(choice, self.positions, strict=True)):
-            x = candidates[chosen](x)  # pyright: ignore[reportIndexIssue]
             if isinstance(path, Sample):
-                gate = path.gates[number].to(x.dtype)
-                others = gate.sum() - gate[chosen]
-                x = x * gate[chosen] + others
+                gates = path.gates[number]
+                every = [gate.to(x.dtype) * own(x) for gate, own in zip(gates, candidates, strict=True)]  # pyright: ignore[reportArgumentType]
+                x = torch.stack(every).sum(0)
+            else:
+                x = candidates[chosen](x)  # pyright: ignore[reportIndexIssue]
         return self.head(x)
 
     def subnet(self, choice: Choice) -> nn.Sequential:
