@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file, save
-from torch import nn
+from torch import Tensor, nn
 
 from hadaptive.cards import ModelCard, exported_division
 from hadaptive.data import DataConfig, ImageData, Manifest, open_data
@@ -155,9 +155,7 @@ class RunFolder:
 
     def save_weights(self, model: nn.Module, which: str) -> None:
         """Write all parameters and buffers as safetensors, atomically."""
-        state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-        content = save(state, {"format": "pt"})  # what loaders of others ask for
-        write_atomically(self.weights(which), lambda p: p.write_bytes(content))
+        save_tensors(model.state_dict(), self.weights(which))
 
     def load_model(self, which: str | None = None) -> tuple[nn.Module, ModelCard]:
         """The trained network in eval mode on the CPU, and its card.
@@ -298,6 +296,13 @@ class RunFolder:
             kept = [row for row in rows if int(row["epoch"]) < epoch]
             if len(kept) < len(rows):
                 write_atomically(path, lambda p, kept=kept, rows=rows: write_csv(p, kept, list(rows[0])))
+
+
+def save_tensors(state: dict[str, Tensor], path: Path) -> None:
+    """Write tensors as safetensors, atomically."""
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    content = save(whole, {"format": "pt"})  # what loaders of others ask for
+    write_atomically(path, lambda p: p.write_bytes(content))
 
 
 def division_of(init: Path | None, data: DataConfig) -> tuple[Manifest | None, list[str]]:

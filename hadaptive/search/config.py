@@ -1,5 +1,7 @@
 """The settings of a search: the parts that it shares with a training, and its own."""
 
+import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +36,7 @@ class LatencyGoal:
         frozen: latency is of the network with fixed selections, as ``hadaptive export --freeze`` writes it.
         threads: of the runtime that latency is measured in; 0 leaves their number to it.
         foreign_table: accept a table measured on another device.
+        max_params: most parameters of what evolution finds, such as 1M or 400k.
     """
 
     latency_target: str | None = None
@@ -43,10 +46,22 @@ class LatencyGoal:
     frozen: bool = False
     threads: int = 0
     foreign_table: bool = False
+    max_params: str | None = None
 
     def __post_init__(self) -> None:
+        _ = self.most_parameters
         not_negative("latency_weight", self.latency_weight)
         not_negative("threads", self.threads)
+
+    @property
+    def most_parameters(self) -> float:
+        """The number that `max_params` says; infinity where it says none."""
+        if self.max_params is None:
+            return math.inf
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmM]?)", self.max_params.strip())
+        if not found or float(found[1]) == 0:
+            raise UserError(f"max_params is written like 400k, 1.5M or 800000, got {self.max_params!r}")
+        return float(found[1]) * {"": 1, "k": 1e3, "m": 1e6}[found[2].lower()]
 
 
 @dataclass(frozen=True)
@@ -58,13 +73,17 @@ class Architecture:
             in the paper.
         paths: that rloo compares in each step.
         alpha_fraction: share of the training images that the architecture parameters learn from.
-        alpha_lr: of the architecture parameters; default lets them move by 10 in all, and by the paper's
-            3e-4 a step at least.
+        alpha_lr: of the architecture parameters; default lets them move by 10 in all, with gdas by 2, and by the
+            paper's 3e-4 a step at least.
         alpha_weight_decay: of the architecture parameters.
         alpha_clip: largest norm of their gradient.
         tau_start: temperature of the Gumbel softmax at the start; it shapes the gradient of gdas and nothing else.
         tau_end: and at the end.
         weights_first: share of the search that trains weights only, on paths drawn evenly.
+        method: gradient learns the architecture with the weights; evolution trains weights that candidates share,
+            and then looks for the networks that no other beats in both accuracy and cost.
+        population: networks of each generation of evolution.
+        generations: of evolution.
     """
 
     estimator: Literal["rloo", "gdas"] = "rloo"
@@ -76,8 +95,14 @@ class Architecture:
     tau_start: float = 4.0
     tau_end: float = 0.1
     weights_first: float = 0.2
+    method: Literal["gradient", "evolution"] = "gradient"
+    population: int = 32
+    generations: int = 16
 
     def __post_init__(self) -> None:
+        for name in ("population", "generations"):
+            if getattr(self, name) < 4:
+                raise UserError(f"{name} must be at least 4, got {getattr(self, name)}")
         if self.paths < 2:
             raise UserError(f"paths are compared with each other: at least 2, got {self.paths}")
         if not 0 < self.alpha_fraction < 1:
@@ -116,7 +141,7 @@ class SearchConfig(_SearchSettings):
     Attributes:
         recipe: the named settings that the other flags start from.
         output: folder to make; default runs/<time>-search-<space>-<data>.
-        space: published, rich-s, rich-m, rich-l, or a .json file of your own.
+        space: published, rich-s, rich-m, rich-l, star, or a .json file of your own.
         stem_strides: strides of the first convolutions, e.g. 1 1 for 32x32 images.
         drop_rate: dropout before the classifier; default 0.3.
         data: which images.
@@ -149,12 +174,22 @@ class SearchConfig(_SearchSettings):
 
     def idle(self) -> Iterator[Idle]:
         yield from idle_images(self)
-        estimator = self.architecture.estimator
-        for name in ("tau_start", "tau_end") if estimator == "rloo" else ("paths",):
-            yield Idle(name, "estimator", f"{estimator} does not use it")
+        method, estimator = self.architecture.method, self.architecture.estimator
+        for name in self._idle_of_method():
+            yield Idle(name, "method", f"{method} does not use it")
+        if method == "gradient":
+            for name in ("tau_start", "tau_end") if estimator == "rloo" else ("paths",):
+                yield Idle(name, "estimator", f"{estimator} does not use it")
         if self.latency.latency_target is None:
             for name in names(LatencyGoal):
-                yield Idle(name, "latency_target", "is not there")
+                if name != "max_params":
+                    yield Idle(name, "latency_target", "is not there")
+
+    def _idle_of_method(self) -> list[str]:
+        own = ("method", "population", "generations")
+        if self.architecture.method == "gradient":
+            return [*own[1:], "max_params"]
+        return [*(name for name in names(Architecture) if name not in own), "latency_weight"]
 
     def setting(self, num_classes: int, device: str) -> Setting:
         """What the latency of the found network is of: one image of the search's size, on its device."""

@@ -4,7 +4,11 @@ config.json, space.json    all that is needed to run it again
 split.csv                  every image of the data, and the part it is in
 latency.json               the table the search used, if it had a target
 found.json                 the network found: a NetSpec for `hadaptive train --model`
-confidence.csv             a row per epoch, position and candidate
+confidence.csv             a row per epoch, position and candidate; of a search by gradient
+evolution.csv              a row per network that was looked at; of evolution, as are the next three
+front.csv, front/...       the networks that no other beats, from cheap to accurate, and their NetSpecs
+front.png                  all networks: accuracy over cost
+supernet.safetensors       the weights they share
 metrics.csv                a row per epoch
 checkpoint.pt              all state needed to go on exactly; removed when the search is done
 confidence.png, curves.png, network.png, summary.json
@@ -28,6 +32,11 @@ class SearchFolder(RunFolder):
         self.by_epoch = (self.metrics, self.confidence)
         self.heat_map = self.path / "confidence.png"
         self.strip = self.path / "network.png"
+        self.evolution = self.path / "evolution.csv"
+        self.front = self.path / "front.csv"
+        self.front_networks = self.path / "front"
+        self.front_picture = self.path / "front.png"
+        self.supernet = self.path / "supernet.safetensors"
 
     @classmethod
     def open(cls, path: str | Path) -> "SearchFolder":

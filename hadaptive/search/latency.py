@@ -6,6 +6,7 @@ space, timed in turns in the same run. Where files are timed, they are those tha
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,28 +68,32 @@ def measure_table(
     networks = NETWORKS[setting.runtime] if networks is None else networks
     with threads(setting.threads or None), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        candidates = Candidates(space, setting)
-        tell(f"timing {len(candidates.parts)} different candidates of {space.name} in {setting.runtime}")
-        times, rest = candidates.times(_medians(candidates.runs(), rounds, setting))
+        widths = [Candidates(space.at_width(number), setting) for number in range(len(space.widths))]
+        runs = {name: run for candidates in widths for name, run in candidates.runs().items()}
+        tell(f"timing {len(runs)} different candidates of {space.name} in {setting.runtime}")
+        medians = _medians(runs, rounds, setting)
+        (times, rest), *narrower = (candidates.times(medians) for candidates in widths)
         generator = torch.Generator().manual_seed(2024)
         choices = [space.random(generator) for _ in range(networks)]
         specs = {str(i): space.build(choice) for i, choice in enumerate(choices)}
         specs |= {name: spec for name, spec in known.items() if fits(spec, setting)}
         tell(f"timing {len(specs)} whole networks")
         measured = _medians(_network_runs(specs, setting), 3 * rounds, setting)
-    sums = [sum(t[c] for t, c in zip(times, choice, strict=True)) + rest for choice in choices]
-    slope, offset, error = _fit(sums, [measured[str(i)] for i in range(networks)])
-    return LatencyTable(
+    table = LatencyTable(
         space.fingerprint,
         setting,
         times,
         rest,
-        slope,
-        offset,
+        1.0,
+        0.0,
         {name: measured[name] for name in known if name in measured},
-        {"number": networks, "median_error": error},
+        {},
         provenance(setting.device),
+        tuple(narrower),
     )
+    sums = [table.predict(choice) for choice in choices]
+    slope, offset, error = _fit(sums, [measured[str(i)] for i in range(networks)])
+    return replace(table, slope=slope, offset=offset, networks={"number": networks, "median_error": error})
 
 
 def measure_networks(specs: dict[str, NetSpec], setting: Setting, rounds: int = 120) -> dict[str, float]:

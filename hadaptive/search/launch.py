@@ -15,7 +15,9 @@ from hadaptive.engine.batches import create_batches
 from hadaptive.engine.loop import begin
 from hadaptive.engine.processes import on_main
 from hadaptive.errors import UserError
+from hadaptive.search.base import SearchEngine
 from hadaptive.search.config import SearchConfig, StudyConfig
+from hadaptive.search.evolution import Evolution
 from hadaptive.search.folder import SearchFolder
 from hadaptive.search.latency import LatencyTable, measure_table, references
 from hadaptive.search.report import print_search
@@ -80,16 +82,17 @@ def configured_table(
 
 def new_searcher(
     config: SearchConfig, space: SearchSpace, accelerator: Accelerator, data: ImageData, *, quiet: bool = False
-) -> Searcher:
-    """A search that has not begun.
+) -> SearchEngine:
+    """A search that has not begun, of the method that the settings name.
 
     Raises:
         UserError: the batch size does not fit the images.
     """
-    batches = create_batches(
-        config, accelerator, data, alpha_fraction=config.architecture.alpha_fraction, test=False
-    )
-    return Searcher(config, space, accelerator, batches, quiet=quiet)
+    evolves = config.architecture.method == "evolution"
+    fraction = 0.0 if evolves else config.architecture.alpha_fraction
+    batches = create_batches(config, accelerator, data, alpha_fraction=fraction, test=False)
+    kind = Evolution if evolves else Searcher
+    return kind(config, space, accelerator, batches, quiet=quiet)
 
 
 def search(config: SearchConfig, *, given: Iterable[str] = (), quiet: bool = False) -> dict[str, Any]:
@@ -115,7 +118,7 @@ def search(config: SearchConfig, *, given: Iterable[str] = (), quiet: bool = Fal
 
 def prepared(
     config: SearchConfig, *, given: Iterable[str] = (), quiet: bool = False, alone: bool = False
-) -> tuple[Searcher, SearchConfig, LatencyTable | None, ImageData]:
+) -> tuple[SearchEngine, SearchConfig, LatencyTable | None, ImageData]:
     """A search that has not begun, its settings as they turned out, its table and its images; nothing is written.
 
     Args:

@@ -101,6 +101,13 @@ def random_within(space: SearchSpace, table: LatencyTable, target: float, genera
     Raises:
         UserError: no network is within the target.
     """
+    if table.narrower:
+        widths = [n for n in range(len(space.widths)) if table.at_width(n).range()[0] <= target]
+        if not widths:
+            raise UserError(f"no network of this space is within {target:.3g} ms")
+        number = widths[int(torch.randint(len(widths), (), generator=generator))]
+        inside = random_within(space.at_width(number), table.at_width(number), target, generator)
+        return (*inside, number)
     knapsack = _Knapsack(table, target)
     scores = [[0.0] * len(position) for position in space.positions]
     tables = knapsack.tables(scores, lambda ways: ways.logsumexp(0))

@@ -9,6 +9,7 @@ from hadaptive.files import read_csv
 from hadaptive.models import NetSpec
 from hadaptive.pictures import save_png
 from hadaptive.search.folder import SearchFolder
+from hadaptive.search.front import Judged, front_of
 from hadaptive.search.labels import label
 from hadaptive.text import drawn
 
@@ -84,6 +85,46 @@ def plot_search(run: SearchFolder) -> None:
         panel.set_xlabel("epoch")
         panel.grid(alpha=0.3)
     save_png(figure, run.curves)
+
+
+def plot_weights(run: SearchFolder) -> None:
+    """Draw the loss of the shared weights, and the accuracy of one network with them, over the epochs."""
+    rows = read_csv(run.metrics)
+    if not rows:
+        return
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    for panel, key, title in zip(
+        figure.subplots(1, 2),
+        ("weight_loss", "val_accuracy"),
+        ("cross-entropy of the networks in turn, nats", "validation accuracy of one network drawn at random"),
+        strict=True,
+    ):
+        panel.plot([int(row["epoch"]) + 1 for row in rows], [float(row[key]) for row in rows])
+        panel.set(title=title, xlabel="epoch")
+        panel.grid(alpha=0.3)
+    save_png(figure, run.curves)
+
+
+def plot_front(judged: list[Judged], within: list[Judged], path: Path) -> None:
+    """Draw accuracy on the supernet over cost: networks by their generation, and the front of those `within`."""
+    unit, name = (1e-6, "million multiply-accumulates") if judged[0].latency_ms is None else (1, "predicted ms")
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    points = axes.scatter(
+        [unit * one.cost for one in judged],
+        [100 * one.accuracy for one in judged],
+        c=[one.generation for one in judged],
+        s=12,
+        cmap="viridis",
+    )
+    figure.colorbar(points, ax=axes, label="generation")
+    front = front_of(within)
+    x, y = [unit * one.cost for one in front], [100 * one.accuracy for one in front]
+    axes.plot(x, y, color="tab:red", label="front")
+    axes.set(xlabel=name, ylabel="validation accuracy with the supernet's weights, %")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    save_png(figure, path)
 
 
 def draw_network(spec: NetSpec, path: Path) -> None:

@@ -4,6 +4,7 @@ import shlex
 from typing import Any
 
 from hadaptive.console import console, say
+from hadaptive.files import read_csv
 from hadaptive.metrics import with_interval
 from hadaptive.search.config import SearchConfig
 from hadaptive.search.folder import SearchFolder
@@ -13,6 +14,20 @@ from hadaptive.search.space import SearchSpace
 
 def print_search(folder: SearchFolder, config: SearchConfig, space: SearchSpace, summary: dict[str, Any]) -> None:
     """Print what was found, position by position, its latency, any warning, and how to train it."""
+    if summary.get("method") == "evolution":
+        _print_front(folder, summary)
+    else:
+        _print_confidence(space, summary)
+    if summary["predicted_ms"] is not None:
+        measured = ", ".join(f"{name} {ms:.2f} ms" for name, ms in (summary["measured_ms"] or {}).items())
+        say(f"latency: target {summary['target_ms']:.2f} ms, predicted {summary['predicted_ms']:.2f} ms; "
+              f"measured: {measured}")  # fmt: skip
+    for warning in summary["warnings"]:
+        say(f"warning: {warning}")
+    say(f"train it: {training_command(folder, config)}")
+
+
+def _print_confidence(space: SearchSpace, summary: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table("position", "found")
@@ -22,13 +37,31 @@ def print_search(folder: SearchFolder, config: SearchConfig, space: SearchSpace,
         if len(position) > 1:
             table.add_row(str(number), label(position[choice]), f"{confidence:.2f}")
     console().print(table)
-    if summary["predicted_ms"] is not None:
-        measured = ", ".join(f"{name} {ms:.2f} ms" for name, ms in (summary["measured_ms"] or {}).items())
-        say(f"latency: target {summary['target_ms']:.2f} ms, predicted {summary['predicted_ms']:.2f} ms; "
-              f"measured: {measured}")  # fmt: skip
-    for warning in summary["warnings"]:
-        say(f"warning: {warning}")
-    say(f"train it: {training_command(folder, config)}")
+
+
+def _print_front(folder: SearchFolder, summary: dict[str, Any]) -> None:
+    """The networks of the front: cost, and accuracy with the supernet's weights, which training will change."""
+    from rich.table import Table
+
+    rows = read_csv(folder.front)
+    table = Table("network")
+    timed = any(row["latency_ms"] for row in rows)
+    for column in ("MMACs", "parameters", *(("predicted ms", "measured ms") if timed else ()), "supernet, %"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        ms = [row[key] and f"{float(row[key]):.3f}" for key in ("latency_ms", "measured_ms")]
+        table.add_row(
+            row["network"],
+            f"{int(row['macs']) / 1e6:.2f}",
+            f"{int(row['parameters']):,}",
+            *(ms if timed else ()),
+            f"{100 * float(row['accuracy']):.2f}",
+        )
+    console().print(table)
+    say(
+        f"the front of {summary['networks']} networks, each a NetSpec in {folder.front_networks}; "
+        f"{folder.found.name} is one of them, with {summary['parameters']:,} parameters"
+    )
 
 
 def training_command(folder: SearchFolder, config: SearchConfig) -> str:

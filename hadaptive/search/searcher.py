@@ -16,34 +16,28 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
-from torch import Tensor, nn
+from torch import Tensor
 
-from hadaptive.data import derive_seed
 from hadaptive.engine.batches import Batches
 from hadaptive.engine.finite import NonFiniteLossError
-from hadaptive.engine.loop import Engine, Rows
+from hadaptive.engine.loop import Rows
 from hadaptive.engine.optimiser import create_optimiser, is_second_order, take_step
 from hadaptive.engine.processes import on_main
 from hadaptive.errors import UserError
-from hadaptive.metrics import evaluate_model, share_text
-from hadaptive.models import NetSpec
+from hadaptive.metrics import Evaluation, share_text
 from hadaptive.nn import adapt_temperatures
+from hadaptive.search.base import SearchEngine
 from hadaptive.search.config import SearchConfig
 from hadaptive.search.estimators import common_noise, frozen_statistics, gdas, rloo, without_dropout
 from hadaptive.search.folder import SearchFolder
 from hadaptive.search.labels import label
-from hadaptive.search.latency import LatencyTable, measure_networks, references
 from hadaptive.search.outcome import most_confident, relative_entropy, warnings_of
 from hadaptive.search.plots import draw_network, plot_confidence, plot_search
-from hadaptive.search.report import print_search
 from hadaptive.search.space import SearchSpace
 from hadaptive.search.supernet import Supernet
 
-CALIBRATION_BATCHES = 20  # for the running statistics of a path that is evaluated
 
-
-class Searcher(Engine):
+class Searcher(SearchEngine):
     """One search in progress: supernet, both optimisers, and where in the schedule it stands.
 
     Args:
@@ -54,8 +48,6 @@ class Searcher(Engine):
         quiet: print nothing.
     """
 
-    command = "search"
-
     def __init__(
         self,
         config: SearchConfig,
@@ -65,13 +57,16 @@ class Searcher(Engine):
         *,
         quiet: bool = False,
     ) -> None:
-        super().__init__(config, accelerator, batches, quiet=quiet)
+        super().__init__(config, space, accelerator, batches, quiet=quiet)
         assert batches.alpha is not None
-        self.config, self.space, self.alpha_batches = config, space, batches.alpha
-        torch.manual_seed(config.execution.seed)
-        drop = 0.3 if config.drop_rate is None else config.drop_rate
+        if space.has_widths:
+            raise UserError(
+                f"{space.name} has networks of several widths, which no gradient compares: use --method "
+                "evolution, or a space of one width"
+            )
+        self.alpha_batches = batches.alpha
         in_chans = config.preprocessing.in_chans
-        self.supernet = Supernet(space, self.num_classes, in_chans, drop).to(accelerator.device)
+        self.supernet = Supernet(space, self.num_classes, in_chans, self.drop_rate).to(accelerator.device)
         if config.execution.channels_last:
             self.supernet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.alpha = list(self.supernet.alpha)
@@ -88,18 +83,11 @@ class Searcher(Engine):
         how = config.architecture
         self.first = how.weights_first * self.epochs * self.steps_per_epoch  # step of the architecture
         alpha_steps = self.epochs * self.alpha_batches.steps * (1 - how.weights_first)
-        lr = how.alpha_lr or max(3e-4, 10.0 / max(1.0, alpha_steps))
+        way = 2.0 if how.estimator == "gdas" else 10.0  # a single path's gradient is mostly chance
+        lr = how.alpha_lr or max(3e-4, way / max(1.0, alpha_steps))
         self.alpha_optimizer = torch.optim.AdamW(self.alpha, lr=lr, weight_decay=how.alpha_weight_decay)
-        self.criterion = nn.CrossEntropyLoss(label_smoothing=config.optimisation.label_smoothing)
-        self.use(None)
         self.alpha_step = self.alpha_count = 0
         self.alpha_loss = 0.0
-
-    def use(self, table: LatencyTable | None) -> None:
-        """Search under the config's target with this latency table."""
-        text = self.config.latency.latency_target
-        self.table = table
-        self.target = None if table is None or text is None else table.target(text)
 
     # -- state ------------------------------------------------------------------------------------------------
 
@@ -156,27 +144,6 @@ class Searcher(Engine):
             self.alpha_loss += self._alpha_step(*self.ready(images, targets))
             self.alpha_count += 1
 
-    def _generator(self, kind: int) -> torch.Generator:
-        """Of this step's paths, the same on every process: kind 2 for weights, 3 for the architecture."""
-        seed = derive_seed(self.config.execution.seed, kind, self.epoch, self.step)
-        return torch.Generator().manual_seed(seed)
-
-    def _noise(self, kind: int) -> int:
-        """The seed of this step's noise, another one for each process."""
-        process = self.accelerator.process_index
-        return derive_seed(self.config.execution.seed, kind, self.epoch, self.step, process) % 2**32
-
-    def _seed_noise(self, kind: int) -> None:
-        set_seed(self._noise(kind))
-
-    def _finite(self, loss: Tensor) -> float:
-        value = loss.item()
-        if not math.isfinite(value):
-            raise NonFiniteLossError(
-                f"the loss is {value} in epoch {self.epoch + 1}, step {self.step + 1}: try a lower lr"
-            )
-        return value
-
     def _alpha_step(self, images: Tensor, targets: Tensor) -> float:
         how, net, generator = self.config.architecture, self.supernet, self._generator(3)
 
@@ -217,38 +184,8 @@ class Searcher(Engine):
 
     # -- an epoch, and the end --------------------------------------------------------------------------------
 
-    def greet(self, folder: SearchFolder) -> str:
-        goal = "no latency target" if self.target is None else f"target {self.target:.2f} ms"
-        return (
-            f"{self.space.name}, {self.space.size:.3g} choices at {len(self.space.positions)} positions, {goal}; "
-            f"{self.batches.train.images:,} images for the weights; writing to {folder.path}"
-        )
-
-    def evaluate(self, choice: tuple[int, ...]) -> Any:
-        """Validation of one path with the supernet's weights, its running statistics estimated anew."""
-        network = copy.deepcopy(self.supernet.subnet(choice))
-        norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # the plain mean of the batches
-        set_seed(derive_seed(self.config.execution.seed, 6, self.epoch) % 2**32)
-        self.batches.train.set_epoch(self.epoch)  # of which accelerate's loader may have gone on to the next
-        network.train()
-        with torch.no_grad():
-            for count, (images, targets, _) in enumerate(self.batches.train.loader):
-                if count == CALIBRATION_BATCHES:
-                    break
-                network(self.ready(images, targets)[0])
-        for norm in norms:  # the mean over the processes
-            for name in ("running_mean", "running_var"):
-                setattr(norm, name, self.accelerator.reduce(getattr(norm, name), "mean"))
-        return evaluate_model(
-            network,
-            self.batches.validation,
-            self.num_classes,
-            accelerator=self.accelerator,
-            channels_last=self.config.execution.channels_last,
-        )
+    def evaluate(self, choice: tuple[int, ...]) -> Evaluation:
+        return self._validate(copy.deepcopy(self.supernet.subnet(choice)))
 
     def summarise_epoch(self, folder: SearchFolder) -> tuple[Rows, str]:
         confidence = [p.cpu() for p in self.supernet.confidence()]
@@ -302,7 +239,7 @@ class Searcher(Engine):
         def write() -> dict[str, float] | None:
             found.save(folder.found)
             draw_network(found, folder.strip)
-            return self._measure(found)
+            return self._measure({"found": found})
 
         return {
             "space": self.space.name,
@@ -321,14 +258,3 @@ class Searcher(Engine):
             "warnings": warnings_of(self.space, choice, confidence),
             "search_seconds": round(self.seconds, 1),
         }
-
-    def report(self, folder: SearchFolder, summary: dict[str, Any]) -> None:
-        print_search(folder, self.config, self.space, summary)
-
-    def _measure(self, found: NetSpec) -> dict[str, float] | None:
-        """Latency of the network found and of the published ones, in turns, ms; None where it cannot be had."""
-        if self.table is None or not self.table.is_of_this_machine:
-            return None
-        specs = references(self.config.stem_strides)
-        known = {name: specs[name] for name in self.table.references if name in specs}
-        return measure_networks({"found": found, **known}, self.table.setting)

@@ -1,8 +1,8 @@
 """A supernet for large spaces: candidates of one kind share the weights of the largest of them.
 
 A smaller kernel is the middle of the larger one, a narrower layer the first channels of the wider one, and a block
-without a second convolution the same block with it. What is inside a block in several parts, as the blocks of channels
-that are multiplied with each other, is narrowed part by part, so that every channel keeps its role.
+without a second convolution the same block with it. What is inside a block in several parts, as the blocks of
+channels that are multiplied with each other, is narrowed part by part, so that every channel keeps its role.
 
 Source: Once-for-All (arXiv 1908.09791) for kernels and widths that are parts of larger ones; FairNAS
 (arXiv 1907.01845) for paths in which all candidates have their turn.
@@ -80,6 +80,7 @@ def _family(block: BlockSpec, position: Position) -> BlockSpec:
     )
 
 
+@functools.cache
 def _kind(layer: Layer) -> Layer:
     """A candidate without its sizes: two of a position that are equal so share their weights."""
     if not isinstance(layer, BlockSpec) or layer.kind == "conv":
@@ -193,8 +194,8 @@ def _tail(network: HadaptiveNet, drop_rate: float) -> nn.Sequential:
 class SharedSupernet(nn.Module):
     """All networks of a space in the weights of its largest candidates.
 
-    BatchNorm normalises with its batch, in training and evaluation; a network that is taken out has running statistics,
-    which are still to be estimated. Temperatures of selections stay where they begin.
+    BatchNorm normalises with its batch, in training and evaluation; a network that is taken out has running
+    statistics, which are still to be estimated. Temperatures of selections stay where they begin.
 
     Args:
         space: the positions, their candidates, and the widths.
@@ -303,9 +304,9 @@ class SharedSupernet(nn.Module):
 def fair_choice(space: SearchSpace, seed: int, step: int) -> Choice:
     """The choice whose turn it is: over many steps, every kind of block and every size of it equally often.
 
-    At each position the kinds take turns in an order drawn anew for each round, and in each round another of a kind's
-    sizes, in an order drawn for as many rounds as there are. Where a block may be skipped it is in a quarter of the
-    turns, for networks of few blocks are trained as well.
+    At each position the kinds take turns in an order drawn anew for each round, and in each round another of a
+    kind's sizes, in an order drawn for as many rounds as there are. Where a block may be skipped it is in about a
+    quarter of the turns, so that networks of few blocks are trained as well.
     """
 
     def turn(place: int, number: int, kinds: list[list[int]]) -> int:

@@ -71,8 +71,8 @@ class SearchSpace:
             may be left out (stride 1 and unchanged width only).
         last_channels, head_channels, order, surrogate, selection, noise, temperature, score_kernel, mix,
             activation: as in :class:`NetSpec`.
-        widths: factors of all widths in the stages, each above 0 and at most 1; candidates are written for 1. Numbers
-            of single channels (k of ACH and of products of width 1) stay.
+        widths: factors of all widths in the stages, each above 0 and at most 1; candidates are written for 1.
+            Numbers of single channels (k of ACH and of products of width 1) stay.
 
     Raises:
         UserError: candidates do not fit each other or their position, or a factor leaves parts of channels.

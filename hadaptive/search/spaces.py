@@ -123,10 +123,10 @@ STAR_WIDTHS = (16, 20, 24, 32)  # of the first stage; each doubles the one befor
 def star_space() -> SearchSpace:
     """Our space over StarNet's shape, for evolution: the first stage is 16, 20, 24 or 32 channels wide.
 
-    A stem, then in each of four stages a dense convolution that halves the map and up to 2, 3, 5 and 3 blocks: 12 or
-    16 channels of which all pairs are multiplied, three or four whole blocks of channels, the star operation, one
-    product of two depthwise convolutions, the inverted bottleneck, also in groups, Ghost, static ACH, or none; with
-    depthwise kernels of 3, 5 or 7, and one depthwise convolution or two where there are bare products.
+    A stem, then in each of four stages a dense convolution that halves the map and up to 2, 3, 5 and 3 blocks: 12
+    or 16 channels of which all pairs are multiplied, three or four whole blocks of channels, the star operation,
+    one product of two depthwise convolutions, the inverted bottleneck, also in groups, Ghost, static ACH, or none;
+    with depthwise kernels of 3, 5 or 7, and one depthwise convolution or two where there are bare products.
     """
 
     def blocks(width: int) -> tuple[BlockSpec | Skip, ...]:

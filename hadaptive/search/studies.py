@@ -103,7 +103,8 @@ def resume_study(
     table = LatencyTable.load(folder.latency) if folder.latency.is_file() else None
     try:
         summaries = [_search_once(folder, config, table, seed, quiet) for seed in _seeds(config, config.seeds)]
-        agreement = _agree(folder, space, config, summaries)
+        evolved = config.search.architecture.method == "evolution"  # which has no confidence to agree on
+        agreement = None if evolved else _agree(folder, space, config, summaries)
         summary: dict[str, Any] = {"run": str(folder.path), "space": space.name, "agreement": agreement}
         summary["warnings"] = [f"seed {s['seed']}: {warning}" for s in summaries for warning in s["warnings"]]
         if config.baseline is not None:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from hadaptive.search.labels import label
 from hadaptive.search.space import Choice, SearchSpace
 
 FORMAT = "hadaptive-latency"
+Times = tuple[tuple[float, ...], ...]  # for each position, of each candidate, ms
 VERSION = 2  # 1 knew no frozen selections, and timed ONNX graphs of another exporter than export's
 
 
@@ -36,20 +37,29 @@ class LatencyTable:
         references: measured latency of the published networks that fit the setting, ms.
         networks: whole networks the line was fitted to: how many, and the median relative error left.
         where: device, versions and commit.
+        narrower: `times` and `rest` of each further width of the space.
     """
 
     space: str
     setting: Setting
-    times: tuple[tuple[float, ...], ...]
+    times: Times
     rest: float
     slope: float
     offset: float
     references: dict[str, float]
     networks: dict[str, float]
     where: dict[str, Any]
+    narrower: tuple[tuple[Times, float], ...] = ()
+
+    def at_width(self, number: int) -> "LatencyTable":
+        """The table of one of the space's widths alone."""
+        times, rest = ((self.times, self.rest), *self.narrower)[number]
+        return replace(self, times=times, rest=rest, narrower=())
 
     def predict(self, choice: Choice) -> float:
         """Latency of one network of the space, ms."""
+        if self.narrower:
+            return self.at_width(choice[-1]).predict(choice[:-1])
         total = sum(times[chosen] for times, chosen in zip(self.times, choice, strict=True))
         return self.slope * (total + self.rest) + self.offset
 
@@ -66,9 +76,10 @@ class LatencyTable:
 
     def range(self) -> tuple[float, float]:
         """Latency of the fastest and of the slowest network, ms."""
-        fast = tuple(min(range(len(t)), key=t.__getitem__) for t in self.times)
-        slow = tuple(max(range(len(t)), key=t.__getitem__) for t in self.times)
-        return self.predict(fast), self.predict(slow)
+        tables = [self.at_width(number) for number in range(1 + len(self.narrower))]
+        fast = [(table, tuple(min(range(len(t)), key=t.__getitem__) for t in table.times)) for table in tables]
+        slow = [(table, tuple(max(range(len(t)), key=t.__getitem__) for t in table.times)) for table in tables]
+        return min(table.predict(x) for table, x in fast), max(table.predict(x) for table, x in slow)
 
     def target(self, text: str) -> float:
         """Milliseconds of a target such as "5ms" or "0.8xS" (S, M and L as measured in this table).
@@ -115,7 +126,9 @@ class LatencyTable:
 
     def check(self, space: SearchSpace, setting: Setting, foreign: bool = False) -> None:
         """Raise one clear UserError unless this table is of that space, setting and (unless foreign) device."""
-        if self.space != space.fingerprint or [len(t) for t in self.times] != [len(p) for p in space.positions]:
+        tables = [self.at_width(number).times for number in range(1 + len(self.narrower))]
+        shape = [[len(p) for p in space.positions]] * len(space.widths)
+        if self.space != space.fingerprint or [[len(t) for t in times] for times in tables] != shape:
             raise UserError(f"the latency table is of another space than {space.name}: measure this one's")
         for field in fields(Setting):
             if foreign and field.name in ("runtime", "device", "threads", "channels_last"):
@@ -169,7 +182,9 @@ class LatencyTable:
             version = data.get("version")
             data = contents(cls, "latency table", data, FORMAT, 1 if version == 1 else VERSION)
             data["setting"] = Setting(**data["setting"])
-            data["times"] = tuple(tuple(float(t) for t in times) for times in data["times"])
+            data["times"] = _times(data["times"])
+            narrower = data.get("narrower", ())
+            data["narrower"] = tuple((_times(times), float(rest)) for times, rest in narrower)
             for name in ("rest", "slope", "offset"):
                 data[name] = float(data[name])
             data["references"] = {str(name): float(ms) for name, ms in data["references"].items()}
@@ -188,6 +203,10 @@ class LatencyTable:
         return table
 
 
+def _times(data: Any) -> Times:
+    return tuple(tuple(float(t) for t in times) for times in data)
+
+
 def print_table(space: SearchSpace, table: LatencyTable) -> None:
     """Print the times of each position, equal positions once, and what the sum is worth."""
     from rich.table import Table
@@ -202,6 +221,8 @@ def print_table(space: SearchSpace, table: LatencyTable) -> None:
             shown.add_row(", ".join(map(str, places)) if i == 0 else "", label(candidate), f"{ms:.3f}")
     shown.add_row("", "last convolution and head", f"{table.rest:.3f}")
     console().print(shown)
+    if table.narrower:
+        say(f"at {space.widths[0]:g} of the width; the file has the others, too")
     low, high = table.range()
     say(f"a network of {space.name}: {low:.2f} to {high:.2f} ms")
     say(

@@ -1,0 +1,269 @@
+"""Evolution on a trained supernet: the networks that no other beats in both accuracy and cost.
+
+First the shared weights are trained, one network a step, each candidate in its turn; then NSGA-II (Deb et al.,
+2002, by pymoo) looks for the front: the order of Once-for-All (arXiv 1908.09791). All networks are judged on the
+validation part, with running statistics of the same batches, so that they differ in their architecture alone.
+
+What was judged stands in the folder's evolution.csv: a search that was cut off there judges nothing twice.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from hadaptive.engine.batches import Batches
+from hadaptive.engine.loop import Rows
+from hadaptive.engine.optimiser import create_optimiser, is_second_order, take_step
+from hadaptive.engine.processes import on_main
+from hadaptive.errors import TrainingInterruptedError, UserError
+from hadaptive.files import append_csv, read_csv, write_atomically, write_csv
+from hadaptive.info import inspect_network
+from hadaptive.metrics import Evaluation, share_text
+from hadaptive.models import HadaptiveNet, NetSpec
+from hadaptive.packages import EXTRAS, require
+from hadaptive.runs import save_tensors
+from hadaptive.search.base import SearchEngine
+from hadaptive.search.config import SearchConfig
+from hadaptive.search.folder import SearchFolder
+from hadaptive.search.front import Judged, front_of, generations
+from hadaptive.search.plots import draw_network, plot_front, plot_weights
+from hadaptive.search.shared import SharedSupernet, fair_choice
+from hadaptive.search.space import Choice, SearchSpace
+
+JUDGING_BATCHES = 8  # for the running statistics of a network that is judged
+FEW_TURNS = 20  # of a candidate in training, below which its weights say little
+MEASURED = 8  # networks of the front that are timed whole, from the most accurate on
+
+
+class Evolution(SearchEngine):
+    """A search whose supernet is trained fairly and whose networks are found by evolution.
+
+    Args:
+        config, space, accelerator, batches, quiet: as of :class:`SearchEngine`.
+
+    Raises:
+        UserError: pymoo is missing, or an optimiser takes second derivatives.
+    """
+
+    def __init__(
+        self,
+        config: SearchConfig,
+        space: SearchSpace,
+        accelerator: Accelerator,
+        batches: Batches,
+        *,
+        quiet: bool = False,
+    ) -> None:
+        require(EXTRAS["evolution"], "--method evolution", "hadaptive[evolution]")
+        super().__init__(config, space, accelerator, batches, quiet=quiet)
+        in_chans = config.preprocessing.in_chans
+        self.supernet = SharedSupernet(space, self.num_classes, in_chans, self.drop_rate).to(accelerator.device)
+        if config.execution.channels_last:
+            self.supernet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        optimizer, self.scheduler = create_optimiser(
+            self.supernet, config.optimisation, self.steps_per_epoch, scaled=accelerator.scaler is not None
+        )
+        if is_second_order(optimizer):
+            raise UserError(
+                f"opt {config.optimisation.opt!r} takes second derivatives, a search does not: choose another"
+            )
+        self.model, self.optimizer = accelerator.prepare(self.supernet, optimizer)
+
+    # -- the weights ------------------------------------------------------------------------------------------
+
+    def own_state(self) -> dict[str, Any]:
+        return {"supernet": self.supernet.state_dict()}
+
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        self.supernet.load_state_dict(state["supernet"])
+
+    def micro_step(self, images: Tensor, targets: Tensor, number: int) -> float:
+        self._seed_noise(4)
+        choice = fair_choice(self.space, self.config.execution.seed, self.updates)
+        with self.accelerator.autocast():
+            logits = self.model(images, choice)
+        loss = self.criterion(logits.float(), targets)
+        value = self._finite(loss)
+        self.accelerator.backward(loss)
+        take_step(self.optimizer, self._noise(4))
+        self.optimizer.zero_grad(set_to_none=True)
+        return value
+
+    def evaluate(self, choice: Choice) -> Evaluation:
+        return self._validate(self.supernet.network(choice), JUDGING_BATCHES)
+
+    def summarise_epoch(self, folder: SearchFolder) -> tuple[Rows, str]:
+        usual = fair_choice(self.space, self.config.execution.seed + 1, 0)  # the same one in every epoch
+        validation = self.timed(lambda: self.evaluate(usual))
+        self.note_unreadable("validation", validation.unreadable)
+        self.require_images(validation, "validation", folder)
+        row = {
+            "epoch": self.epoch,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "weight_loss": self.loss_sum / self.steps_per_epoch,
+            "val_accuracy": validation.accuracy,
+            "seconds": round(self.seconds, 2),
+        }
+        line = (
+            f"epoch {self.epoch + 1}/{self.epochs}: training loss {row['weight_loss']:.4f}, validation accuracy "
+            f"of a network drawn at random {share_text(validation.correct, validation.total)}"
+        )
+        self.scheduler.after_epoch(self.updates, validation.loss)
+        return {folder.metrics: [row]}, line
+
+    def draw(self, folder: SearchFolder) -> None:
+        plot_weights(folder)
+        if read_csv(folder.evolution):
+            judged = [Judged.from_row(row) for row in read_csv(folder.evolution)]
+            plot_front(judged, [one for one in judged if one.within(self._limits)], folder.front_picture)
+
+    # -- the networks -----------------------------------------------------------------------------------------
+
+    def conclude(self, folder: SearchFolder) -> dict[str, Any]:
+        on_main(self.accelerator, lambda: save_tensors(self.supernet.state_dict(), folder.supernet))
+        judged = self._evolve(folder)
+        front = front_of([one for one in judged if one.within(self._limits)])
+        if not front:
+            raise UserError(
+                f"of {len(judged)} networks none is within the target: raise --latency-target or --max-params, or "
+                "give evolution more --generations"
+            )
+        specs = {f"front-{number}": self.space.build(one.choice) for number, one in enumerate(front)}
+        found, measured = on_main(self.accelerator, lambda: self._found(front, specs))
+        name = f"{self.space.name}-found-seed{self.config.execution.seed}"
+        spec = self.space.build(found.choice, name=name)
+
+        def write() -> None:
+            folder.front_networks.mkdir(exist_ok=True)
+            for own, network in specs.items():
+                network.save(folder.front_networks / f"{own}.json")
+            rows = [
+                {"network": own, **one.row(), "measured_ms": (measured or {}).get(own, "")}
+                for own, one in zip(specs, front, strict=True)
+            ]
+            write_atomically(folder.front, lambda path: write_csv(path, rows, list(rows[0])))
+            spec.save(folder.found)
+            draw_network(spec, folder.strip)
+
+        on_main(self.accelerator, write)
+        number = front.index(found)
+        ms = None if measured is None else {"found": measured.get(f"front-{number}"), **self._known(measured)}
+        return {
+            "space": self.space.name,
+            "data": self.config.data.data,
+            "recipe": self.config.recipe,
+            "seed": self.config.execution.seed,
+            "images": self.batches.fingerprint,
+            "method": "evolution",
+            "choice": list(found.choice),
+            "networks": len(judged),
+            "front": len(front),
+            "supernet_accuracy": found.accuracy,
+            "parameters": found.parameters,
+            "macs": found.macs,
+            "target_ms": self.target,
+            "predicted_ms": found.latency_ms,
+            "measured_ms": ms,
+            "num_classes": self.num_classes,
+            "device_type": self.accelerator.device.type,
+            "warnings": list(self._doubts(judged, found, ms)),
+            "search_seconds": round(self.seconds, 1),
+        }
+
+    def _known(self, measured: dict[str, float]) -> dict[str, float]:
+        return {name: ms for name, ms in measured.items() if not name.startswith("front-")}
+
+    def _evolve(self, folder: SearchFolder) -> list[Judged]:
+        """Every network that was judged, in the order of the generations; the first ones are drawn at random."""
+        how, seed = self.config.architecture, self.config.execution.seed
+        known = {one.fingerprint: one for one in map(Judged.from_row, read_csv(folder.evolution))}
+        judged: dict[str, Judged] = {}
+        first = [fair_choice(self.space, seed + 2, number) for number in range(how.population)]
+        breeding = generations(self.space.counts, first, how.generations, seed)
+        choices = next(breeding)
+        for generation in range(how.generations):
+            if not choices:  # a small space has no others
+                break
+            scores = []
+            for choice in choices:
+                spec = self.space.build(choice, name="")
+                one = judged.get(spec.fingerprint) or known.get(spec.fingerprint)
+                if one is None:
+                    one = self._judge(choice, spec, generation, folder)
+                judged[spec.fingerprint] = one
+                scores.append(one.score(self._limits))
+                if self.stopping.agreed():
+                    self.checkpoint(folder)
+                    raise TrainingInterruptedError(str(folder.path), self.command)
+            best = max((one.accuracy for one in judged.values() if one.within(self._limits)), default=math.nan)
+            self.progress.say(
+                f"generation {generation + 1}/{how.generations}: {len(judged)} networks, best accuracy within the "
+                f"limits {best:.2%}"
+            )
+            choices = breeding.send(scores)
+        return list(judged.values())
+
+    @property
+    def _limits(self) -> dict[str, float]:
+        limits = {"parameters": self.config.latency.most_parameters}
+        return limits if self.target is None else {**limits, "latency_ms": self.target}
+
+    def _judge(self, choice: Choice, spec: NetSpec, generation: int, folder: SearchFolder) -> Judged:
+        validation = self.timed(lambda: self.evaluate(choice))
+        self.require_images(validation, "validation", folder)
+        how = self.config.preprocessing
+        network = HadaptiveNet(spec, self.num_classes, how.in_chans)
+        info = inspect_network(network, (how.in_chans, how.image_size, how.image_size))
+        one = Judged(
+            generation=generation,
+            choice=choice,
+            fingerprint=spec.fingerprint,
+            accuracy=validation.accuracy,
+            loss=validation.loss,
+            parameters=info.parameters,
+            macs=info.macs,
+            latency_ms=None if self.table is None else self.table.predict(choice),
+        )
+        on_main(self.accelerator, lambda: append_csv(folder.evolution, [one.row()]))
+        return one
+
+    def _found(self, front: list[Judged], specs: dict[str, NetSpec]) -> tuple[Judged, dict[str, float] | None]:
+        """The most accurate network whose measured latency is within the target, and what was measured, ms."""
+        names = list(specs)[-MEASURED:]
+        measured = self._measure({name: specs[name] for name in names})
+        if measured is None or self.target is None:
+            return front[-1], measured
+        within = [name for name in names if measured[name] <= self.target]
+        return front[list(specs).index(within[-1])] if within else front[-1], measured
+
+    def _doubts(self, judged: list[Judged], found: Judged, ms: dict[str, Any] | None) -> Iterator[str]:
+        """Sentences on what speaks against trusting what was found."""
+        images = len(self.batches.validation.dataset)  # pyright: ignore[reportArgumentType]
+        error = math.sqrt(max(found.accuracy * (1 - found.accuracy), 1e-4) / images)
+        if found.accuracy <= 1 / self.num_classes + 2 * error:
+            yield (
+                f"with the supernet's weights no network is better than chance ({found.accuracy:.1%} of "
+                f"{images} images): train longer (--epochs), or look at the labels"
+            )
+        drawn = [one.accuracy for one in judged if one.generation == 0 and one.within(self._limits)]
+        if drawn and found.accuracy <= max(drawn) + error:
+            yield (
+                f"what was found is no better on the supernet than the best of {len(drawn)} networks drawn at "
+                f"random ({found.accuracy:.1%} and {max(drawn):.1%}, standard error {error:.1%}): compare with "
+                "--baseline random"
+            )
+        turns = self.epochs * self.steps_per_epoch / max(self.space.counts)
+        if turns < FEW_TURNS:
+            yield (
+                f"each candidate was trained in about {turns:.0f} steps, which says little of it: raise --epochs "
+                f"to {math.ceil(self.epochs * FEW_TURNS / turns)} or search a smaller space"
+            )
+        if ms is not None and self.target is not None and (ms["found"] or 0) > self.target:
+            yield (
+                f"no network of the front is within the target when it is measured: {ms['found']:.2f} ms for "
+                f"{self.target:.2f} ms, which were predicted; lower --latency-target by as much"
+            )
