@@ -189,7 +189,9 @@ SEARCHES = [
     "--space one.json --latency-target 0.8xS --latency-table table.json --foreign-table --strict --cpu",
     "--space wide.json --frozen --latency-target 0.8xS --baseline random 2 --retrain-seeds 1",
     "--space one.json --latency-target 1.2xS --runtime compile",
-    *(f"--space {name} --image-size 32 --train-size 16 --stem-strides 1" for name in spaces()),
+    *(f"--space {name} --image-size 32 --train-size 16 --stem-strides 1" for name in spaces() if name != "star"),
+    "--space star --method evolution --population 4 --generations 4 --image-size 32 --train-size 16 "
+    "--max-params 3M",
 ]
 TABLES = [f"{name} --image-size 32 --stem-strides 1 --rounds 5 --networks 3" for name in spaces()]
 TABLES[0] += " --no-channels-last --frozen"

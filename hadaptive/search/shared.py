@@ -296,7 +296,7 @@ class SharedSupernet(nn.Module):
         *parts, tail = self._along(choice)
         blocks = [network.stem, *itertools.chain.from_iterable(network.stages)]  # pyright: ignore[reportArgumentType]
         for block, part in zip(blocks, parts, strict=True):
-            block.load_state_dict(part.weights(), strict=False)
+            block.load_state_dict({**part.weights(), **dict(part.shell.named_buffers())}, strict=False)
         network.load_state_dict(tail.weights(), strict=False)
         return network.to(next(self.parameters()).device)
 
