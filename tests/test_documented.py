@@ -35,6 +35,9 @@ SHORTER = {
     "hadaptive train": "--epochs 1 --image-size 32 --batch-size 16",
     "torchrun": "--data path/to/folder --output runs/two --epochs 1 --image-size 32 --batch-size 16",
     "hadaptive search": "--epochs 2 --image-size 32 --batch-size 16 --space tiny-space.json",
+    "hadaptive search --data path/to/folder --recipe folder --space star": (
+        "--epochs 1 --image-size 32 --batch-size 16 --space tiny-space.json --population 4 --generations 4"
+    ),
     "hadaptive search --data path/to/folder --recipe folder --latency-target 0.8xS --seeds": (
         "--epochs 1 --image-size 32 --batch-size 16 --space tiny-space.json --seeds 2 --baseline random 2 "
         "--retrain-seeds 1"
