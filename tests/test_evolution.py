@@ -311,7 +311,7 @@ def test_mistakes(flags: list[str], sentence: str, tmp_path: Path, space: Search
 def test_without_pymoo(tmp_path: Path, space: SearchSpace, monkeypatch) -> None:
     monkeypatch.setattr(packages, "obstacle", lambda module, package="": "is not installed")
     with pytest.raises(
-        UserError, match=r"--method evolution needs the package pymoo: pip install hadaptive\[evolution\]"
+        UserError, match=r"--method evolution needs the package pymoo: pip install \"hadaptive\[evolution\]\""
     ):
         search(config_of(tmp_path), quiet=True)
     assert not (tmp_path / "run").exists()

@@ -23,6 +23,7 @@ FAILURES = {
 }
 # What needs an extra, as a person types it.
 COMMANDS = {
+    "evolution": "search --space published --method evolution --output run",
     "wds": "train --data wds/shards --val-split validation --num-classes 2 --train-samples 8 --output run",
     "hfds": "train --data hfds/pets --output run",
     "track": "train --data digits --epochs 1 --track tensorboard --output run",

@@ -58,7 +58,7 @@ class Evolution(SearchEngine):
         *,
         quiet: bool = False,
     ) -> None:
-        require(EXTRAS["evolution"], "--method evolution", "hadaptive[evolution]")
+        require(EXTRAS["evolution"], "--method evolution", '"hadaptive[evolution]"')
         super().__init__(config, space, accelerator, batches, quiet=quiet)
         in_chans = config.preprocessing.in_chans
         self.supernet = SharedSupernet(space, self.num_classes, in_chans, self.drop_rate).to(accelerator.device)
