@@ -10,12 +10,15 @@ from torch import Tensor
 
 
 def pytest_configure() -> None:
-    """No test asserts on a time: an export's proof is brief, and so is the wait for workers that are lost."""
+    """No test asserts on a time: proofs and latencies are of few calls, and the wait for lost workers is brief."""
     from torch.utils import data
 
     from hadaptive.export import proof
+    from hadaptive.search import latency
 
     proof.CALLS = 6
+    latency.ROUNDS = 5
+    latency.NETWORKS.update(dict.fromkeys(latency.NETWORKS, 3))
     data._utils.MP_STATUS_CHECK_INTERVAL = 0.5
 
 

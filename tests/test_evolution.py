@@ -258,22 +258,6 @@ def test_a_front_that_misses_when_measured_says_so(tmp_path: Path, space: Search
     assert not any("when it is measured" in w for w in summary["warnings"])
 
 
-def test_doubts(tmp_path: Path, space: SearchSpace) -> None:
-    """Labels that say nothing, and weights that were hardly trained."""
-    engine = Evolution.__new__(Evolution)
-    engine.num_classes, engine.space, engine.target, engine.epochs, engine.steps_per_epoch = 10, space, 2.0, 1, 30
-    engine.config = config_of(tmp_path)
-    engine.batches = type("B", (), {"validation": type("L", (), {"dataset": range(100)})})
-    chance = [judged(0.1, 1, latency_ms=1.0), judged(0.13, 2, latency_ms=1.0, generation=2)]
-    said = " ".join(engine._doubts(chance, chance[1], None))
-    assert "no network is better than chance (13.0% of 100 images)" in said
-    assert "no better on the supernet than the best of 1 networks drawn at random" in said
-    assert "each candidate was trained in about 6 steps, which says little of it: raise --epochs to 4" in said
-    engine.epochs = 100
-    good = [judged(0.5, 1, latency_ms=1.0), judged(0.9, 2, latency_ms=1.0, generation=2)]
-    assert list(engine._doubts(good, good[1], {"found": 1.9})) == []
-
-
 def test_beside_random_networks(tmp_path: Path, space: SearchSpace) -> None:
     config = config_of(tmp_path, epochs=1)
     config = StudyConfig(search=config, baseline=("random", 2), retrain_seeds=1, seeds=1)

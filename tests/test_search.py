@@ -35,7 +35,6 @@ from hadaptive.search import (
     search,
 )
 from hadaptive.search.estimators import frozen_statistics
-from hadaptive.search.outcome import warnings_of
 from hadaptive.train import TrainConfig, TrainingInterruptedError, train
 
 
@@ -188,17 +187,6 @@ def test_most_confident_within_a_target_is_the_best_of_all(space) -> None:
         assert score(found) == pytest.approx(score(best), abs=1e-6)
         checked += 1
     assert checked > 10
-
-
-def test_collapse_is_said() -> None:
-    space = published_space()
-    skips = tuple(p.index(Skip()) if Skip() in p else 0 for p in space.positions)
-    even = [torch.full((len(p),), 1 / len(p)) for p in space.positions]
-    said = warnings_of(space, skips, even)
-    assert len(said) == 2
-    assert "10 of 10" in said[0]
-    sure = [torch.nn.functional.one_hot(torch.tensor(0), len(p)).float() for p in space.positions]
-    assert warnings_of(space, (0,) * len(space.positions), sure) == []
 
 
 # ---------------------------------------------------------------- latency

@@ -8,7 +8,6 @@ What was judged stands in the folder's evolution.csv: a search that was cut off 
 """
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from hadaptive.packages import EXTRAS, require
 from hadaptive.runs import save_tensors
 from hadaptive.search.base import SearchEngine
 from hadaptive.search.config import SearchConfig
+from hadaptive.search.doubts import collapsed, few_turns, misses, no_better_than_chance, no_better_than_random
 from hadaptive.search.folder import SearchFolder
 from hadaptive.search.front import Judged, front_of, generations
 from hadaptive.search.plots import draw_network, plot_front, plot_weights
@@ -35,7 +35,6 @@ from hadaptive.search.shared import SharedSupernet, fair_choice
 from hadaptive.search.space import Choice, SearchSpace
 
 JUDGING_BATCHES = 8  # for the running statistics of a network that is judged
-FEW_TURNS = 20  # of a candidate in training, below which its weights say little
 MEASURED = 8  # networks of the front that are timed whole, from the most accurate on
 
 
@@ -170,7 +169,7 @@ class Evolution(SearchEngine):
             "measured_ms": ms,
             "num_classes": self.num_classes,
             "device_type": self.accelerator.device.type,
-            "warnings": list(self._doubts(judged, found, ms)),
+            "warnings": self._doubts(judged, found, ms),
             "search_seconds": round(self.seconds, 1),
         }
 
@@ -240,30 +239,13 @@ class Evolution(SearchEngine):
         within = [name for name in names if measured[name] <= self.target]
         return front[list(specs).index(within[-1])] if within else front[-1], measured
 
-    def _doubts(self, judged: list[Judged], found: Judged, ms: dict[str, Any] | None) -> Iterator[str]:
-        """Sentences on what speaks against trusting what was found."""
+    def _doubts(self, judged: list[Judged], found: Judged, measured: dict[str, Any] | None) -> list[str]:
         images = len(self.batches.validation.dataset)  # pyright: ignore[reportArgumentType]
-        error = math.sqrt(max(found.accuracy * (1 - found.accuracy), 1e-4) / images)
-        if found.accuracy <= 1 / self.num_classes + 2 * error:
-            yield (
-                f"with the supernet's weights no network is better than chance ({found.accuracy:.1%} of "
-                f"{images} images): train longer (--epochs), or look at the labels"
-            )
-        drawn = [one.accuracy for one in judged if one.generation == 0 and one.within(self._limits)]
-        if drawn and found.accuracy <= max(drawn) + error:
-            yield (
-                f"what was found is no better on the supernet than the best of {len(drawn)} networks drawn at "
-                f"random ({found.accuracy:.1%} and {max(drawn):.1%}, standard error {error:.1%}): compare with "
-                "--baseline random"
-            )
-        turns = self.epochs * self.steps_per_epoch / max(self.space.counts)
-        if turns < FEW_TURNS:
-            yield (
-                f"each candidate was trained in about {turns:.0f} steps, which says little of it: raise --epochs "
-                f"to {math.ceil(self.epochs * FEW_TURNS / turns)} or search a smaller space"
-            )
-        if ms is not None and self.target is not None and (ms["found"] or 0) > self.target:
-            yield (
-                f"no network of the front is within the target when it is measured: {ms['found']:.2f} ms for "
-                f"{self.target:.2f} ms, which were predicted; lower --latency-target by as much"
-            )
+        drawn = [one for one in judged if one.generation == 0 and one.within(self._limits)]
+        return [
+            *collapsed(self.space, found.choice),
+            *no_better_than_chance("the best network", found, images, self.num_classes),
+            *no_better_than_random(found, drawn, images),
+            *few_turns(self.space, self.epochs, self.steps_per_epoch),
+            *misses((measured or {}).get("found"), self.target),
+        ]

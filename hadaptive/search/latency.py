@@ -28,6 +28,7 @@ from hadaptive.search.table import LatencyTable, print_table
 
 REFERENCES = {"S": HADAPTIVE_NET_S, "M": HADAPTIVE_NET_M, "L": HADAPTIVE_NET_L}
 NETWORKS = {"pytorch": 24, "compile": 8, "onnxruntime": 12, "openvino": 12}  # for the fit; the others take minutes
+ROUNDS = 60  # timed runs of each candidate, and half of those of a whole network
 
 Runs = dict[str, Callable[[], Any]]
 
@@ -44,7 +45,7 @@ def measure_table(
     setting: Setting,
     *,
     known: dict[str, NetSpec] = REFERENCES,
-    rounds: int = 60,
+    rounds: int | None = None,
     networks: int | None = None,
     quiet: bool = False,
 ) -> LatencyTable:
@@ -52,7 +53,8 @@ def measure_table(
 
     Args:
         known: networks that targets may be relative to; those that the images are too small for are left out.
-        rounds: timed runs of each candidate, and a third of those of each whole network; the median counts.
+        rounds: timed runs of each candidate, and a third of those of each whole network, of which the median
+            counts; default 60.
         networks: whole networks drawn at random (a fixed seed) for the fit; default as many as the runtime makes
             ready in a few minutes.
 
@@ -66,6 +68,7 @@ def measure_table(
             say(sentence)
 
     networks = NETWORKS[setting.runtime] if networks is None else networks
+    rounds = ROUNDS if rounds is None else rounds
     with threads(setting.threads or None), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         widths = [Candidates(space.at_width(number), setting) for number in range(len(space.widths))]
@@ -96,9 +99,10 @@ def measure_table(
     return replace(table, slope=slope, offset=offset, networks={"number": networks, "median_error": error})
 
 
-def measure_networks(specs: dict[str, NetSpec], setting: Setting, rounds: int = 120) -> dict[str, float]:
-    """Median latency of whole networks, timed in turns, ms."""
+def measure_networks(specs: dict[str, NetSpec], setting: Setting, rounds: int | None = None) -> dict[str, float]:
+    """Median latency of whole networks, timed in turns, ms; of 120 rounds where it is not said."""
     setting.check()
+    rounds = 2 * ROUNDS if rounds is None else rounds
     with threads(setting.threads or None), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return _medians(_network_runs(specs, setting), rounds, setting)

@@ -1,4 +1,4 @@
-"""From architecture parameters to a network: the most confident one within the target, and whether to trust it."""
+"""From architecture parameters to a network: the most confident one within the target."""
 
 import math
 from collections.abc import Callable
@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from hadaptive.errors import UserError
-from hadaptive.search.position import SKIP
 from hadaptive.search.space import Choice, SearchSpace
 from hadaptive.search.table import LatencyTable
 
@@ -122,21 +121,3 @@ def relative_entropy(confidence: list[Tensor]) -> float:
     """Mean entropy of the positions that have a choice, relative to an even one's: 1 undecided, 0 decided."""
     shares = [float(torch.special.entr(p).sum()) / math.log(len(p)) for p in confidence if len(p) > 1]
     return sum(shares) / len(shares) if shares else 0.0
-
-
-def warnings_of(space: SearchSpace, choice: Choice, confidence: list[Tensor]) -> list[str]:
-    """Sentences on a search that collapsed: blocks skipped almost everywhere, or nothing decided."""
-    said = []
-    skippable = [space.positions[i][c] == SKIP for i, c in enumerate(choice) if SKIP in space.positions[i]]
-    if len(skippable) > 1 and sum(skippable) >= 0.8 * len(skippable):
-        said.append(
-            f"the search collapsed: {sum(skippable)} of {len(skippable)} blocks that may be skipped are; "
-            "raise the latency target or train the weights longer (--weights-first, --epochs)"
-        )
-    entropy = relative_entropy(confidence)
-    if entropy > 0.9:
-        said.append(
-            f"the search never decided (relative entropy {entropy:.2f}): what it found is close to a random "
-            "choice; search longer or raise --alpha-lr"
-        )
-    return said

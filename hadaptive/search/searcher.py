@@ -12,6 +12,7 @@ As in training, everything random is a function of (seed, epoch, step), so a res
 
 import copy
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,13 +29,23 @@ from hadaptive.metrics import Evaluation, share_text
 from hadaptive.nn import adapt_temperatures
 from hadaptive.search.base import SearchEngine
 from hadaptive.search.config import SearchConfig
+from hadaptive.search.doubts import (
+    collapsed,
+    far_from_target,
+    few_turns,
+    misses,
+    no_better_than_chance,
+    undecided,
+)
 from hadaptive.search.estimators import common_noise, frozen_statistics, gdas, rloo, without_dropout
 from hadaptive.search.folder import SearchFolder
 from hadaptive.search.labels import label
-from hadaptive.search.outcome import most_confident, relative_entropy, warnings_of
+from hadaptive.search.outcome import most_confident, relative_entropy
 from hadaptive.search.plots import draw_network, plot_confidence, plot_search
 from hadaptive.search.space import SearchSpace
 from hadaptive.search.supernet import Supernet
+
+TRIES = 3  # networks that are measured until one is within the target
 
 
 class Searcher(SearchEngine):
@@ -233,14 +244,24 @@ class Searcher(SearchEngine):
 
     def conclude(self, folder: SearchFolder) -> dict[str, Any]:
         confidence = [p.cpu() for p in self.supernet.confidence()]
-        choice = most_confident(confidence, self.table, self.target)
+        choice, measured = on_main(self.accelerator, lambda: self._within(confidence))
         found = self.space.build(choice, name=f"{self.space.name}-found-seed{self.config.execution.seed}")
 
-        def write() -> dict[str, float] | None:
+        def write() -> None:
             found.save(folder.found)
             draw_network(found, folder.strip)
-            return self._measure({"found": found})
 
+        on_main(self.accelerator, write)
+        validation = self.evaluate(choice)
+        doubts = [
+            *collapsed(self.space, choice),
+            *undecided(choice, confidence),
+            *no_better_than_chance("what was found", validation, validation.total, self.num_classes),
+            *few_turns(self.space, self.epochs, self.steps_per_epoch),
+            *misses((measured or {}).get("found"), self.target),
+        ]
+        if self.table is not None and self.target is not None:
+            doubts += far_from_target(float(self.table.expected(confidence)), self.target)
         return {
             "space": self.space.name,
             "data": self.config.data.data,
@@ -252,9 +273,28 @@ class Searcher(SearchEngine):
             "entropy": relative_entropy(confidence),
             "target_ms": self.target,
             "predicted_ms": None if self.table is None else self.table.predict(choice),
-            "measured_ms": on_main(self.accelerator, write),
+            "measured_ms": measured,
             "num_classes": self.num_classes,
             "device_type": self.accelerator.device.type,
-            "warnings": warnings_of(self.space, choice, confidence),
+            "warnings": doubts,
             "search_seconds": round(self.seconds, 1),
         }
+
+    def _within(self, confidence: list[Tensor]) -> tuple[tuple[int, ...], dict[str, float] | None]:
+        """The most confident network within the target when it is measured, and what was measured, ms.
+
+        Where one is slower than predicted, the table is taken to be wrong by as much for all, and asked again.
+        """
+        table = self.table
+        for left in reversed(range(TRIES)):
+            choice = most_confident(confidence, table, self.target)
+            measured = self._measure({"found": self.space.build(choice)})
+            if not left or measured is None or self.target is None or measured["found"] <= self.target:
+                break
+            assert table is not None
+            wrong = measured["found"] / table.predict(choice)
+            slower = replace(table, slope=wrong * table.slope, offset=wrong * table.offset)
+            if wrong <= 1 or slower.range()[0] > self.target:
+                break
+            table = slower
+        return choice, measured  # pyright: ignore[reportPossiblyUnboundVariable]
