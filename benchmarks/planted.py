@@ -13,6 +13,7 @@ from hadaptive.models.layer_spec import BlockSpec, ConvSpec, ach, ghost
 from hadaptive.search.config import SearchConfig
 from hadaptive.search.folder import SearchFolder
 from hadaptive.search.launch import configured_data, new_searcher
+from hadaptive.search.searcher import Searcher
 from hadaptive.search.space import SearchSpace
 from hadaptive.search.table import LatencyTable
 
@@ -47,6 +48,7 @@ def search_planted(
     data, config = configured_data(config)
     accelerator = create_accelerator(config.execution, unused_parameters=True)
     searcher = new_searcher(config, space, accelerator, data, quiet=True)
+    assert isinstance(searcher, Searcher)
     for position, candidate in noise:
         searcher.supernet.positions[position][candidate] = Noise()  # pyright: ignore[reportIndexIssue]
     searcher.use(table)

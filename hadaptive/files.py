@@ -123,6 +123,15 @@ def append_csv(path: Path, rows: list[dict[str, Any]]) -> None:
             raise
 
 
+def drop_torn(path: Path) -> None:
+    """Cut off a last row that was not written to its end."""
+    if path.is_file():
+        content = path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(path, whole)
+
+
 def _escaped(row: dict[str, Any]) -> dict[str, Any]:
     return {key: escaped(value) if isinstance(value, str) else value for key, value in row.items()}
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import launch
 from safetensors.torch import load_file
 
 from hadaptive import packages
@@ -25,6 +27,7 @@ from hadaptive.search import (
     SearchSpace,
     Skip,
     front_of,
+    random_within,
     resume_search,
     search,
     study,
@@ -32,6 +35,7 @@ from hadaptive.search import (
 from hadaptive.search.config import StudyConfig
 from hadaptive.search.evolution import Evolution
 from hadaptive.search.front import generations
+from hadaptive.search.studies import _small_enough
 
 POSITION = (products(3, 4, 3, 8), products(2, 16, 5, 8, after=True), poly(3, 8), inverted(2, 3, 8), Skip())
 
@@ -60,7 +64,7 @@ def table_of(space: SearchSpace, config: SearchConfig, **changes: Any) -> Latenc
     half = tuple(tuple(ms / 2 for ms in own) for own in times)
     setting = config.setting(10, "cpu")
     values = {
-        "references": {"S": 10.0},
+        "references": {},
         "where": {"device": "another"},
         "networks": {"number": 3, "median_error": 0.0},
     }
@@ -216,6 +220,8 @@ def test_a_target_and_a_size(tmp_path: Path, space: SearchSpace) -> None:
     assert summary["measured_ms"] is None  # another device's
     rows = read_csv(tmp_path / "run" / "evolution.csv")
     assert any(float(row["latency_ms"]) > 2.2 or int(row["parameters"]) > 2000 for row in rows)
+    assert rows[0]["parameters"] == min((row["parameters"] for row in rows), key=int)
+    assert table.range()[0] in [float(row["latency_ms"]) for row in rows if row["generation"] == "0"]
     assert [float(row["latency_ms"]) for row in front] == sorted(float(row["latency_ms"]) for row in front)
 
 
@@ -244,7 +250,7 @@ def test_a_front_that_misses_when_measured_says_so(tmp_path: Path, space: Search
     monkeypatch.setattr(Evolution, "_measure", lambda self, specs: dict.fromkeys(specs, 3.0) | {"S": 9.0})
     summary = search(config, quiet=True)
     assert any(
-        "no network of the front is within the target when it is measured: 3.00 ms" in w
+        "the network found is not within the target when it is measured: 3 ms for 2.2 ms" in w
         for w in summary["warnings"]
     )
     assert summary["measured_ms"] == {"found": 3.0, "S": 9.0}
@@ -258,13 +264,95 @@ def test_a_front_that_misses_when_measured_says_so(tmp_path: Path, space: Search
     assert not any("when it is measured" in w for w in summary["warnings"])
 
 
-def test_beside_random_networks(tmp_path: Path, space: SearchSpace) -> None:
-    config = config_of(tmp_path, epochs=1)
-    config = StudyConfig(search=config, baseline=("random", 2), retrain_seeds=1, seeds=1)
-    summary = study(config, quiet=True)
+def test_a_front_is_measured_until_one_is_within_the_target(tmp_path: Path) -> None:
+    engine = Evolution.__new__(Evolution)
+    engine.target, asked = 2.0, []
+    ms = {f"front-{n}": 1.9 if n == 3 else 2.1 + n / 10 for n in range(20)}
+
+    def measure(specs: dict[str, Any]) -> dict[str, float]:
+        asked.append(list(specs))
+        return {name: ms[name] for name in specs} | {"S": 9.0}
+
+    engine._measure = measure
+    number, measured = engine._found(dict.fromkeys(ms))
+    assert number == 3
+    assert [len(names) for names in asked] == [8, 8, 4]
+    assert measured == ms | {"S": 9.0}
+    ms["front-3"] = 2.5
+    assert engine._found(dict.fromkeys(ms))[0] == 0  # the fastest that was measured, where none is within
+    engine._measure = lambda specs: None
+    assert engine._found(dict.fromkeys(ms)) == (19, {})
+
+
+def test_a_signal_while_networks_are_looked_at(tmp_path: Path, space: SearchSpace, monkeypatch) -> None:
+    search(config_of(tmp_path, output=tmp_path / "whole"), quiet=True)
+    own, seen = Evolution._judge, []
+
+    def signalled(self: Evolution, *args: Any) -> Judged:
+        seen.append(1)
+        if len(seen) == 8:
+            signal.raise_signal(signal.SIGTERM)
+        return own(self, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Evolution, "_judge", signalled)
+        with pytest.raises(TrainingInterruptedError):
+            search(config_of(tmp_path), quiet=True)
+    rows = (tmp_path / "run" / "evolution.csv").read_bytes()
+    assert rows.count(b"\n") == 1 + 8
+    (tmp_path / "run" / "evolution.csv").write_bytes(rows[:-9])  # and the last row was cut short
+    resume_search(tmp_path / "run", quiet=True)
+    same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_two_processes_find_the_same(tmp_path: Path, space: SearchSpace) -> None:
+    flags = ["--recipe", "quick", "--method", "evolution", "--population", "4", "--generations", "4"]
+    flags += ["--epochs", "1", "--image-size", "8"]
+    flags += ["--train-size", "128", "--cpu", "--quiet", "--space", str(tmp_path / "tiny.json")]
+    done = launch(2, ["search", *flags, "--output", str(tmp_path / "run")])
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = read_csv(tmp_path / "run" / "evolution.csv")
+    assert len(rows) == len({row["fingerprint"] for row in rows})
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["processes"] == 2
+    assert summary["networks"] == len(rows)
+
+
+def test_seeds_beside_random_networks_as_fast_and_as_small(tmp_path: Path, space: SearchSpace) -> None:
+    config = config_of(tmp_path, epochs=1, latency_target="4ms", max_params="2.5k", foreign_table=True)
+    table = table_of(space, config)
+    table.save(tmp_path / "t.json")
+    config = config.changed(latency_table=tmp_path / "t.json")
+    summary = study(StudyConfig(search=config, baseline=("random", 4), retrain_seeds=1, seeds=2), quiet=True)
     rows = read_csv(tmp_path / "run" / "comparison.csv")
-    assert {row["group"] for row in rows} >= {"found", "random"}
+    assert {row["group"] for row in rows} == {"found", "random"}
     assert "found_against_random" in summary
+    for row in rows:
+        assert int(row["parameters"]) <= 2500
+        if row["group"] == "random":
+            assert 0.9 * 4 <= float(row["predicted_ms"]) <= 4
+    agreement = read_csv(tmp_path / "run" / "agreement.csv")
+    assert [int(row["position"]) for row in agreement] == [3, 4]
+    assert 0 <= summary["agreement"]["share"] <= 1
+    assert not (tmp_path / "run" / "kinds.csv").exists()
+
+
+def test_random_networks_are_of_every_width_that_reaches_the_target(tmp_path: Path, space: SearchSpace) -> None:
+    table, generator = table_of(space, config_of(tmp_path)), torch.Generator().manual_seed(0)
+    drawn = [random_within(space, table, 3.01, generator) for _ in range(300)]
+    band = [c for c in itertools.product(*map(range, space.counts)) if 0.9 * 3.01 <= table.predict(c) <= 3.01]
+    assert {c[-1] for c in band} == {0, 1}
+    assert set(drawn) == set(band)
+    shares = [drawn.count(choice) / len(drawn) for choice in band]
+    assert max(shares) < 3 / len(band)
+    # Half the width ends below the band: none of it is drawn.
+    assert {random_within(space, table, 4.5, generator)[-1] for _ in range(40)} == {0}
+
+
+def test_no_random_network_is_small_enough(tmp_path: Path, space: SearchSpace) -> None:
+    config = config_of(tmp_path, max_params="10")
+    with pytest.raises(UserError, match="none of 1000 random networks has 10 parameters or fewer"):
+        _small_enough(config, space, lambda: (0,) * 5, 10)
 
 
 # ---------------------------------------------------------------- mistakes
@@ -278,7 +366,7 @@ def test_beside_random_networks(tmp_path: Path, space: SearchSpace) -> None:
         (["--population", "3"], "population must be at least 4, got 3"),
         (["--max-params", "many"], "max_params is written like 400k, 1.5M or 800000, got 'many'"),
         (["--max-params", "0"], "max_params is written like 400k, 1.5M or 800000, got '0'"),
-        (["--max-params", "10"], "none is within the target: raise --latency-target or --max-params"),
+        (["--max-params", "10"], "no network of tiny has 10 parameters or fewer: the smallest has "),
         (["--latency-weight", "2"], "--latency-weight has no effect here"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

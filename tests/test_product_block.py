@@ -315,7 +315,7 @@ def test_a_space_of_them() -> None:
         assert space.find(spec) is not None
         assert (spec.activation, spec.last_channels, spec.head_channels) == ("relu6", None, None)
         assert supernet(x, choice).shape == HadaptiveNet(spec, 4).eval()(x).shape
-    with pytest.raises(UserError, match="position 2 changes the width, which products cannot"):
+    with pytest.raises(UserError, match="position 2: a block of kind products keeps its 8 channels, got 12"):
         SearchSpace("x", (ConvSpec(8),), (), (((products(2, 4, 3, 12),),),))
 
 

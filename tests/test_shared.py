@@ -14,7 +14,7 @@ from hadaptive.models import ConvSpec, HadaptiveNet
 from hadaptive.models.layer_spec import KINDS, BlockSpec, ach, conv, ghost, inverted, poly, products
 from hadaptive.search import SearchSpace, Skip, star_space
 from hadaptive.search.position import scaled
-from hadaptive.search.shared import SharedSupernet, fair_choice
+from hadaptive.search.shared import SharedSupernet, fair_choice, most_turns
 from hadaptive.search.space import Choice
 
 
@@ -131,13 +131,15 @@ def test_a_turn_is_a_function_of_its_number(seed: int, start: int) -> None:
 
 def test_every_candidate_has_its_turn() -> None:
     space = some_space()
-    # 9 kinds and 3 turns of skip in a round, and sizes in up to 2 rounds: 10 rounds have each equally often.
-    turns = [fair_choice(space, 0, step) for step in range(120 * 2)]
+    # Each of 11 kinds three times in a round of 44 turns, 11 of them to skip, and sizes in two rounds.
+    assert most_turns(space) == 88
+    turns = [fair_choice(space, 0, step) for step in range(88 * 3)]
     for place, position in ((3, blocks(8)), (5, blocks(16))):
         counts = collections.Counter(choice[place] for choice in turns)
         assert set(counts) == set(range(len(position)))
-        share = counts[16] / len(turns)
-        assert 0.15 < share < 0.35
+        assert counts[16] == len(turns) / 4
+        pairs = ((0, 1), (2, 3), (5, 6), (7, 8), (11, 12))  # sizes of a kind
+        assert all(counts[one] == counts[other] == len(turns) / 4 * 3 / 22 for one, other in pairs)
     assert {choice[-1] for choice in turns} == {0, 1}
     assert collections.Counter(choice[-1] for choice in turns)[0] == len(turns) / 2
     assert len({choice[:-1] for choice in turns}) > 200  # places do not move together
@@ -157,6 +159,32 @@ def test_the_space_that_ships() -> None:
         assert HadaptiveNet(spec, 3, 1).eval()(torch.randn(1, 1, 64, 64)).shape == (1, 3)
 
 
+def test_the_smallest_network() -> None:
+    space = some_space()
+    choice, count = SharedSupernet(space, 3, 1).smallest()
+    counted = [
+        sum(p.numel() for p in HadaptiveNet(space.build(c), 3, 1).parameters())
+        for c in (choice, *space.neighbours(choice))
+    ]
+    assert counted[0] == count == min(counted)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "words"),
+    [
+        ((ghost(2, 3, 8), inverted(2, 3, 8, groups=3)), "at 1 of the width: 3 groups do not divide the 8"),
+        ((ghost(2, 3, 8), ach(6, 3, 8)), "at 0.5 of the width: an ach block selects k = 6 of only 4"),
+        ((ghost(2, 3, 10), poly(3, 10)), "at 0.5 of the width: a block of kind poly needs an even number"),
+        ((products(4, 1, 3, 8), products(4, 2, 3, 8)), "at 0.5 of the width has the same candidate twice"),
+    ],
+    ids=["groups", "k", "even", "twice"],
+)
+def test_every_candidate_fits_at_every_width(blocks: tuple, words: str) -> None:
+    stages = (((conv(blocks[0].channels),), blocks),)
+    with pytest.raises(UserError, match=f"position 3 {words}"):
+        SearchSpace("x", (ConvSpec(4),), (), stages, widths=(1.0, 0.5))
+
+
 def test_widths() -> None:
     space = some_space()
     assert space.size == 2 * 3 * 17 * 17 * 2
@@ -173,7 +201,10 @@ def test_widths() -> None:
         with pytest.raises(UserError, match="widths must be different factors above 0 and at most 1"):
             some_space(widths=widths)
     with pytest.raises(UserError, match=r"0\.3 times 8 channels is no whole number"):
-        some_space(widths=(0.3,))
+        some_space(widths=(1.0, 0.3))
+    with pytest.raises(UserError, match=r"a single width must be 1, got 0\.5"):
+        some_space(widths=(0.5,))
+    assert scaled(conv(100), 0.55) == conv(55)
     with pytest.raises(UserError, match="there are widths 0 to 1, got 2"):
         space.build((0, 0, 0, 0, 0, 0, 2))
     with pytest.raises(UserError, match="a choice needs 7 numbers, got 6"):

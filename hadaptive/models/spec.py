@@ -24,6 +24,21 @@ FORMAT = "hadaptive-net"
 VERSION = 1
 
 
+def check_block(block: BlockSpec, channels: int) -> None:
+    """Raise one clear UserError unless a block can read a map of so many channels."""
+    if block.kind == "ach" and block.k is not None and block.k > channels:
+        raise UserError(f"an ach block selects k = {block.k} of only {channels} channels")
+    if block.keeps and block.channels != channels:
+        raise UserError(f"a block of kind {block.kind} keeps its {channels} channels, got {block.channels}")
+    if block.ratio is not None and block.ratio * channels < 1:
+        raise UserError(f"a {block.kind} block's ratio {block.ratio} leaves no channel of {channels}")
+    if block.ratio is not None and (channels % block.groups or int(channels * block.ratio) % block.groups):
+        raise UserError(
+            f"{block.groups} groups do not divide the {channels} channels of a block and the "
+            f"{int(channels * block.ratio)} it expands them to"
+        )
+
+
 @dataclass(frozen=True)
 class NetSpec:
     """A whole network: stem, stage-1 convolutions, stages of blocks, last convolution, head.
@@ -80,19 +95,7 @@ class NetSpec:
             raise UserError("a network needs at least one stage, and each stage at least one block")
         channels = self.stage1_channels
         for block in (block for stage in self.stages for block in stage):
-            if block.kind == "ach" and block.k is not None and block.k > channels:
-                raise UserError(f"an ach block selects k = {block.k} of only {channels} channels")
-            if block.keeps and block.channels != channels:
-                raise UserError(
-                    f"a block of kind {block.kind} keeps its {channels} channels, got {block.channels}"
-                )
-            if block.ratio is not None and block.ratio * channels < 1:
-                raise UserError(f"a {block.kind} block's ratio {block.ratio} leaves no channel of {channels}")
-            if block.ratio is not None and (channels % block.groups or int(channels * block.ratio) % block.groups):
-                raise UserError(
-                    f"{block.groups} groups do not divide the {channels} channels of a block and the "
-                    f"{int(channels * block.ratio)} it expands them to"
-                )
+            check_block(block, channels)
             channels = block.channels
 
     @property

@@ -2,7 +2,7 @@
 
 import math
 from abc import abstractmethod
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -13,13 +13,18 @@ from hadaptive.data import derive_seed
 from hadaptive.engine.batches import Batches
 from hadaptive.engine.finite import NonFiniteLossError
 from hadaptive.engine.loop import Engine
+from hadaptive.engine.optimiser import create_optimiser, is_second_order, take_step
+from hadaptive.errors import UserError
 from hadaptive.metrics import Evaluation, evaluate_model
 from hadaptive.models import NetSpec
+from hadaptive.nn import adapt_temperatures
 from hadaptive.search.config import SearchConfig
 from hadaptive.search.folder import SearchFolder
 from hadaptive.search.latency import LatencyTable, measure_networks, references
 from hadaptive.search.report import print_search
-from hadaptive.search.space import SearchSpace
+from hadaptive.search.space import Choice, SearchSpace
+
+Net = TypeVar("Net", bound=nn.Module)
 
 CALIBRATION_BATCHES = 20  # for the running statistics of a path that is evaluated
 
@@ -58,6 +63,51 @@ class SearchEngine(Engine):
         """Dropout before the classifier."""
         return 0.3 if self.config.drop_rate is None else self.config.drop_rate
 
+    def learn(self, supernet: Net, learnt: nn.Module) -> Net:
+        """Put a supernet where it learns, and give it an optimiser of what `learnt` holds.
+
+        Raises:
+            UserError: the optimiser takes second derivatives.
+        """
+        supernet.to(self.accelerator.device)
+        if self.config.execution.channels_last:
+            supernet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        how, scaled = self.config.optimisation, self.accelerator.scaler is not None
+        optimizer, self.scheduler = create_optimiser(learnt, how, self.steps_per_epoch, scaled=scaled)
+        if is_second_order(optimizer):
+            raise UserError(f"opt {how.opt!r} takes second derivatives, a search does not: choose another")
+        adapt_temperatures(optimizer, supernet)
+        self.model, self.optimizer = self.accelerator.prepare(supernet, optimizer)
+        return supernet
+
+    def weight_step(self, images: Tensor, targets: Tensor, choice: Choice) -> float:
+        """Let the weights of one path learn from a batch; its loss."""
+        self._seed_noise(4)
+        with self.accelerator.autocast():
+            logits = self.model(images, choice)
+        loss = self.criterion(logits.float(), targets)
+        value = self._finite(loss)
+        self.accelerator.backward(loss)
+        take_step(self.optimizer, self._noise(4))
+        self.optimizer.zero_grad(set_to_none=True)
+        return value
+
+    def describe(self, choice: Choice) -> dict[str, Any]:
+        """What the summary of any search says of itself and of what it found."""
+        return {
+            "space": self.space.name,
+            "data": self.config.data.data,
+            "recipe": self.config.recipe,
+            "seed": self.config.execution.seed,
+            "images": self.batches.fingerprint,
+            "choice": list(choice),
+            "target_ms": self.target,
+            "predicted_ms": None if self.table is None else self.table.predict(choice),
+            "num_classes": self.num_classes,
+            "device_type": self.accelerator.device.type,
+            "search_seconds": round(self.seconds, 1),
+        }
+
     def use(self, table: LatencyTable | None) -> None:
         """Search under the config's target with this latency table."""
         text = self.config.latency.latency_target
@@ -75,13 +125,8 @@ class SearchEngine(Engine):
         print_search(folder, self.config, self.space, summary)
 
     @abstractmethod
-    def evaluate(self, choice: tuple[int, ...]) -> Evaluation:
+    def evaluate(self, choice: Choice) -> Evaluation:
         """Validation of one path with the supernet's weights, its running statistics estimated anew."""
-
-    def _generator(self, kind: int) -> torch.Generator:
-        """Of this step's paths, the same on every process: kind 2 for weights, 3 for the architecture."""
-        seed = derive_seed(self.config.execution.seed, kind, self.epoch, self.step)
-        return torch.Generator().manual_seed(seed)
 
     def _noise(self, kind: int) -> int:
         """The seed of this step's noise, another one for each process."""

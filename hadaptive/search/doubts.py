@@ -57,13 +57,18 @@ def no_better_than_chance(of: str, validation: Evaluation | Judged, images: int,
         )
 
 
-def few_turns(space: SearchSpace, epochs: int, steps: int) -> Iterator[str]:
-    """Weights that were hardly trained; `steps` are of an epoch."""
-    turns = epochs * steps / max(space.counts)
+def few_turns(places: int, epochs: int, steps: int) -> Iterator[str]:
+    """Weights that were hardly trained.
+
+    Args:
+        places: after how many steps every candidate has had a turn.
+        epochs, steps: of each epoch.
+    """
+    turns = epochs * steps / places
     if turns < FEW_TURNS:
         yield (
-            f"each candidate was trained in about {turns:.0f} steps, which says little of it: raise --epochs to "
-            f"{math.ceil(FEW_TURNS * max(space.counts) / steps)} or search a smaller space"
+            f"a candidate was trained in about {turns:.0f} steps, which says little of it: raise --epochs to "
+            f"{math.ceil(FEW_TURNS * places / steps)} or search a smaller space"
         )
 
 

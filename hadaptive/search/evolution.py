@@ -10,16 +10,14 @@ What was judged stands in the folder's evolution.csv: a search that was cut off 
 import math
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from hadaptive.engine.batches import Batches
 from hadaptive.engine.loop import Rows
-from hadaptive.engine.optimiser import create_optimiser, is_second_order, take_step
 from hadaptive.engine.processes import on_main
 from hadaptive.errors import TrainingInterruptedError, UserError
-from hadaptive.files import append_csv, read_csv, write_atomically, write_csv
+from hadaptive.files import append_csv, drop_torn, read_csv, write_atomically, write_csv
 from hadaptive.info import inspect_network
 from hadaptive.metrics import Evaluation, share_text
 from hadaptive.models import HadaptiveNet, NetSpec
@@ -31,7 +29,7 @@ from hadaptive.search.doubts import collapsed, few_turns, misses, no_better_than
 from hadaptive.search.folder import SearchFolder
 from hadaptive.search.front import Judged, front_of, generations
 from hadaptive.search.plots import draw_network, plot_front, plot_weights
-from hadaptive.search.shared import SharedSupernet, fair_choice
+from hadaptive.search.shared import SharedSupernet, fair_choice, most_turns
 from hadaptive.search.space import Choice, SearchSpace
 
 JUDGING_BATCHES = 8  # for the running statistics of a network that is judged
@@ -45,7 +43,7 @@ class Evolution(SearchEngine):
         config, space, accelerator, batches, quiet: as of :class:`SearchEngine`.
 
     Raises:
-        UserError: pymoo is missing, or an optimiser takes second derivatives.
+        UserError: pymoo is missing, the optimiser takes second derivatives, or no network is as small as asked.
     """
 
     def __init__(
@@ -60,17 +58,14 @@ class Evolution(SearchEngine):
         require(EXTRAS["evolution"], "--method evolution", '"hadaptive[evolution]"')
         super().__init__(config, space, accelerator, batches, quiet=quiet)
         in_chans = config.preprocessing.in_chans
-        self.supernet = SharedSupernet(space, self.num_classes, in_chans, self.drop_rate).to(accelerator.device)
-        if config.execution.channels_last:
-            self.supernet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        optimizer, self.scheduler = create_optimiser(
-            self.supernet, config.optimisation, self.steps_per_epoch, scaled=accelerator.scaler is not None
-        )
-        if is_second_order(optimizer):
+        supernet = SharedSupernet(space, self.num_classes, in_chans, self.drop_rate)
+        self.smallest, fewest = supernet.smallest()
+        if fewest > config.latency.most_parameters:
             raise UserError(
-                f"opt {config.optimisation.opt!r} takes second derivatives, a search does not: choose another"
+                f"no network of {space.name} has {config.latency.max_params} parameters or fewer: the smallest "
+                f"has {fewest:,}"
             )
-        self.model, self.optimizer = accelerator.prepare(self.supernet, optimizer)
+        self.supernet = self.learn(supernet, supernet)
 
     # -- the weights ------------------------------------------------------------------------------------------
 
@@ -81,16 +76,8 @@ class Evolution(SearchEngine):
         self.supernet.load_state_dict(state["supernet"])
 
     def micro_step(self, images: Tensor, targets: Tensor, number: int) -> float:
-        self._seed_noise(4)
         choice = fair_choice(self.space, self.config.execution.seed, self.updates)
-        with self.accelerator.autocast():
-            logits = self.model(images, choice)
-        loss = self.criterion(logits.float(), targets)
-        value = self._finite(loss)
-        self.accelerator.backward(loss)
-        take_step(self.optimizer, self._noise(4))
-        self.optimizer.zero_grad(set_to_none=True)
-        return value
+        return self.weight_step(images, targets, choice)
 
     def evaluate(self, choice: Choice) -> Evaluation:
         return self._validate(self.supernet.network(choice), JUDGING_BATCHES)
@@ -116,32 +103,33 @@ class Evolution(SearchEngine):
 
     def draw(self, folder: SearchFolder) -> None:
         plot_weights(folder)
-        if read_csv(folder.evolution):
-            judged = [Judged.from_row(row) for row in read_csv(folder.evolution)]
+        judged = [Judged.from_row(row) for row in read_csv(folder.evolution)]
+        if judged:
             plot_front(judged, [one for one in judged if one.within(self._limits)], folder.front_picture)
 
     # -- the networks -----------------------------------------------------------------------------------------
 
     def conclude(self, folder: SearchFolder) -> dict[str, Any]:
         on_main(self.accelerator, lambda: save_tensors(self.supernet.state_dict(), folder.supernet))
-        judged = self._evolve(folder)
+        with self.stopping.listening():
+            judged = self._evolve(folder)
         front = front_of([one for one in judged if one.within(self._limits)])
         if not front:
             raise UserError(
-                f"of {len(judged)} networks none is within the target: raise --latency-target or --max-params, or "
-                "give evolution more --generations"
+                f"of {len(judged)} networks none is within both limits: search again with a higher "
+                "--latency-target or --max-params"
             )
         specs = {f"front-{number}": self.space.build(one.choice) for number, one in enumerate(front)}
-        found, measured = on_main(self.accelerator, lambda: self._found(front, specs))
-        name = f"{self.space.name}-found-seed{self.config.execution.seed}"
-        spec = self.space.build(found.choice, name=name)
+        number, measured = on_main(self.accelerator, lambda: self._found(specs))
+        found = front[number]
+        spec = self.space.build(found.choice, f"{self.space.name}-found-seed{self.config.execution.seed}")
 
         def write() -> None:
             folder.front_networks.mkdir(exist_ok=True)
             for own, network in specs.items():
                 network.save(folder.front_networks / f"{own}.json")
             rows = [
-                {"network": own, **one.row(), "measured_ms": (measured or {}).get(own, "")}
+                {"network": own, **one.row(), "measured_ms": measured.get(own, "")}
                 for own, one in zip(specs, front, strict=True)
             ]
             write_atomically(folder.front, lambda path: write_csv(path, rows, list(rows[0])))
@@ -149,47 +137,39 @@ class Evolution(SearchEngine):
             draw_network(spec, folder.strip)
 
         on_main(self.accelerator, write)
-        number = front.index(found)
-        ms = None if measured is None else {"found": measured.get(f"front-{number}"), **self._known(measured)}
+        known = {name: ms for name, ms in measured.items() if name not in specs}
+        ms = {"found": measured[f"front-{number}"], **known} if measured else None
         return {
-            "space": self.space.name,
-            "data": self.config.data.data,
-            "recipe": self.config.recipe,
-            "seed": self.config.execution.seed,
-            "images": self.batches.fingerprint,
+            **self.describe(found.choice),
             "method": "evolution",
-            "choice": list(found.choice),
             "networks": len(judged),
             "front": len(front),
             "supernet_accuracy": found.accuracy,
             "parameters": found.parameters,
             "macs": found.macs,
-            "target_ms": self.target,
-            "predicted_ms": found.latency_ms,
             "measured_ms": ms,
-            "num_classes": self.num_classes,
-            "device_type": self.accelerator.device.type,
             "warnings": self._doubts(judged, found, ms),
-            "search_seconds": round(self.seconds, 1),
         }
 
-    def _known(self, measured: dict[str, float]) -> dict[str, float]:
-        return {name: ms for name, ms in measured.items() if not name.startswith("front-")}
-
     def _evolve(self, folder: SearchFolder) -> list[Judged]:
-        """Every network that was judged, in the order of the generations; the first ones are drawn at random."""
+        """Every network that was judged, in the order of the generations; the first ones are drawn at random.
+
+        Beside those are the safe ones: evolution needs to begin within its limits.
+        """
         how, seed = self.config.architecture, self.config.execution.seed
+        on_main(self.accelerator, lambda: drop_torn(folder.evolution))
         known = {one.fingerprint: one for one in map(Judged.from_row, read_csv(folder.evolution))}
         judged: dict[str, Judged] = {}
-        first = [fair_choice(self.space, seed + 2, number) for number in range(how.population)]
-        breeding = generations(self.space.counts, first, how.generations, seed)
+        count = how.population - len(self._safe)
+        drawn = [fair_choice(self.space, seed + 2, number) for number in range(count)]
+        breeding = generations(self.space.counts, [*self._safe, *drawn], how.generations, seed)
         choices = next(breeding)
         for generation in range(how.generations):
             if not choices:  # a small space has no others
                 break
             scores = []
             for choice in choices:
-                spec = self.space.build(choice, name="")
+                spec = self.space.build(choice)
                 one = judged.get(spec.fingerprint) or known.get(spec.fingerprint)
                 if one is None:
                     one = self._judge(choice, spec, generation, folder)
@@ -205,6 +185,11 @@ class Evolution(SearchEngine):
             )
             choices = breeding.send(scores)
         return list(judged.values())
+
+    @property
+    def _safe(self) -> list[Choice]:
+        """The smallest network, and the fastest where there is a table."""
+        return [self.smallest] if self.table is None else [self.smallest, self.table.fastest()]
 
     @property
     def _limits(self) -> dict[str, float]:
@@ -230,22 +215,31 @@ class Evolution(SearchEngine):
         on_main(self.accelerator, lambda: append_csv(folder.evolution, [one.row()]))
         return one
 
-    def _found(self, front: list[Judged], specs: dict[str, NetSpec]) -> tuple[Judged, dict[str, float] | None]:
-        """The most accurate network whose measured latency is within the target, and what was measured, ms."""
-        names = list(specs)[-MEASURED:]
-        measured = self._measure({name: specs[name] for name in names})
-        if measured is None or self.target is None:
-            return front[-1], measured
-        within = [name for name in names if measured[name] <= self.target]
-        return front[list(specs).index(within[-1])] if within else front[-1], measured
+    def _found(self, specs: dict[str, NetSpec]) -> tuple[int, dict[str, float]]:
+        """The number of the most accurate network that is within the target when it is measured, and all that was.
+
+        They are measured from the most accurate on, some at a time; where none is within, the fastest is taken.
+        """
+        names, measured = list(specs), {}
+        for start in range(len(names), 0, -MEASURED):
+            own = names[max(0, start - MEASURED) : start]
+            found = self._measure({name: specs[name] for name in own})
+            if found is None or self.target is None:
+                return len(names) - 1, found or {}
+            measured |= found
+            within = [name for name in own if measured[name] <= self.target]
+            if within:
+                return names.index(within[-1]), measured
+        return names.index(min(names, key=lambda name: measured[name])), measured
 
     def _doubts(self, judged: list[Judged], found: Judged, measured: dict[str, Any] | None) -> list[str]:
         images = len(self.batches.validation.dataset)  # pyright: ignore[reportArgumentType]
-        drawn = [one for one in judged if one.generation == 0 and one.within(self._limits)]
+        best = max(judged, key=lambda one: one.accuracy)
+        drawn = [one for one in judged if one.generation == 0 and one.choice not in self._safe]
         return [
             *collapsed(self.space, found.choice),
-            *no_better_than_chance("the best network", found, images, self.num_classes),
+            *no_better_than_chance("the best network", best, images, self.num_classes),
             *no_better_than_random(found, drawn, images),
-            *few_turns(self.space, self.epochs, self.steps_per_epoch),
+            *few_turns(most_turns(self.space), self.epochs, self.steps_per_epoch),
             *misses((measured or {}).get("found"), self.target),
         ]

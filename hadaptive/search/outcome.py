@@ -101,10 +101,7 @@ def random_within(space: SearchSpace, table: LatencyTable, target: float, genera
         UserError: no network is within the target.
     """
     if table.narrower:
-        widths = [n for n in range(len(space.widths)) if table.at_width(n).range()[0] <= target]
-        if not widths:
-            raise UserError(f"no network of this space is within {target:.3g} ms")
-        number = widths[int(torch.randint(len(widths), (), generator=generator))]
+        number = _width_within(space, table, target, generator)
         inside = random_within(space.at_width(number), table.at_width(number), target, generator)
         return (*inside, number)
     knapsack = _Knapsack(table, target)
@@ -115,6 +112,25 @@ def random_within(space: SearchSpace, table: LatencyTable, target: float, genera
         return int(torch.multinomial(torch.softmax(values, 0), 1, generator=generator))
 
     return knapsack.trace(tables, scores, draw)
+
+
+def _width_within(space: SearchSpace, table: LatencyTable, target: float, generator: torch.Generator) -> int:
+    """The number of a width, drawn by how many of its networks are in the band, or within where none is in it."""
+    band, within = [], []
+    for number in range(len(space.widths)):
+        own = table.at_width(number)
+        if own.range()[0] > target:
+            band.append(-math.inf)
+            within.append(-math.inf)
+            continue
+        knapsack = _Knapsack(own, target)
+        end = knapsack.tables([[0.0] * len(p) for p in space.positions], lambda ways: ways.logsumexp(0))[-1]
+        band.append(float(end[knapsack.start :].logsumexp(0)))
+        within.append(float(end.logsumexp(0)))
+    logits = torch.tensor(band if max(band) > -math.inf else within, dtype=torch.float64)
+    if not bool(torch.isfinite(logits).any()):
+        raise UserError(f"no network of this space is within {target:.3g} ms")
+    return int(torch.multinomial(torch.softmax(logits, 0), 1, generator=generator))
 
 
 def relative_entropy(confidence: list[Tensor]) -> float:

@@ -27,7 +27,7 @@ def scaled(candidate: Candidate, factor: float) -> Candidate:
     if factor == 1 or not isinstance(candidate, BlockSpec):
         return candidate
     channels = round(candidate.channels * factor)
-    if channels != candidate.channels * factor:
+    if abs(channels - candidate.channels * factor) > 1e-6 * channels or not channels:
         raise UserError(f"{factor:g} times {candidate.channels} channels is no whole number: choose other widths")
     width = candidate.width and max(1, round(candidate.width * factor))
     return dataclasses.replace(candidate, channels=channels, width=width)

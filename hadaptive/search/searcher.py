@@ -19,14 +19,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from hadaptive.data import derive_seed
 from hadaptive.engine.batches import Batches
 from hadaptive.engine.finite import NonFiniteLossError
 from hadaptive.engine.loop import Rows
-from hadaptive.engine.optimiser import create_optimiser, is_second_order, take_step
 from hadaptive.engine.processes import on_main
 from hadaptive.errors import UserError
 from hadaptive.metrics import Evaluation, share_text
-from hadaptive.nn import adapt_temperatures
 from hadaptive.search.base import SearchEngine
 from hadaptive.search.config import SearchConfig
 from hadaptive.search.doubts import (
@@ -42,7 +41,7 @@ from hadaptive.search.folder import SearchFolder
 from hadaptive.search.labels import label
 from hadaptive.search.outcome import most_confident, relative_entropy
 from hadaptive.search.plots import draw_network, plot_confidence, plot_search
-from hadaptive.search.space import SearchSpace
+from hadaptive.search.space import Choice, SearchSpace
 from hadaptive.search.supernet import Supernet
 
 TRIES = 3  # networks that are measured until one is within the target
@@ -77,20 +76,9 @@ class Searcher(SearchEngine):
             )
         self.alpha_batches = batches.alpha
         in_chans = config.preprocessing.in_chans
-        self.supernet = Supernet(space, self.num_classes, in_chans, self.drop_rate).to(accelerator.device)
-        if config.execution.channels_last:
-            self.supernet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        supernet = Supernet(space, self.num_classes, in_chans, self.drop_rate)
+        self.supernet = self.learn(supernet, supernet.candidates())
         self.alpha = list(self.supernet.alpha)
-        candidates = self.supernet.candidates()
-        optimizer, self.scheduler = create_optimiser(
-            candidates, config.optimisation, self.steps_per_epoch, scaled=accelerator.scaler is not None
-        )
-        if is_second_order(optimizer):
-            raise UserError(
-                f"opt {config.optimisation.opt!r} takes second derivatives, a search does not: choose another"
-            )
-        adapt_temperatures(optimizer, self.supernet)
-        self.model, self.optimizer = accelerator.prepare(self.supernet, optimizer)
         how = config.architecture
         self.first = how.weights_first * self.epochs * self.steps_per_epoch  # step of the architecture
         alpha_steps = self.epochs * self.alpha_batches.steps * (1 - how.weights_first)
@@ -131,17 +119,9 @@ class Searcher(SearchEngine):
         self.architecture = iter(self.rest_of(self.alpha_batches.loader, self.alpha_step))
 
     def micro_step(self, images: Tensor, targets: Tensor, number: int) -> float:
-        self._seed_noise(4)
         generator, even = self._generator(2), self.updates < self.first
         choice = self.space.random(generator) if even else self.supernet.sample(self.tau(), generator).choice
-        with self.accelerator.autocast():
-            logits = self.model(images, choice)
-        loss = self.criterion(logits.float(), targets)
-        value = self._finite(loss)
-        self.accelerator.backward(loss)
-        take_step(self.optimizer, self._noise(4))
-        self.optimizer.zero_grad(set_to_none=True)
-        return value
+        return self.weight_step(images, targets, choice)
 
     def between_steps(self) -> None:
         # Spread evenly where there are fewer architecture steps than weight steps.
@@ -154,6 +134,11 @@ class Searcher(SearchEngine):
         if self.updates >= self.first:
             self.alpha_loss += self._alpha_step(*self.ready(images, targets))
             self.alpha_count += 1
+
+    def _generator(self, kind: int) -> torch.Generator:
+        """Of this step's paths, the same on every process: kind 2 for weights, 3 for the architecture."""
+        seed = derive_seed(self.config.execution.seed, kind, self.epoch, self.step)
+        return torch.Generator().manual_seed(seed)
 
     def _alpha_step(self, images: Tensor, targets: Tensor) -> float:
         how, net, generator = self.config.architecture, self.supernet, self._generator(3)
@@ -195,7 +180,7 @@ class Searcher(SearchEngine):
 
     # -- an epoch, and the end --------------------------------------------------------------------------------
 
-    def evaluate(self, choice: tuple[int, ...]) -> Evaluation:
+    def evaluate(self, choice: Choice) -> Evaluation:
         return self._validate(copy.deepcopy(self.supernet.subnet(choice)))
 
     def summarise_epoch(self, folder: SearchFolder) -> tuple[Rows, str]:
@@ -257,30 +242,20 @@ class Searcher(SearchEngine):
             *collapsed(self.space, choice),
             *undecided(choice, confidence),
             *no_better_than_chance("what was found", validation, validation.total, self.num_classes),
-            *few_turns(self.space, self.epochs, self.steps_per_epoch),
+            *few_turns(max(self.space.counts), self.epochs, self.steps_per_epoch),
             *misses((measured or {}).get("found"), self.target),
         ]
         if self.table is not None and self.target is not None:
             doubts += far_from_target(float(self.table.expected(confidence)), self.target)
         return {
-            "space": self.space.name,
-            "data": self.config.data.data,
-            "recipe": self.config.recipe,
-            "seed": self.config.execution.seed,
-            "images": self.batches.fingerprint,
-            "choice": list(choice),
+            **self.describe(choice),
             "confidence": [round(float(p[c]), 4) for p, c in zip(confidence, choice, strict=True)],
             "entropy": relative_entropy(confidence),
-            "target_ms": self.target,
-            "predicted_ms": None if self.table is None else self.table.predict(choice),
             "measured_ms": measured,
-            "num_classes": self.num_classes,
-            "device_type": self.accelerator.device.type,
             "warnings": doubts,
-            "search_seconds": round(self.seconds, 1),
         }
 
-    def _within(self, confidence: list[Tensor]) -> tuple[tuple[int, ...], dict[str, float] | None]:
+    def _within(self, confidence: list[Tensor]) -> tuple[Choice, dict[str, float] | None]:
         """The most confident network within the target when it is measured, and what was measured, ms.
 
         Where one is slower than predicted, the table is taken to be wrong by as much for all, and asked again.

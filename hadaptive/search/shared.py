@@ -137,7 +137,9 @@ class _Cut:
             if key in self.first:
                 weight = weight.narrow(dim, 0, like[dim])
             else:
-                weight = weight.index_select(dim, self.rows[key].to(weight.device))
+                if self.rows[key].device != weight.device:
+                    self.rows[key] = self.rows[key].to(weight.device)
+                weight = weight.index_select(dim, self.rows[key])
         if weight.dim() == 4 and weight.shape[-1] > like[-1]:
             edge, kernel = (weight.shape[-1] - like[-1]) // 2, like[-1]
             weight = weight[..., edge : edge + kernel, edge : edge + kernel]
@@ -154,7 +156,7 @@ def _without_statistics(layer: nn.Module) -> nn.Module:
 
 
 @dataclass(frozen=True)
-class _Part:
+class _Slice:
     """A layer of one size, and where its weights are.
 
     Attributes:
@@ -173,8 +175,13 @@ class _Part:
         return {name: self.cut(name, bank[name], own.shape) for name, own in self.shell.named_parameters()}
 
     def __call__(self, x: Tensor) -> Tensor:
-        state = self.weights() | {name: buffer.to(x.device) for name, buffer in self.shell.named_buffers()}
-        return functional_call(self.shell, state, (x,))
+        if any(buffer.device != x.device for buffer in self.shell.buffers()):
+            self.shell.to(x.device)
+        return functional_call(self.shell, self.weights(), (x,))
+
+
+def _count(layer: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in layer.parameters())
 
 
 def _tail(network: HadaptiveNet, drop_rate: float) -> nn.Sequential:
@@ -214,18 +221,18 @@ class SharedSupernet(nn.Module):
         widths = [in_chans, *(layers_at(position)[0].channels for position in space.positions)]
         self.banks = nn.ModuleList(nn.ModuleDict() for _ in space.positions)
         self.tail = _without_statistics(_tail(self._network(0, 1.0), drop_rate))
-        self._parts: dict[tuple[int, float, Layer], _Part] = {}
-        self._tails: dict[float, _Part] = {}
+        self._slices: dict[tuple[int, float, Layer], _Slice] = {}
+        self._tails: dict[float, _Slice] = {}
         self._shells: dict[tuple[int, Layer], nn.Module] = {}
         for which, factor in enumerate(space.widths):
             entering = [w if n <= convs else round(w * factor) for n, w in enumerate(widths)]
             for number, position in enumerate(space.positions):
                 for candidate in layers_at(position):
-                    part = self._part(number, candidate, factor, entering[number], widths[number])
-                    self._parts[number, factor, candidate] = part
+                    own = self._slice(number, candidate, factor, entering[number], widths[number])
+                    self._slices[number, factor, candidate] = own
             shell = _without_statistics(_tail(self._network(which, factor), drop_rate))
             cut = _Cut("head", self._of_tail(entering[-1]), self._of_tail(widths[-1]))
-            self._tails[factor] = _Part(shell, self.tail, cut)
+            self._tails[factor] = _Slice(shell, self.tail, cut)
 
     def _network(self, which: int, factor: float) -> HadaptiveNet:
         """Any network of a width, on no device."""
@@ -237,7 +244,7 @@ class SharedSupernet(nn.Module):
         last = self.space.last_channels or channels
         return {"in": (channels,), "last": (last,), "hidden": (self.space.head_channels or last,)}
 
-    def _part(self, number: int, candidate: Layer, factor: float, channels: int, most: int) -> _Part:
+    def _slice(self, number: int, candidate: Layer, factor: float, channels: int, most: int) -> _Slice:
         """A candidate at a width, which reads `channels` of at most `most`."""
         small = scaled(candidate, factor)
         assert not isinstance(small, Skip)
@@ -258,7 +265,7 @@ class SharedSupernet(nn.Module):
             if any(True for _ in shell.buffers()):  # they are not weights: the layer needs its own
                 shell = _without_statistics(self._layer(channels, small))
             self._shells[channels, small] = shell
-        return _Part(self._shells[channels, small], banks[name], _Cut(kind, *sizes))
+        return _Slice(self._shells[channels, small], banks[name], _Cut(kind, *sizes))
 
     def _layer(self, channels: int, layer: Layer, device: Device = None) -> nn.Module:
         if isinstance(layer, ConvSpec):
@@ -274,13 +281,13 @@ class SharedSupernet(nn.Module):
             shell.train(mode)
         return super().train(mode)
 
-    def _along(self, choice: Choice) -> Iterator[_Part]:
+    def _along(self, choice: Choice) -> Iterator[_Slice]:
         self.space.check_choice(choice)
         factor = self.space.width_of(choice)
         for number, position in enumerate(self.space.positions):
             candidate = position[choice[number]]
             if not isinstance(candidate, Skip):
-                yield self._parts[number, factor, candidate]
+                yield self._slices[number, factor, candidate]
         yield self._tails[factor]
 
     def forward(self, x: Tensor, choice: Choice) -> Tensor:
@@ -288,6 +295,21 @@ class SharedSupernet(nn.Module):
         for part in self._along(choice):
             x = part(x)
         return x
+
+    def smallest(self) -> tuple[Choice, int]:
+        """The network of fewest parameters, and their number."""
+        found = []
+        for which, factor in enumerate(self.space.widths):
+            total, choice = _count(self._tails[factor].shell), []
+            for number, position in enumerate(self.space.positions):
+                own = [
+                    0 if isinstance(c, Skip) else _count(self._slices[number, factor, c].shell) for c in position
+                ]
+                choice.append(own.index(min(own)))
+                total += min(own)
+            found.append((total, (*choice, *([which] if self.space.has_widths else []))))
+        total, choice = min(found)
+        return choice, total
 
     @torch.no_grad()
     def network(self, choice: Choice) -> HadaptiveNet:
@@ -305,7 +327,7 @@ def fair_choice(space: SearchSpace, seed: int, step: int) -> Choice:
     """The choice whose turn it is: over many steps, every kind of block and every size of it equally often.
 
     At each position the kinds take turns in an order drawn anew for each round, and in each round another of a
-    kind's sizes, in an order drawn for as many rounds as there are. Where a block may be skipped it is in about a
+    kind's sizes, in an order drawn for as many rounds as there are. A position that may be skipped is skipped in a
     quarter of the turns, so that networks of few blocks are trained as well.
     """
 
@@ -325,8 +347,14 @@ def _order(count: int, *numbers: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(derive_seed(*numbers)))
 
 
+def most_turns(space: SearchSpace) -> int:
+    """After how many steps every candidate of a space has had a turn."""
+    kinds = [_kinds(position) for position in space.positions]
+    return max(len(own) * max(map(len, own)) for own in kinds)
+
+
 def _kinds(position: Position) -> list[list[int]]:
-    """Numbers of a position's candidates by what kind they are; skip often enough for a quarter of all turns."""
+    """Numbers of a position's candidates by what kind they are, in the turns of a round: a quarter are to skip."""
     kinds: dict[Candidate, list[int]] = {}
     skip: list[int] = []
     for number, candidate in enumerate(position):
@@ -334,4 +362,5 @@ def _kinds(position: Position) -> list[list[int]]:
             skip.append(number)
         else:
             kinds.setdefault(_kind(candidate), []).append(number)
-    return [*kinds.values(), *([skip] * max(1, len(kinds) // 3) if skip else [])]
+    found = list(kinds.values())
+    return [*found, *found, *found, *([skip] * len(found))] if skip else found

@@ -27,7 +27,7 @@ from hadaptive.errors import UserError
 from hadaptive.files import json_text, write_json
 from hadaptive.models.documents import as_fields, as_list, contents, is_positive_number, without_later
 from hadaptive.models.layer_spec import BlockSpec, ConvSpec
-from hadaptive.models.spec import NetSpec
+from hadaptive.models.spec import NetSpec, check_block
 from hadaptive.search.position import (
     SKIP,
     Candidate,
@@ -102,30 +102,42 @@ class SearchSpace:
             check_agree(f"position {number}", position)
         if not self.stages or not all(self.stages):
             raise UserError("a space needs at least one stage, and each stage at least one position")
-        number = 1 + len(self.stage1)
-        channels = (self.stage1[-1] if self.stage1 else self.stem)[0].channels
+        number = 2 + len(self.stage1)
         for stage in self.stages:
             # NetSpec wants a block in every stage, so not every position of one may be skipped.
             if all(SKIP in position for position in stage):
-                raise UserError(f"every position of a stage may be skipped: position {number + 1} must not be")
-            for position in stage:
-                number += 1
-                blocks = [candidate for candidate in position if isinstance(candidate, BlockSpec)]
-                for block in blocks:
-                    if block.kind == "ach" and block.k is not None and block.k > channels:
-                        raise UserError(f"position {number} selects k = {block.k} of only {channels} channels")
-                    if block.keeps and block.channels != channels:
-                        raise UserError(f"position {number} changes the width, which {block.kind} cannot")
-                if SKIP in position and (blocks[0].stride > 1 or blocks[0].channels != channels):
-                    raise UserError(f"position {number} changes the map's shape and cannot be skipped")
-                channels = blocks[0].channels
+                raise UserError(f"every position of a stage may be skipped: position {number} must not be")
+            number += len(stage)
+        for width in self.widths:
+            self._check_blocks(width)
         for width in range(len(self.widths)):  # what is left to check is NetSpec's
             self.build((*(0,) * len(self.positions), *([width] if self.has_widths else [])))
+
+    def _check_blocks(self, width: float) -> None:
+        """Every block fits what comes before it, in networks of this width."""
+        channels = (self.stage1[-1] if self.stage1 else self.stem)[0].channels
+        at = f" at {width:g} of the width" if self.has_widths else ""
+        for number, position in enumerate(itertools.chain.from_iterable(self.stages), 2 + len(self.stage1)):
+            try:
+                blocks = [b for b in (scaled(c, width) for c in position) if isinstance(b, BlockSpec)]
+                for block in blocks:
+                    check_block(block, channels)
+            except UserError as error:
+                raise UserError(f"position {number}{at}: {error}") from None
+            if len(set(blocks)) < len(blocks):
+                raise UserError(f"position {number}{at} has the same candidate twice")
+            if SKIP in position and (blocks[0].stride > 1 or blocks[0].channels != channels):
+                raise UserError(f"position {number} changes the map's shape and cannot be skipped")
+            channels = blocks[0].channels
 
     def _check_widths(self) -> None:
         widths = self.widths
         if not widths or not all(is_positive_number(w) and w <= 1 for w in widths) or len({*widths}) < len(widths):
             raise UserError(f"widths must be different factors above 0 and at most 1, got {list(widths)}")
+        if len(widths) == 1 and widths != (1.0,):
+            raise UserError(
+                f"a single width must be 1, got {widths[0]:g}: write the candidates as wide as they are"
+            )
 
     @property
     def has_widths(self) -> bool:

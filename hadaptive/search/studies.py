@@ -6,7 +6,7 @@ config.json, space.json, latency.json   all that is needed to run it again
 split.csv                               every image of the data, and the part it is in throughout
 searches/seed0/ ...                     one search each
 agreement.csv, kinds.csv                per position: how far the seeds agree, and what kinds of block they prefer
-confidence.png                          the mean confidence over the seeds
+confidence.png                          the mean confidence over the seeds; neither this nor kinds of evolution
 networks.json                           the networks compared: found, random, published; with their latency
 runs/                                   the training of each
 comparison.csv, comparison.png          a row per training; accuracy over latency
@@ -28,10 +28,10 @@ from hadaptive.console import say
 from hadaptive.errors import TrainingInterruptedError, UserError
 from hadaptive.files import append_csv, read_csv, write_atomically, write_csv, write_json
 from hadaptive.metrics import mean_interval, welch_difference
-from hadaptive.models import NetSpec
+from hadaptive.models import HadaptiveNet, NetSpec
 from hadaptive.models.layer_spec import ConvSpec
 from hadaptive.provenance import provenance
-from hadaptive.search.config import StudyConfig
+from hadaptive.search.config import SearchConfig, StudyConfig
 from hadaptive.search.folder import SearchFolder
 from hadaptive.search.latency import LatencyTable, fits, measure_networks, references
 from hadaptive.search.launch import describe, prepared, resume_search, search
@@ -39,8 +39,10 @@ from hadaptive.search.outcome import random_within
 from hadaptive.search.plots import draw_confidence, plot_comparison
 from hadaptive.search.position import SKIP
 from hadaptive.search.report import print_study
-from hadaptive.search.space import SearchSpace
+from hadaptive.search.space import Choice, SearchSpace
 from hadaptive.train import train_or_resume
+
+DRAWS = 1000  # of a random network that is to be small enough
 
 
 class StudyFolder(SearchFolder):
@@ -103,8 +105,7 @@ def resume_study(
     table = LatencyTable.load(folder.latency) if folder.latency.is_file() else None
     try:
         summaries = [_search_once(folder, config, table, seed, quiet) for seed in _seeds(config, config.seeds)]
-        evolved = config.search.architecture.method == "evolution"  # which has no confidence to agree on
-        agreement = None if evolved else _agree(folder, space, config, summaries)
+        agreement = _agree(folder, space, config, summaries)
         summary: dict[str, Any] = {"run": str(folder.path), "space": space.name, "agreement": agreement}
         summary["warnings"] = [f"seed {s['seed']}: {warning}" for s in summaries for warning in s["warnings"]]
         if config.baseline is not None:
@@ -168,7 +169,8 @@ def _agree(
 ) -> dict[str, float] | None:
     """Write what the seeds agree on; the share of agreeing pairs over all positions, and what chance gives."""
     how = config.search.preprocessing
-    last = {s["seed"]: _last_confidence(folder.search(s["seed"])) for s in summaries}
+    evolved = config.search.architecture.method == "evolution"  # which has no confidence
+    last = {} if evolved else {s["seed"]: _last_confidence(folder.search(s["seed"])) for s in summaries}
     shapes = space.input_shapes(how.in_chans, how.image_size)[1:]
     rows, kinds = [], []
     for number, position in enumerate(space.positions, start=1):
@@ -190,11 +192,12 @@ def _agree(
                 for kind, share in shares.items()
             ]
     where = provenance(summaries[0]["device_type"])
-    for path, table in ((folder.agreement, rows), (folder.kinds, kinds)):
+    for path, table in ((folder.agreement, rows), *([] if evolved else [(folder.kinds, kinds)])):
         table = [{"space": space.name, **row, **where} for row in table]
         write_atomically(path, lambda p, table=table: write_csv(p, table, list(table[0])))
     average = [row for seed in last for row in _last_rows(folder.search(seed))]
-    draw_confidence(average, folder.heat_map, f"mean confidence of {len(last)} searches")
+    if average:
+        draw_confidence(average, folder.heat_map, f"mean confidence of {len(last)} searches")
     if len(summaries) < 2:
         return None
     return {
@@ -284,19 +287,19 @@ def _networks(
     """The networks to compare: found, random, and the published one of the target; timed in turns."""
     assert config.baseline is not None
     specs: dict[str, NetSpec] = {}
-    choices: dict[str, tuple[int, ...] | None] = {}
+    choices: dict[str, Choice | None] = {}
     for summary in summaries:
         choices[f"found-seed{summary['seed']}"] = tuple(summary["choice"])
     single, goal = config.search, config.search.latency.latency_target
     setting = single.setting(summaries[0]["num_classes"], summaries[0]["device_type"])
     target = None if table is None else table.target(str(goal))
     generator = torch.Generator().manual_seed(single.execution.seed)
-    draw: Callable[[], tuple[int, ...]] = lambda: space.random(generator)  # noqa: E731
+    draw: Callable[[], Choice] = lambda: space.random(generator)  # noqa: E731
     if table is not None and target is not None:
         setting = table.setting
         draw = lambda: random_within(space, table, target, generator)  # noqa: E731
     for i in range(config.baseline[1]):
-        choices[f"random-{i}"] = draw()
+        choices[f"random-{i}"] = _small_enough(single, space, draw, summaries[0]["num_classes"])
     for name, choice in choices.items():
         assert choice is not None
         specs[name] = space.build(choice, name=name)
@@ -322,6 +325,25 @@ def _networks(
         }
         for name, spec in specs.items()
     }
+
+
+def _small_enough(config: SearchConfig, space: SearchSpace, draw: Callable[[], Choice], classes: int) -> Choice:
+    """A choice drawn among those that are as small as what is found must be.
+
+    Raises:
+        UserError: none of many is so small.
+    """
+    for _ in range(DRAWS):
+        choice = draw()
+        if config.latency.max_params is None:
+            return choice
+        network = HadaptiveNet(space.build(choice), classes, config.preprocessing.in_chans, device="meta")
+        if sum(parameter.numel() for parameter in network.parameters()) <= config.latency.most_parameters:
+            return choice
+    raise UserError(
+        f"none of {DRAWS} random networks has {config.latency.max_params} parameters or fewer: leave --baseline "
+        "or --max-params out"
+    )
 
 
 def comparison_of(rows: list[dict[str, str]]) -> dict[str, Any]:

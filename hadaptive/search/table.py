@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -76,10 +77,20 @@ class LatencyTable:
 
     def range(self) -> tuple[float, float]:
         """Latency of the fastest and of the slowest network, ms."""
-        tables = [self.at_width(number) for number in range(1 + len(self.narrower))]
-        fast = [(table, tuple(min(range(len(t)), key=t.__getitem__) for t in table.times)) for table in tables]
-        slow = [(table, tuple(max(range(len(t)), key=t.__getitem__) for t in table.times)) for table in tables]
-        return min(table.predict(x) for table, x in fast), max(table.predict(x) for table, x in slow)
+        slowest = self._extreme(max)
+        return self.predict(self.fastest()), self.predict(slowest)
+
+    def fastest(self) -> Choice:
+        """The network of least latency."""
+        return self._extreme(min)
+
+    def _extreme(self, which: Callable[..., Any]) -> Choice:
+        found = []
+        for number in range(1 + len(self.narrower)):
+            times = self.at_width(number).times
+            choice = tuple(which(range(len(own)), key=own.__getitem__) for own in times)
+            found.append((*choice, number) if self.narrower else choice)
+        return which(found, key=self.predict)
 
     def target(self, text: str) -> float:
         """Milliseconds of a target such as "5ms" or "0.8xS" (S, M and L as measured in this table).
