@@ -156,7 +156,7 @@ def price_table(rows: Rows) -> str:
     found = last(rows, ("space", "what"))
     lines = []
     for (space, what), row in found.items():
-        base = found[space, "S"]
+        base = found.get((space, "S")) or found["published", "S"]  # of the same run
         memory = float(row["peak_mib"]) / float(base["peak_mib"])
         spread = f"{float(row['lower_quartile_ms']):.0f} to {float(row['upper_quartile_ms']):.0f}"
         name = what if what == "S" else f"{what} ({space})"

@@ -1,15 +1,17 @@
 """What a search costs beside a training, and what a latency table is worth. Rows for each."""
 
+import itertools
 import multiprocessing
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.planted import solves_planted
 from hadaptive.console import console
@@ -21,11 +23,15 @@ from hadaptive.models.published import HADAPTIVE_NET_S
 from hadaptive.provenance import provenance
 from hadaptive.search.estimators import frozen_statistics, gdas, rloo
 from hadaptive.search.latency import measure_networks, measure_table
-from hadaptive.search.spaces import open_space
+from hadaptive.search.shared import SharedSupernet, fair_choice
+from hadaptive.search.spaces import open_space, star_space
 from hadaptive.search.supernet import Supernet
 
 ARCHITECTURE = {"architecture step, rloo of 4 paths": "rloo", "architecture step, gdas": "gdas"}
-VARIANTS = ("S", "supernet, S's path", "supernet, random paths", *ARCHITECTURE)
+SHARED = "networks in turn, with shared weights"
+ALONE = "the same networks, each with its own"
+VARIANTS = ("S", "supernet, S's path", "supernet, random paths", *ARCHITECTURE, ALONE, SHARED)
+TURNS = 8  # networks that those two take in turn
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,8 @@ class SearchBenchConfig:
 
 def _step(variant: str, config: SearchBenchConfig) -> Callable[[], None]:
     torch.manual_seed(0)
+    if variant in (SHARED, ALONE):
+        return _turns(variant, config)
     space = open_space(config.space)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(config.batch, 3, config.image_size, config.image_size, device=config.device)
@@ -102,6 +110,37 @@ def _step(variant: str, config: SearchBenchConfig) -> Callable[[], None]:
             path = own if variant.endswith("S's path") else model.sample(1.0, generator).choice
             assert path is not None
             F.cross_entropy(model(x, path), y).backward()
+        optimizer.step()
+
+    return run
+
+
+def _turns(variant: str, config: SearchBenchConfig) -> Callable[[], None]:
+    """Training steps of a space's networks with shared weights, one after the other, or of the same ones alone."""
+    space = star_space()
+    choices = [fair_choice(space, 0, step) for step in range(TURNS)]
+    x = torch.randn(config.batch, 3, config.image_size, config.image_size, device=config.device)
+    x = x.contiguous(memory_format=torch.channels_last)
+    y = torch.randint(0, 100, (config.batch,), device=config.device)
+    if variant == SHARED:
+        supernet = SharedSupernet(space, 100)
+        modules: list[nn.Module] = [supernet]
+        runs: list[Callable[[Tensor], Tensor]] = [partial(supernet, choice=choice) for choice in choices]
+    else:
+        modules = [HadaptiveNet(space.build(choice), 100) for choice in choices]
+        runs = list(modules)
+    optimizers = []
+    for module in modules:
+        module.to(config.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        module.train()
+        optimizers.append(torch.optim.AdamW(module.parameters(), 1e-3, fused=True))
+    numbers = itertools.cycle(range(TURNS))
+
+    def run() -> None:
+        number = next(numbers)
+        optimizer = optimizers[number % len(optimizers)]
+        optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(runs[number](x), y).backward()
         optimizer.step()
 
     return run
@@ -170,7 +209,7 @@ def _price(config: SearchBenchConfig) -> None:
         rows.append(
             {
                 "what": variant,
-                "space": config.space,
+                "space": "star" if variant in (SHARED, ALONE) else config.space,
                 "image_size": config.image_size,
                 "batch": config.batch,
                 **quartiles(times[variant]),
