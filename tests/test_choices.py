@@ -45,7 +45,7 @@ from hadaptive.commands import (
 from hadaptive.engine.recipes import RECIPES
 from hadaptive.export.config import ExportConfig
 from hadaptive.models import ConvSpec, NetSpec
-from hadaptive.models.layer_spec import KINDS, ach, conv, ghost, inverted, products
+from hadaptive.models.layer_spec import KINDS, ach, conv, ghost, inverted, poly, products
 from hadaptive.models.variants import PLUGS, VARIANTS
 from hadaptive.nn import ACTIVATIONS, NORMS
 from hadaptive.nn.ach import PAIRINGS
@@ -141,6 +141,7 @@ def network(**options: str) -> NetSpec:
     """Every kind of block, and every norm in a layer of its own."""
     linear, whole = inverted(2, 3, 12, act=False), ach(3, 3, 12, pairing="blocks")
     others = (conv(12, 3, 1), products(2, 16, 3, 12, after=True), products(4, 1, 3, 12, act=False, norm="dysoft"))
+    others += (poly(3, 12), inverted(2, 3, 12, groups=2))
     expansions = (ghost(2, 3, 12), inverted(2, 3, 12), linear, whole)
     blocks = (*others, *expansions, *(ach(4, 3, 12, norm=norm) for norm in NORMS))
     return NetSpec("all", ConvSpec(8, 3, 1), (ConvSpec(8, 2, 2),), (blocks,), 16, 16, **options)
