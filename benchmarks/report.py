@@ -183,7 +183,7 @@ def prediction_table(rows: Rows) -> str:
 
 def comparison_table(rows: Rows) -> str:
     """What searches found, random networks of the same latency and the published one: latency and accuracy."""
-    from hadaptive.search.studies import comparison_of
+    from hadaptive.search.rivals import comparison_of
 
     result, lines = comparison_of(rows), []
     for group, values in result["groups"].items():

@@ -35,7 +35,7 @@ from hadaptive.search import (
 from hadaptive.search.config import StudyConfig
 from hadaptive.search.evolution import Evolution
 from hadaptive.search.front import generations
-from hadaptive.search.studies import _small_enough
+from hadaptive.search.rivals import small_enough
 
 POSITION = (products(3, 4, 3, 8), products(2, 16, 5, 8, after=True), poly(3, 8), inverted(2, 3, 8), Skip())
 
@@ -213,7 +213,7 @@ def test_a_target_and_a_size(tmp_path: Path, space: SearchSpace) -> None:
     table, front = LatencyTable.load(tmp_path / "t.json"), read_csv(tmp_path / "run" / "front.csv")
     assert table == table_of(space, config)
     for row in front:
-        choice = tuple(json.loads(row["choice"]))
+        choice = tuple(map(int, row["choice"].split()))
         assert float(row["latency_ms"]) == table.predict(choice) <= 2.2
         assert int(row["parameters"]) <= 2000
     assert summary["predicted_ms"] <= 2.2
@@ -318,12 +318,12 @@ def test_two_processes_find_the_same(tmp_path: Path, space: SearchSpace) -> None
     assert summary["networks"] == len(rows)
 
 
-def test_seeds_beside_random_networks_as_fast_and_as_small(tmp_path: Path, space: SearchSpace) -> None:
+def test_seeds_beside_random_networks_as_fast_and_as_small(tmp_path: Path, space: SearchSpace, capsys) -> None:
     config = config_of(tmp_path, epochs=1, latency_target="4ms", max_params="2.5k", foreign_table=True)
     table = table_of(space, config)
     table.save(tmp_path / "t.json")
     config = config.changed(latency_table=tmp_path / "t.json")
-    summary = study(StudyConfig(search=config, baseline=("random", 4), retrain_seeds=1, seeds=2), quiet=True)
+    summary = study(StudyConfig(search=config, baseline=("random", 4), retrain_seeds=1, seeds=2))
     rows = read_csv(tmp_path / "run" / "comparison.csv")
     assert {row["group"] for row in rows} == {"found", "random"}
     assert "found_against_random" in summary
@@ -335,6 +335,14 @@ def test_seeds_beside_random_networks_as_fast_and_as_small(tmp_path: Path, space
     assert [int(row["position"]) for row in agreement] == [3, 4]
     assert 0 <= summary["agreement"]["share"] <= 1
     assert not (tmp_path / "run" / "kinds.csv").exists()
+    # The shared weights of the first seed are those that judged what it found.
+    found = next(row for row in rows if row["network"] == "found-seed0")
+    own = read_csv(tmp_path / "run" / "searches" / "seed0" / "evolution.csv")
+    choice = json.loads((tmp_path / "run" / "searches" / "seed0" / "summary.json").read_text())["choice"]
+    (judged,) = [row for row in own if list(map(int, row["choice"].split())) == choice]
+    assert float(found["supernet_accuracy"]) == pytest.approx(float(judged["accuracy"]))
+    assert summary["rank"]["networks"] == len({row["network"] for row in rows})
+    assert "as trainings do with Kendall's tau" in capsys.readouterr().out
 
 
 def test_random_networks_are_of_every_width_that_reaches_the_target(tmp_path: Path, space: SearchSpace) -> None:
@@ -349,10 +357,10 @@ def test_random_networks_are_of_every_width_that_reaches_the_target(tmp_path: Pa
     assert {random_within(space, table, 4.5, generator)[-1] for _ in range(40)} == {0}
 
 
-def test_no_random_network_is_small_enough(tmp_path: Path, space: SearchSpace) -> None:
+def test_no_random_network_issmall_enough(tmp_path: Path, space: SearchSpace) -> None:
     config = config_of(tmp_path, max_params="10")
     with pytest.raises(UserError, match="none of 1000 random networks has 10 parameters or fewer"):
-        _small_enough(config, space, lambda: (0,) * 5, 10)
+        small_enough(config, space, lambda: (0,) * 5, 10)
 
 
 # ---------------------------------------------------------------- mistakes

@@ -26,6 +26,7 @@ LOWEST: dict[str, float] = {  # the lowest whole number of each setting, where i
     "workers": -1,
     "max_pixels": 1,
     "paths": 2,
+    **dict.fromkeys(("population", "generations"), 4),
 }
 
 

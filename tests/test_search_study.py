@@ -23,7 +23,7 @@ from hadaptive.search import (
     resume,
     study,
 )
-from hadaptive.search.studies import comparison_of
+from hadaptive.search.rivals import comparison_of, rank_of
 from hadaptive.train import TrainingInterruptedError
 
 
@@ -155,3 +155,16 @@ def test_several_seeds_of_several_networks_count_as_the_networks_means() -> None
     rows = [row("found", name, a) for name, a in (("a", 0.8), ("a", 0.9), ("b", 0.7), ("b", 0.8))]
     rows += [row("random", "c", 0.8), row("random", "d", 0.8)]
     assert comparison_of(rows)["groups"]["found"]["values"] == pytest.approx([85.0, 75.0])
+
+
+def test_how_well_a_supernet_orders_networks() -> None:
+    values = [(0.5, 0.80), (0.6, 0.82), (0.7, 0.81), (0.9, 0.9)]
+    rows = [
+        {"network": str(n), "supernet_accuracy": str(shared), "accuracy": str(trained + change)}
+        for n, (shared, trained) in enumerate(values)
+        for change in (-0.001, 0.001)
+    ]
+    found = rank_of(rows)
+    assert found["networks"] == 4
+    assert found["kendall_tau"] == pytest.approx(4 / 6)  # one pair of six is the other way round
+    assert 0 < found["p"] < 1

@@ -235,7 +235,8 @@ class Evolution(SearchEngine):
     def _doubts(self, judged: list[Judged], found: Judged, measured: dict[str, Any] | None) -> list[str]:
         images = len(self.batches.validation.dataset)  # pyright: ignore[reportArgumentType]
         best = max(judged, key=lambda one: one.accuracy)
-        drawn = [one for one in judged if one.generation == 0 and one.choice not in self._safe]
+        first = [one for one in judged if one.generation == 0 and one.choice not in self._safe]
+        drawn = [one for one in first if one.within(self._limits)]
         return [
             *collapsed(self.space, found.choice),
             *no_better_than_chance("the best network", best, images, self.num_classes),

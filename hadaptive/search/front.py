@@ -1,6 +1,5 @@
 """Networks that were judged, those of them that no other beats, and how evolution breeds the next."""
 
-import json
 from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -32,7 +31,7 @@ class Judged:
 
     def row(self) -> dict[str, Any]:
         """Its row in evolution.csv."""
-        row = {**asdict(self), "choice": json.dumps(self.choice)}
+        row = {**asdict(self), "choice": " ".join(map(str, self.choice))}
         return row | {"latency_ms": "" if self.latency_ms is None else self.latency_ms}
 
     @classmethod
@@ -40,7 +39,7 @@ class Judged:
         """The inverse of :meth:`row`."""
         return cls(
             int(row["generation"]),
-            tuple(json.loads(row["choice"])),
+            tuple(map(int, row["choice"].split())),
             row["fingerprint"],
             float(row["accuracy"]),
             float(row["loss"]),

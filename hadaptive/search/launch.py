@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from safetensors.torch import load_file
 
 from hadaptive.console import say
 from hadaptive.data import ImageData, is_stream, open_data
@@ -14,7 +15,7 @@ from hadaptive.engine.accelerator import create_accelerator
 from hadaptive.engine.batches import create_batches
 from hadaptive.engine.loop import begin
 from hadaptive.engine.processes import on_main
-from hadaptive.errors import UserError
+from hadaptive.errors import UserError, first_line
 from hadaptive.search.base import SearchEngine
 from hadaptive.search.config import SearchConfig, StudyConfig
 from hadaptive.search.evolution import Evolution
@@ -180,3 +181,28 @@ def resume_search(
     if folder.checkpoint.is_file():
         searcher.load(folder)
     return searcher.fit(folder)
+
+
+def finished_search(folder: SearchFolder, *, data: str | None, data_dir: Path | None) -> SearchEngine:
+    """An evolution that is done, with the weights that it left: to look at more networks.
+
+    Args:
+        folder: of the search.
+        data, data_dir: where the images lie now.
+
+    Raises:
+        UserError: the folder is damaged, or its images are not what they were.
+    """
+    config = SearchConfig.from_dict(folder.read_json(folder.config))
+    config = replace(config, data=folder.data_config(data, data_dir))
+    accelerator = create_accelerator(config.execution, unused_parameters=True)
+    opened = folder.open_data(data, data_dir, exact=True)
+    engine = new_searcher(config, SearchSpace.load(folder.space), accelerator, opened, quiet=True)
+    assert isinstance(engine, Evolution)
+    try:
+        engine.supernet.load_state_dict(load_file(folder.supernet))
+    except Exception as error:  # safetensors raises its own class for a damaged file
+        why = first_line(error)
+        raise UserError(f"{folder.supernet} does not hold the weights of this search: {why}") from None
+    engine.epoch = engine.epochs
+    return engine

@@ -11,6 +11,8 @@ from hadaptive.search.folder import SearchFolder
 from hadaptive.search.labels import label
 from hadaptive.search.space import SearchSpace
 
+TAU = 0.4  # Kendall's, below which a supernet's order is not to be trusted
+
 
 def print_search(folder: SearchFolder, config: SearchConfig, space: SearchSpace, summary: dict[str, Any]) -> None:
     """Print what was found, position by position, its latency, any warning, and how to train it."""
@@ -106,6 +108,14 @@ def print_study(folder: SearchFolder, rows: list[dict[str, str]], summary: dict[
                 against = summary[f"found_against_{group}"]
                 points = with_interval(against["difference"], against["half_width"], "+")
                 say(f"found against {group}: {points} points: {against['verdict']}")
+        if "rank" in summary:
+            rank = summary["rank"]
+            say(
+                f"the supernet orders {rank['networks']} networks as trainings do with Kendall's tau "
+                f"{rank['kendall_tau']:.2f} (p = {rank['p']:.2g})"
+            )
+            if not (rank["kendall_tau"] >= TAU and rank["p"] <= 0.05):
+                say("warning: that is too little to trust its front: train the supernet longer (--epochs)")
         if summary["found_against_random"]["verdict"] != "better":
             say("the search does not beat random networks of the space: do not trust what it found")
     say(f"study: {folder.path}")

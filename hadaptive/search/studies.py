@@ -15,34 +15,28 @@ summary.json
 
 import itertools
 import json
-import math
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from hadaptive.console import say
 from hadaptive.errors import TrainingInterruptedError, UserError
 from hadaptive.files import append_csv, read_csv, write_atomically, write_csv, write_json
-from hadaptive.metrics import mean_interval, welch_difference
-from hadaptive.models import HadaptiveNet, NetSpec
+from hadaptive.models import NetSpec
 from hadaptive.models.layer_spec import ConvSpec
 from hadaptive.provenance import provenance
-from hadaptive.search.config import SearchConfig, StudyConfig
+from hadaptive.search.config import StudyConfig
 from hadaptive.search.folder import SearchFolder
-from hadaptive.search.latency import LatencyTable, fits, measure_networks, references
-from hadaptive.search.launch import describe, prepared, resume_search, search
-from hadaptive.search.outcome import random_within
+from hadaptive.search.latency import LatencyTable
+from hadaptive.search.launch import describe, finished_search, prepared, resume_search, search
 from hadaptive.search.plots import draw_confidence, plot_comparison
 from hadaptive.search.position import SKIP
 from hadaptive.search.report import print_study
+from hadaptive.search.rivals import comparison_of, networks_to_compare
 from hadaptive.search.space import Choice, SearchSpace
 from hadaptive.train import train_or_resume
-
-DRAWS = 1000  # of a random network that is to be small enough
 
 
 class StudyFolder(SearchFolder):
@@ -237,7 +231,8 @@ def _compare(
 ) -> None:
     """Train every network that has not been; a row each in the folder's comparison."""
     if not folder.networks.is_file():
-        write_json(folder.networks, _networks(folder, config, space, table, summaries))
+        judge = _judge(folder, config)
+        write_json(folder.networks, networks_to_compare(config, space, table, summaries, judge))
     networks = json.loads(folder.networks.read_text(encoding="utf-8"))
     jobs = [
         (seed, name)
@@ -267,7 +262,8 @@ def _compare(
             quiet=quiet,
         )
         test = summary["test"]
-        keys = ("group", "predicted_ms", "measured_ms", "latency")
+        keys = ["group", "predicted_ms", "measured_ms", "latency"]
+        keys += ["supernet_accuracy"] if "supernet_accuracy" in networks[name] else []
         row = {"network": name, "seed": seed, **{key: networks[name].get(key, "measured") for key in keys}}
         row |= {key: summary[key] for key in ("recipe", "data", "parameters", "train_images", "epochs")}
         row |= {"part": "test" if test else "validation", "validation_accuracy": summary["validation_accuracy"]}
@@ -277,98 +273,10 @@ def _compare(
         append_csv(folder.comparison, [row])
 
 
-def _networks(
-    folder: StudyFolder,
-    config: StudyConfig,
-    space: SearchSpace,
-    table: LatencyTable | None,
-    summaries: list[dict[str, Any]],
-) -> dict[str, dict[str, Any]]:
-    """The networks to compare: found, random, and the published one of the target; timed in turns."""
-    assert config.baseline is not None
-    specs: dict[str, NetSpec] = {}
-    choices: dict[str, Choice | None] = {}
-    for summary in summaries:
-        choices[f"found-seed{summary['seed']}"] = tuple(summary["choice"])
-    single, goal = config.search, config.search.latency.latency_target
-    setting = single.setting(summaries[0]["num_classes"], summaries[0]["device_type"])
-    target = None if table is None else table.target(str(goal))
-    generator = torch.Generator().manual_seed(single.execution.seed)
-    draw: Callable[[], Choice] = lambda: space.random(generator)  # noqa: E731
-    if table is not None and target is not None:
-        setting = table.setting
-        draw = lambda: random_within(space, table, target, generator)  # noqa: E731
-    for i in range(config.baseline[1]):
-        choices[f"random-{i}"] = _small_enough(single, space, draw, summaries[0]["num_classes"])
-    for name, choice in choices.items():
-        assert choice is not None
-        specs[name] = space.build(choice, name=name)
-    letter = LatencyTable.reference_of(goal)
-    published = references(single.stem_strides)[letter]
-    if letter in table.references if table else fits(published, setting):
-        specs[f"published-{letter}"], choices[f"published-{letter}"] = published, None
-    if table is None or table.is_of_this_machine:
-        latency, ms = "measured", measure_networks(specs, setting)
-    else:
-        latency, ms = (
-            "predicted",
-            {n: table.predict(c) if c else table.references[letter] for n, c in choices.items()},
-        )
-    return {
-        name: {
-            "group": name.split("-")[0],
-            "choice": choices[name],
-            "predicted_ms": round(table.predict(choice), 4) if table and (choice := choices[name]) else "",
-            "measured_ms": round(ms[name], 4),
-            "latency": latency,
-            "spec": spec.to_dict(),
-        }
-        for name, spec in specs.items()
-    }
-
-
-def _small_enough(config: SearchConfig, space: SearchSpace, draw: Callable[[], Choice], classes: int) -> Choice:
-    """A choice drawn among those that are as small as what is found must be.
-
-    Raises:
-        UserError: none of many is so small.
-    """
-    for _ in range(DRAWS):
-        choice = draw()
-        if config.latency.max_params is None:
-            return choice
-        network = HadaptiveNet(space.build(choice), classes, config.preprocessing.in_chans, device="meta")
-        if sum(parameter.numel() for parameter in network.parameters()) <= config.latency.most_parameters:
-            return choice
-    raise UserError(
-        f"none of {DRAWS} random networks has {config.latency.max_params} parameters or fewer: leave --baseline "
-        "or --max-params out"
-    )
-
-
-def comparison_of(rows: list[dict[str, str]]) -> dict[str, Any]:
-    """Means with 95% intervals of each group of networks, and whether the search beat the others.
-
-    Where a group has several networks the values are the networks' means over their seeds, else the seeds'.
-    """
-    groups: dict[str, list[float]] = {}
-    for group in dict.fromkeys(row["group"] for row in rows):
-        own = [row for row in rows if row["group"] == group]
-        by_name: dict[str, list[float]] = {}
-        for row in own:
-            by_name.setdefault(row["network"], []).append(100 * float(row["accuracy"]))
-        means = [statistics.fmean(values) for values in by_name.values()]
-        groups[group] = means if len(means) > 1 else next(iter(by_name.values()))
-    result: dict[str, Any] = {
-        "groups": {
-            group: dict(zip(("mean", "half_width"), mean_interval(values), strict=True), values=values)
-            for group, values in groups.items()
-        }
-    }
-    for other in groups:
-        if other != "found":
-            difference, half = welch_difference(groups["found"], groups[other])
-            verdict = "better" if difference > half else "worse" if difference < -half else "no different"
-            verdict = "undecided" if math.isnan(half) else verdict
-            result[f"found_against_{other}"] = {"difference": difference, "half_width": half, "verdict": verdict}
-    return result
+def _judge(folder: StudyFolder, config: StudyConfig) -> Callable[[Choice], float] | None:
+    """The accuracy of a choice with the shared weights of the first search; None where no weights are shared."""
+    if config.search.architecture.method != "evolution":
+        return None
+    where = config.search.data
+    engine = finished_search(folder.search(config.search.execution.seed), data=where.data, data_dir=where.data_dir)
+    return lambda choice: engine.evaluate(choice).accuracy
