@@ -7,16 +7,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
+from torch import nn
 
 import hadaptive
 from hadaptive.cli import main
 from hadaptive.measure import runner as runner_module
 from hadaptive.measure import setting as setting_module
 from hadaptive.measure.deploy import layers_of
+from hadaptive.measure.formats import SUFFIXES
+from hadaptive.measure.lowering import lower, lower_each
+from hadaptive.measure.passes import prepare
 from hadaptive.measure.runner import runner
+from hadaptive.measure.sessions import open_file
 from hadaptive.measure.setting import Setting
 from hadaptive.models import ConvSpec, HadaptiveNet
 from hadaptive.models.layer_spec import ach, ghost
@@ -102,13 +108,14 @@ def written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Path]:
     """The files that runners write, kept."""
     paths: list[Path] = []
 
-    def keep(net: Any, path: Path, *args: Any) -> None:
-        lower(net, path, *args)
-        paths.append(tmp_path / f"{len(paths)}.onnx")
-        paths[-1].write_bytes(path.read_bytes())
+    def keep(nets: Any, files: list[Path], *args: Any) -> None:
+        lower_each(nets, files, *args)
+        for file in files:
+            paths.append(tmp_path / f"{len(paths)}.onnx")
+            paths[-1].write_bytes(file.read_bytes())
 
-    lower = runner_module.lower
-    monkeypatch.setattr(runner_module, "lower", keep)
+    lower_each = runner_module.lower_each
+    monkeypatch.setattr(runner_module, "lower_each", keep)
     return paths
 
 
@@ -135,6 +142,28 @@ def test_a_network_is_timed_as_it_is_exported(frozen: bool, space, written, tmp_
     assert kinds(written[0]) == kinds(tmp_path / "net.onnx")
     assert ("TopK" in kinds(written[0])) is not frozen
     assert ("Gather" in kinds(written[0])) is not frozen
+
+
+@pytest.mark.parametrize("form", ["onnx", "openvino"])
+def test_graphs_that_are_exported_together_are_those_of_each(form: str, space, tmp_path) -> None:
+    torch.manual_seed(0)
+    network = HadaptiveNet(space.build((0, 0, 1, 1)), 10).eval()
+    rows = ([network.stem], list(network.stages[1]), [nn.ReLU()])
+    parts = [prepare(nn.Sequential(*layers))[0] for layers in rows]
+    sizes = [(3, 16, 16), (8, 9, 7), (5, 1, 1)]
+    paths = [tmp_path / f"{n}{SUFFIXES[form]}" for n in range(3)]
+    lower_each(parts, paths, form, sizes)
+    for part, path, size in zip(parts, paths, sizes, strict=True):
+        alone = tmp_path / f"alone{SUFFIXES[form]}"
+        lower(part, alone, form, size)
+        if form == "onnx":
+            assert kinds(path) == kinds(alone)
+        for batch in (1, 3):
+            x = torch.randn(batch, *size)
+            np.testing.assert_allclose(open_file(path)[0](x.numpy()), part(x).numpy(), rtol=1e-4, atol=1e-5)
+            np.testing.assert_array_equal(open_file(path)[0](x.numpy()), open_file(alone)[0](x.numpy()))
+    kept = {".bin", ".xml"} if form == "openvino" else {".onnx"}
+    assert {path.suffix for path in tmp_path.iterdir()} == kept | {".json"}  # no graph on the way to another
 
 
 @pytest.mark.slow

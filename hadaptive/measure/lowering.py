@@ -6,6 +6,7 @@ metadata.
 
 import copy
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from hadaptive.cards import METADATA_KEY, ModelCard
 from hadaptive.files import json_text, write_atomically
 from hadaptive.measure.executorch import write_executorch
 from hadaptive.measure.formats import check_format
-from hadaptive.measure.onnx_graph import write_onnx
+from hadaptive.measure.onnx_graph import write_onnx, write_onnx_each
 from hadaptive.measure.sessions import openvino_core
 
 
@@ -87,17 +88,41 @@ def _contiguous(net: nn.Module) -> nn.Module:
     return net
 
 
-def _write_openvino(net: nn.Module, path: Path, size: tuple[int, int, int], metadata: str) -> None:
-    import openvino
+def lower_each(
+    nets: Sequence[nn.Module], paths: Sequence[Path], name: str, sizes: Sequence[tuple[int, int, int]]
+) -> None:
+    """Several parts as :func:`lower` writes each, without metadata.
 
+    Args:
+        nets, paths, sizes: as there.
+        name: of the format, one that goes by ONNX: onnx or openvino.
+    """
+    nets = [_contiguous(net) for net in nets]
+    if name == "onnx":
+        write_onnx_each(nets, paths, sizes)
+        return
+    graphs = [path.with_suffix(".onnx") for path in paths]
+    write_onnx_each(nets, graphs, sizes, shifts=False)
+    for graph, path in zip(graphs, paths, strict=True):
+        _convert_to_openvino(graph, path, "")
+        graph.unlink()
+
+
+def _write_openvino(net: nn.Module, path: Path, size: tuple[int, int, int], metadata: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_onnx(net, Path(folder) / "net.onnx", size, shifts=False)
-        model = openvino_core().read_model(Path(folder) / "net.onnx")
-        for node in model.get_ops():
-            if node.get_type_name() == "TopK":
-                node.set_attribute("stable", True)  # the lower index of equal scores, as ONNX has it
-        model.set_rt_info(metadata, [METADATA_KEY])
-        openvino.save_model(model, path, compress_to_fp16=False)
+        _convert_to_openvino(Path(folder) / "net.onnx", path, metadata)
+
+
+def _convert_to_openvino(graph: Path, path: Path, metadata: str) -> None:
+    import openvino
+
+    model = openvino_core().read_model(graph)
+    for node in model.get_ops():
+        if node.get_type_name() == "TopK":
+            node.set_attribute("stable", True)  # the lower index of equal scores, as ONNX has it
+    model.set_rt_info(metadata, [METADATA_KEY])
+    openvino.save_model(model, path, compress_to_fp16=False)
 
 
 def write_metadata(path: Path, name: str, card: ModelCard, about: dict[str, Any]) -> None:

@@ -1,11 +1,12 @@
 """A network as an ONNX graph: exported by PyTorch, then written as runtimes run it fastest."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hadaptive.cards import METADATA_KEY
 from hadaptive.files import write_atomically
@@ -27,22 +28,75 @@ def write_onnx(
         shifts: write a constant added to products as BatchNormalization, which ONNX Runtime computes in the
             blocked layout of its convolutions; it leaves the layout for an addition.
     """
-    import onnx
-    from onnxslim import slim
+    (model,) = _graphs([net], [size])
+    _write(model, path, metadata, shifts)
 
+
+def write_onnx_each(
+    nets: Sequence[nn.Module], paths: Sequence[Path], sizes: Sequence[tuple[int, int, int]], *, shifts: bool = True
+) -> None:
+    """Several graphs as :func:`write_onnx` writes each, in a fraction of the time: the exporter is called once.
+
+    Args:
+        nets, paths, sizes: of the graphs, as there.
+        shifts: as there.
+    """
+    for model, path in zip(_graphs(nets, sizes), paths, strict=True):
+        _write(model, path, "", shifts)
+
+
+class _Beside(nn.Module):
+    """Networks that have nothing to do with each other: so many maps in, so many out."""
+
+    def __init__(self, nets: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.nets = nn.ModuleList(nets)
+
+    def forward(self, *images: Tensor) -> tuple[Tensor, ...]:
+        return tuple(net(x) for net, x in zip(self.nets, images, strict=True))
+
+
+def _graphs(nets: Sequence[nn.Module], sizes: Sequence[tuple[int, int, int]]) -> list[Any]:
+    """What the exporter makes of each network."""
+    import onnx
+
+    ends = [("images", "logits")] if len(nets) == 1 else [(f"images{n}", f"logits{n}") for n in range(len(nets))]
+    # A batch of its own for each: of one for all, graphs would ask the first for its size.
+    batches = tuple({0: torch.export.Dim("batch" if len(nets) == 1 else f"batch{n}")} for n in range(len(nets)))
     with quiet():
         program = torch.onnx.export(
-            net,
-            (torch.zeros(2, *size),),
-            input_names=["images"],
-            output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            nets[0] if len(nets) == 1 else _Beside(nets),
+            tuple(torch.zeros(2, *size) for size in sizes),
+            input_names=[images for images, _ in ends],
+            output_names=[logits for _, logits in ends],
+            dynamic_shapes=batches if len(nets) == 1 else (batches,),
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
         )
         assert program is not None
-        model: Any = slim(program.model_proto)
+        if len(nets) == 1:
+            return [program.model_proto]
+        whole = onnx.utils.Extractor(program.model_proto)
+        return [_renamed(whole.extract_model([images], [logits]), images, logits) for images, logits in ends]
+
+
+def _renamed(model: Any, images: str, logits: str) -> Any:
+    """A graph whose ends are called as those of every other."""
+    new = {images: "images", logits: "logits"}
+    for names in (node_names for node in model.graph.node for node_names in (node.input, node.output)):
+        names[:] = [new.get(name, name) for name in names]
+    for end in (*model.graph.input, *model.graph.output):
+        end.name = new[end.name]
+    return model
+
+
+def _write(model: Any, path: Path, metadata: str, shifts: bool) -> None:
+    import onnx
+    from onnxslim import slim
+
+    with quiet():
+        model = slim(model)
     _name_operators(model)
     _name_nodes(model)
     if shifts:

@@ -2,7 +2,8 @@
 
 import tempfile
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hadaptive.measure.formats import SUFFIXES
-from hadaptive.measure.lowering import lower
+from hadaptive.measure.lowering import lower_each
 from hadaptive.measure.passes import prepare
 from hadaptive.measure.sessions import open_file
 from hadaptive.measure.setting import LOWERED, Setting
@@ -18,6 +19,7 @@ from hadaptive.measure.untrained import fix_selections, liven
 from hadaptive.models import HadaptiveNet
 from hadaptive.packages import quiet
 
+TOGETHER = 24  # graphs that are exported in one call
 IMAGES = 8  # of noise, that give an untrained network its statistics
 
 
@@ -31,18 +33,42 @@ def runner(
         setting: the runtime, and all it depends on.
         size: of what the first layer reads, (C, H, W).
     """
-    liven(network, torch.randn(IMAGES, *size))
-    if setting.frozen:
-        fix_selections(network)
+    return runners([(network, size)], setting)[0]
+
+
+def runners(
+    networks: Sequence[tuple[HadaptiveNet | nn.Sequential, tuple[int, int, int]]], setting: Setting
+) -> list[Callable[[], Any]]:
+    """As :func:`runner` of each; what is exported is made ready together, which takes far less time."""
+    for network, size in networks:
+        liven(network, torch.randn(IMAGES, *size))
+        if setting.frozen:
+            fix_selections(network)
+    if setting.runtime not in LOWERED:
+        return [_in_pytorch(network, setting, size) for network, size in networks]
+    found: list[Callable[[], Any]] = []
+    for start in range(0, len(networks), TOGETHER):
+        found += _exported(networks[start : start + TOGETHER], setting)
+    return found
+
+
+def _exported(
+    networks: Sequence[tuple[HadaptiveNet | nn.Sequential, tuple[int, int, int]]], setting: Setting
+) -> list[Callable[[], Any]]:
+    form = LOWERED[setting.runtime]
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / f"net{number}{SUFFIXES[form]}" for number in range(len(networks))]
+        nets = [prepare(network)[0] for network, _ in networks]
+        lower_each(nets, paths, form, [size for _, size in networks])
+        sessions = [open_file(path, setting.threads, in_turns=True)[0] for path in paths]
+    images = [torch.randn(setting.batch, *size).numpy() for _, size in networks]
+    return [partial(session, x) for session, x in zip(sessions, images, strict=True)]
+
+
+def _in_pytorch(
+    network: HadaptiveNet | nn.Sequential, setting: Setting, size: tuple[int, int, int]
+) -> Callable[[], Any]:
     x = torch.randn(setting.batch, *size)
-    if setting.runtime in LOWERED:
-        form = LOWERED[setting.runtime]
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f"net{SUFFIXES[form]}"
-            lower(prepare(network)[0], path, form, size)
-            session = open_file(path, setting.threads, in_turns=True)[0]
-        images = x.numpy()
-        return lambda: session(images)
     memory_format = torch.channels_last if setting.channels_last else torch.contiguous_format
     network.to(setting.device, memory_format=memory_format)  # pyright: ignore[reportCallIssue]
     x = x.to(setting.device, memory_format=memory_format)

@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from hadaptive.measure.deploy import layers_of
-from hadaptive.measure.runner import runner
+from hadaptive.measure.runner import runners
 from hadaptive.measure.setting import LOWERED, Setting
 from hadaptive.models import HadaptiveNet
 from hadaptive.search.position import Skip, is_dense
@@ -74,7 +74,7 @@ class Candidates:
 
     def runs(self) -> dict[str, Callable[[], Any]]:
         """What runs each part, by name."""
-        return {name: runner(layers, self.setting, size) for name, (layers, size) in self.parts.items()}
+        return dict(zip(self.parts, runners(list(self.parts.values()), self.setting), strict=True))
 
     def times(self, medians: dict[str, float]) -> tuple[tuple[tuple[float, ...], ...], float]:
         """Milliseconds of each candidate at each position (0 for skip), and of the head.

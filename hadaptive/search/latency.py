@@ -15,7 +15,7 @@ import torch
 
 from hadaptive.console import say
 from hadaptive.errors import UserError
-from hadaptive.measure.runner import runner
+from hadaptive.measure.runner import runners
 from hadaptive.measure.setting import Setting
 from hadaptive.measure.timing import interleaved, quartiles, threads
 from hadaptive.models import HadaptiveNet, NetSpec
@@ -72,8 +72,9 @@ def measure_table(
     with threads(setting.threads or None), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         widths = [Candidates(space.at_width(number), setting) for number in range(len(space.widths))]
+        number = len({name for candidates in widths for name in candidates.parts})
+        tell(f"making ready and timing {number} different candidates of {space.name} in {setting.runtime}")
         runs = {name: run for candidates in widths for name, run in candidates.runs().items()}
-        tell(f"timing {len(runs)} different candidates of {space.name} in {setting.runtime}")
         medians = _medians(runs, rounds, setting)
         (times, rest), *narrower = (candidates.times(medians) for candidates in widths)
         generator = torch.Generator().manual_seed(2024)
@@ -126,10 +127,8 @@ def _medians(runs: Runs, rounds: int, setting: Setting) -> dict[str, float]:
 
 def _network_runs(specs: dict[str, NetSpec], setting: Setting) -> Runs:
     size = (setting.in_chans, setting.image_size, setting.image_size)
-    return {
-        name: runner(HadaptiveNet(spec, setting.num_classes, setting.in_chans), setting, size)
-        for name, spec in specs.items()
-    }
+    networks = [HadaptiveNet(spec, setting.num_classes, setting.in_chans) for spec in specs.values()]
+    return dict(zip(specs, runners([(network, size) for network in networks], setting), strict=True))
 
 
 def _fit(sums: list[float], measured: list[float]) -> tuple[float, float, float]:
