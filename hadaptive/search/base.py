@@ -38,6 +38,9 @@ class SearchEngine(Engine):
         accelerator: devices and processes.
         batches: of the images.
         quiet: print nothing.
+
+    Raises:
+        UserError: a setting does not fit the method.
     """
 
     command = "search"
@@ -57,6 +60,15 @@ class SearchEngine(Engine):
         self.table: LatencyTable | None = None
         self.target: float | None = None
         torch.manual_seed(config.execution.seed)
+        self.set_up()
+
+    @abstractmethod
+    def set_up(self) -> None:
+        """Make the supernet and let it :meth:`learn`; the last of what a new search does.
+
+        Raises:
+            UserError: a setting does not fit the method.
+        """
 
     @property
     def drop_rate(self) -> float:

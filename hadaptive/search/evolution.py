@@ -10,27 +10,24 @@ What was judged stands in the folder's evolution.csv: a search that was cut off 
 import math
 from typing import Any
 
-from accelerate import Accelerator
 from torch import Tensor
 
-from hadaptive.engine.batches import Batches
 from hadaptive.engine.loop import Rows
 from hadaptive.engine.processes import on_main
 from hadaptive.errors import TrainingInterruptedError, UserError
 from hadaptive.files import append_csv, drop_torn, read_csv, write_atomically, write_csv
 from hadaptive.info import inspect_network
 from hadaptive.metrics import Evaluation, share_text
-from hadaptive.models import HadaptiveNet, NetSpec
+from hadaptive.models import NetSpec
 from hadaptive.packages import EXTRAS, require
 from hadaptive.runs import save_tensors
 from hadaptive.search.base import SearchEngine
-from hadaptive.search.config import SearchConfig
 from hadaptive.search.doubts import collapsed, few_turns, misses, no_better_than_chance, no_better_than_random
 from hadaptive.search.folder import SearchFolder
 from hadaptive.search.front import Judged, front_of, generations
 from hadaptive.search.plots import draw_network, plot_front, plot_weights
 from hadaptive.search.shared import SharedSupernet, fair_choice, most_turns
-from hadaptive.search.space import Choice, SearchSpace
+from hadaptive.search.space import Choice
 
 JUDGING_BATCHES = 8  # for the running statistics of a network that is judged
 MEASURED = 8  # networks of the front that are timed whole, from the most accurate on
@@ -46,17 +43,9 @@ class Evolution(SearchEngine):
         UserError: pymoo is missing, the optimiser takes second derivatives, or no network is as small as asked.
     """
 
-    def __init__(
-        self,
-        config: SearchConfig,
-        space: SearchSpace,
-        accelerator: Accelerator,
-        batches: Batches,
-        *,
-        quiet: bool = False,
-    ) -> None:
+    def set_up(self) -> None:
         require(EXTRAS["evolution"], "--method evolution", '"hadaptive[evolution]"')
-        super().__init__(config, space, accelerator, batches, quiet=quiet)
+        config, space = self.config, self.space
         in_chans = config.preprocessing.in_chans
         supernet = SharedSupernet(space, self.num_classes, in_chans, self.drop_rate)
         self.smallest, fewest = supernet.smallest()
@@ -172,7 +161,7 @@ class Evolution(SearchEngine):
                 spec = self.space.build(choice)
                 one = judged.get(spec.fingerprint) or known.get(spec.fingerprint)
                 if one is None:
-                    one = self._judge(choice, spec, generation, folder)
+                    one = self._judge(choice, generation, folder)
                 judged[spec.fingerprint] = one
                 scores.append(one.score(self._limits))
                 if self.stopping.agreed():
@@ -196,16 +185,16 @@ class Evolution(SearchEngine):
         limits = {"parameters": self.config.latency.most_parameters}
         return limits if self.target is None else {**limits, "latency_ms": self.target}
 
-    def _judge(self, choice: Choice, spec: NetSpec, generation: int, folder: SearchFolder) -> Judged:
-        validation = self.timed(lambda: self.evaluate(choice))
+    def _judge(self, choice: Choice, generation: int, folder: SearchFolder) -> Judged:
+        network = self.supernet.network(choice)
+        validation = self.timed(lambda: self._validate(network, JUDGING_BATCHES))
         self.require_images(validation, "validation", folder)
         how = self.config.preprocessing
-        network = HadaptiveNet(spec, self.num_classes, how.in_chans)
         info = inspect_network(network, (how.in_chans, how.image_size, how.image_size))
         one = Judged(
             generation=generation,
             choice=choice,
-            fingerprint=spec.fingerprint,
+            fingerprint=network.spec.fingerprint,
             accuracy=validation.accuracy,
             loss=validation.loss,
             parameters=info.parameters,

@@ -16,18 +16,15 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from hadaptive.data import derive_seed
-from hadaptive.engine.batches import Batches
 from hadaptive.engine.finite import NonFiniteLossError
 from hadaptive.engine.loop import Rows
 from hadaptive.engine.processes import on_main
 from hadaptive.errors import UserError
 from hadaptive.metrics import Evaluation, share_text
 from hadaptive.search.base import SearchEngine
-from hadaptive.search.config import SearchConfig
 from hadaptive.search.doubts import (
     collapsed,
     far_from_target,
@@ -41,7 +38,7 @@ from hadaptive.search.folder import SearchFolder
 from hadaptive.search.labels import label
 from hadaptive.search.outcome import most_confident, relative_entropy
 from hadaptive.search.plots import draw_network, plot_confidence, plot_search
-from hadaptive.search.space import Choice, SearchSpace
+from hadaptive.search.space import Choice
 from hadaptive.search.supernet import Supernet
 
 TRIES = 3  # networks that are measured until one is within the target
@@ -58,16 +55,8 @@ class Searcher(SearchEngine):
         quiet: print nothing.
     """
 
-    def __init__(
-        self,
-        config: SearchConfig,
-        space: SearchSpace,
-        accelerator: Accelerator,
-        batches: Batches,
-        *,
-        quiet: bool = False,
-    ) -> None:
-        super().__init__(config, space, accelerator, batches, quiet=quiet)
+    def set_up(self) -> None:
+        config, space, batches = self.config, self.space, self.batches
         assert batches.alpha is not None
         if space.has_widths:
             raise UserError(

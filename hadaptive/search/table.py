@@ -20,8 +20,9 @@ from hadaptive.search.labels import label
 from hadaptive.search.space import Choice, SearchSpace
 
 FORMAT = "hadaptive-latency"
-Times = tuple[tuple[float, ...], ...]  # for each position, of each candidate, ms
 VERSION = 2  # 1 knew no frozen selections, and timed ONNX graphs of another exporter than export's
+
+Times = tuple[tuple[float, ...], ...]  # for each position, of each candidate, ms
 
 
 @dataclass(frozen=True)
