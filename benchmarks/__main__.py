@@ -106,11 +106,12 @@ def _with(models: tuple[str, ...], *, before: str) -> tuple[str, ...]:
 
 def _accuracy(arguments: list[str]) -> None:
     from hadaptive.bench.accuracy import bench_accuracy, print_accuracy
+    from hadaptive.bench.commands import FLAT
     from hadaptive.bench.config import RIVALS, AccuracyConfig
     from hadaptive.parsing import parsed
 
     default = AccuracyConfig(models=_with(RIVALS, before="mobilenetv4_conv_small"))
-    config = parsed(AccuracyConfig, "python -m benchmarks accuracy", arguments, default=default)
+    config = parsed(AccuracyConfig, "python -m benchmarks accuracy", arguments, config=FLAT, default=default)
     print_accuracy(bench_accuracy(config))
 
 

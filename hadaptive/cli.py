@@ -238,6 +238,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     ),
 }
 
+SAME = "the same command goes on where this one stopped"  # of a benchmark
 IN_PROCESSES = ("train", "search", "evaluate")  # of torchrun, together
 
 
@@ -295,7 +296,8 @@ def _run(arguments: list[str]) -> int:
             raise UserError("this runs in one process: start it without torchrun")
         COMMANDS[arguments[0]][0](arguments[1:])
     except TrainingInterruptedError as stopped:
-        say(f"stopped; go on with: {resuming(stopped.command, stopped)}", error=True)
+        again = f"go on with: {resuming(stopped.command, stopped)}" if stopped.command else SAME
+        say(f"stopped; {again}", error=True)
         return 130
     except KeyboardInterrupt:
         say("interrupted", error=True)

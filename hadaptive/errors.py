@@ -25,7 +25,11 @@ class MainProcessError(UserError):
 
 
 class TrainingInterruptedError(Exception):
-    """Ctrl-C or a termination signal; the run can be resumed. `command` is the one that resumes it."""
+    """Ctrl-C or a termination signal; the run can be resumed.
+
+    Attributes:
+        command: the one that resumes it; "" for several that the same command goes on with.
+    """
 
     def __init__(self, path: str, command: str = "train") -> None:
         super().__init__(path)

@@ -19,6 +19,7 @@ EXTRAS = {
     "hfds": ("datasets",),
     "heic": ("pillow_heif",),
     "track": ("tensorboard",),
+    "ray": ("ray",),
     "onnx": ("onnx", "onnxruntime", "onnxscript", "onnxslim"),
     "executorch": ("executorch.runtime",),
     "openvino": ("openvino", "onnx", "onnxscript", "onnxslim", "nncf"),

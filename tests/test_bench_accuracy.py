@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import registered
 import torch
 from tiny import TINY, tiny_config, tiny_spec
 from torch import nn
@@ -302,3 +303,59 @@ def test_another_number_of_epochs_as_typed(typed: list[str], capsys: pytest.Capt
         assert main([*flags, *more, "--results", str(results)]) == 1
         assert message in capsys.readouterr().err
     assert results.read_bytes() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("executor", ["local", "ray"])
+def test_several_trainings_at_once_give_the_same_rows(
+    executor: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_ADDRESS", "local")  # a cluster of its own
+    tiny_spec(tmp_path)
+    flags = [
+        "bench",
+        "accuracy",
+        "--recipe",
+        "quick",
+        "--models",
+        "tiny.json",
+        "--epochs",
+        "1",
+        "--train-size",
+        "80",
+    ]
+    flags += ["--threads", "1", "--rates", "1e-3", "3e-3", "--seeds", "0", "1"]
+    assert main([*flags, "--results", "alone.csv", "--runs", "alone"]) == 0
+    capsys.readouterr()
+    assert (
+        main([*flags, "--results", "shared.csv", "--runs", "shared", "--executor", executor, "--jobs", "2"]) == 0
+    )
+    assert "(2 of 2)" in capsys.readouterr().out
+    same = ("model", "lr", "seed", "validation_accuracy", "test_accuracy", "test_loss", "threads")
+    for end in ("", "-rates"):
+        alone, shared = (
+            sorted([row.get(key) for key in same] for row in read_csv(Path(f"{name}{end}.csv")))
+            for name in ("alone", "shared")
+        )
+        assert alone == shared
+    assert len(alone) == 2
+    assert main([*flags, "--jobs", "0"]) == 1
+    assert "jobs must be at least 1, got 0" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_networks_that_a_module_registers_are_known_to_other_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = ["bench", "accuracy", "--recipe", "quick", "--models", "registered_tiny", "--epochs", "1"]
+    flags += ["--train-size", "80", "--jobs", "2", "--seeds"]
+    assert main([*flags, "0", "1"]) == 0
+    assert "(2 of 2)" in capsys.readouterr().out
+    # One of a script itself is known to no other process.
+    monkeypatch.setattr(registered.registered_tiny, "__module__", "__main__")
+    assert main([*flags, "0", "1", "2", "3"]) == 0
+    said = capsys.readouterr().out
+    assert "training images; writing to" in said  # trainings in this process say so
+    assert "(2 of 2)" not in said

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
+import test_bench_accuracy
 import test_bench_trial
 import test_latency_table
 import test_plug
@@ -236,6 +237,7 @@ ELSEWHERE: dict[tuple[str, str], tuple[Any, str]] = {
     ("Execution", "track"): (test_tracking.test_other_trackers_are_told_settings_and_figures, "name"),
     ("bench stability", "norms"): (test_stability.test_rows_and_a_picture, "norms"),
     ("bench ablation", "groups"): (test_bench_trial.test_every_variant_of_a_group_is_trained, "group"),
+    ("Sharing", "executor"): (test_bench_accuracy.test_several_trainings_at_once_give_the_same_rows, "executor"),
     ("TrialConfig", "train"): (test_bench_trial.test_trained_and_timed_once_as_asked, "train"),
     ("TrialConfig", "measure"): (test_bench_trial.test_trained_and_timed_once_as_asked, "measure"),
     ("network", "plug"): (test_plug.test_a_plugged_network_has_a_name_that_commands_take, "plugged"),

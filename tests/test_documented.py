@@ -51,6 +51,9 @@ SHORTER = {
     "hadaptive demo": "--epochs 1",
     "hadaptive bench accuracy": "--models tiny.json --seeds 0 --rates 3e-3",
     "hadaptive bench accuracy --recipe cooccurrence": "--models tiny.json --seeds 0 --rates 3e-3 --rate-epochs 1",
+    "hadaptive bench accuracy --recipe few-50 --executor ray": (
+        "--models tiny.json --seeds 0 --train-size 80 --epochs 1 --threads 1"
+    ),
     "hadaptive bench stability": "--model tiny.json --norms dysoft --epochs 1",
     "hadaptive bench ablation": "--model tiny.json --groups k --seeds 0 --rates 3e-3 --no-measure",
     "hadaptive bench plugin": "--models mobilenetv3_small_050 --seeds 0 --rates 3e-3 --no-measure",

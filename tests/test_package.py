@@ -25,7 +25,7 @@ ORDER = (
     ("text",),
     ("lazy", "errors", "console", "provenance"),
     ("files", "settings", "packages", "parsing"),
-    ("pictures",),
+    ("pictures", "jobs"),
     ("ops",),
     ("nn",),
     ("models",),
@@ -241,7 +241,11 @@ def test_timms_private_files_are_left_alone(path):
 
 @each_file
 def test_nothing_is_unpickled(path):
+    """But what our own processes hand each other, in one place."""
     text = path.read_text()
+    if path == ROOT / "jobs/exchange.py":
+        assert len(re.findall(r"pickle\.loads", text)) == 2
+        return
     assert not re.search(r"pickle\.loads?\b|weights_only\s*=\s*False|allow_pickle\s*=\s*True", text)
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.ImportFrom) and node.module in ("torch", "pickle"):

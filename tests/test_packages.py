@@ -26,6 +26,7 @@ COMMANDS = {
     "evolution": "search --space published --method evolution --output run",
     "wds": "train --data wds/shards --val-split validation --num-classes 2 --train-samples 8 --output run",
     "hfds": "train --data hfds/pets --output run",
+    "ray": "bench accuracy --recipe quick --executor ray",
     "track": "train --data digits --epochs 1 --track tensorboard --output run",
     "onnx": "export hadaptive_net_s --format onnx --output net.onnx",
     "executorch": "export hadaptive_net_s --format executorch --output net.pte",

@@ -57,7 +57,9 @@ def test_a_study_compares_what_it_finds_and_resumes_where_it_stopped(tmp_path, s
     table_of(space).save(tmp_path / "table.json")
     low, high = table_of(space).range()
     target = f"{(low + high) / 2:.4f}ms"
-    config = config_of(tmp_path, latency_target=target, latency_table=tmp_path / "table.json", foreign_table=True)
+    config = config_of(
+        tmp_path, latency_target=target, latency_table=tmp_path / "table.json", foreign_table=True, jobs=2
+    )
     calls = itertools.count(1)
     with monkeypatch.context() as patched:
         patched.setattr(StopRequest, "agreed", lambda self: next(calls) == 4)  # in the second search
@@ -72,6 +74,7 @@ def test_a_study_compares_what_it_finds_and_resumes_where_it_stopped(tmp_path, s
     # No published network fits 16x16 images, and the table knows of none.
     assert Counter(row["group"] for row in rows) == {"found": 2, "random": 2}
     assert {row["part"] for row in rows} == {"test"}
+    assert {row["threads"] for row in rows} == {"1"}  # as two run at once
     assert all(float(row["predicted_ms"]) <= float(target[:-2]) + 1e-3 for row in rows if row["predicted_ms"])
     for name in ("agreement.csv", "kinds.csv", "confidence.png", "comparison.png", "networks.json"):
         assert (tmp_path / "study" / name).is_file()

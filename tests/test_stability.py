@@ -135,6 +135,19 @@ def test_a_record_goes_on_in_the_middle_of_an_epoch() -> None:
 
 
 @pytest.mark.slow
+def test_two_norms_at_once_as_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    typed = ["bench", "stability", "--model", tiny_spec(tmp_path), "--recipe", "quick", "--epochs", "1"]
+    typed += ["--norms", "dysoft", "dyt", "--jobs", "2", "--results", "rows"]
+    assert main(typed) == 0
+    rows = read_csv(Path("rows/stability-quick-1epochs.csv"))
+    layers = {row["layer"] for row in rows}
+    assert {(row["norm"], row["layer"]) for row in rows} == {
+        (n, layer) for n in ("dysoft", "dyt") for layer in layers
+    }
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("norms", NORMS)
 def test_rows_and_a_picture(
     norms: str, tiny_recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

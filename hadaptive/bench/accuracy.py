@@ -2,8 +2,12 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from timm.models import is_model, model_entrypoint
 
 from hadaptive.bench.config import AccuracyConfig
 from hadaptive.bench.floor import FLOORS, floor
@@ -11,6 +15,9 @@ from hadaptive.console import console, say
 from hadaptive.engine.finite import NonFiniteLossError
 from hadaptive.errors import UserError
 from hadaptive.files import append_csv, read_csv
+from hadaptive.jobs.config import Sharing
+from hadaptive.jobs.job import Job
+from hadaptive.jobs.run import check, run_jobs
 from hadaptive.measure.timing import threads
 from hadaptive.metrics import mean_interval, with_interval
 from hadaptive.models import create_model, meant
@@ -24,6 +31,7 @@ def bench_accuracy(config: AccuracyConfig) -> list[dict[str, Any]]:
     Raises:
         UserError: no such recipe, model or variant, or the rows that are there were trained otherwise.
     """
+    check(config.sharing)
     results = config.results or Path("benchmarks/results") / f"accuracy-{_regime(config)}.csv"
     models = {name_of(model): model for model in config.models}
     settings = _recipe(config)  # mistakes show here
@@ -33,14 +41,21 @@ def bench_accuracy(config: AccuracyConfig) -> list[dict[str, Any]]:
     results.parent.mkdir(parents=True, exist_ok=True)
     with threads(config.threads):
         _add_floor(settings, results)
-        for seed in config.seeds:
-            for name, model in models.items():
-                if (name, str(seed)) in _done(results):
-                    continue
-                rate = _rate(config, name, model, results)
-                say(f"== {name}, seed {seed}, learning rate {rate:g}")
-                summary = train_or_resume(_settings(config, name, model, seed=seed, lr=rate))
-                append_csv(results, [_row(name, summary, rate)])
+    sharing, modules = _shared(config)
+    missing = [(name, seed) for seed in config.seeds for name in models if (name, str(seed)) not in _done(results)]
+    config = replace(config, sharing=sharing)
+    rates = _rates(config, {name: models[name] for name, _ in missing}, results, modules)
+    trainings = {
+        Job(
+            f"{name}, seed {seed}, learning rate {rates[name]:g}",
+            partial(train_or_resume, _settings(config, name, models[name], seed=seed, lr=rates[name])),
+            modules,
+        ): name
+        for name, seed in missing
+    }
+    for outcome in run_jobs(list(trainings), config.sharing, threads=config.threads):
+        name = trainings[outcome.job]
+        append_csv(results, [_row(name, outcome.result(), rates[name])])
     wanted = {*models, *FLOORS}
     return [row for row in read_csv(results) if row["model"] in wanted]
 
@@ -97,31 +112,52 @@ def _add_floor(settings: TrainConfig, results: Path) -> None:
                 append_csv(results, [_row(name, summary, math.nan)])
 
 
-def _rate(config: AccuracyConfig, name: str, model: str, results: Path) -> float:
-    """A network's learning rate: the recipe's, or the best of several on validation, ties to the smaller."""
+def _shared(config: AccuracyConfig) -> tuple[Sharing, tuple[str, ...]]:
+    """How trainings are shared out, and the modules that register their networks."""
+    names = (model.partition(":")[0] for model in config.models)
+    modules = {model_entrypoint(name).__module__ for name in names if is_model(name)}
+    if "__main__" in modules:  # which other processes cannot import
+        return Sharing(jobs=1), ()
+    return config.sharing, tuple(sorted(modules))
+
+
+def _rates(
+    config: AccuracyConfig, models: dict[str, str], results: Path, modules: tuple[str, ...]
+) -> dict[str, float]:
+    """Each network's learning rate: the recipe's, or the best of several on validation, ties to the smaller."""
     whole = _recipe(config).optimisation
     if not config.rates:
-        return whole.lr
+        return dict.fromkeys(models, whole.lr)
     epochs = config.rate_epochs or max(1, whole.epochs // 4)
     path = results.with_stem(f"{results.stem}-rates")
-    scores: dict[float, float] = {}
-    for rate in sorted(config.rates):
-        known = (row for row in read_csv(path) if row["model"] == name and float(row["lr"]) == rate)
-        rows = [row for row in known if (row["recipe"], row["epochs"]) == (config.recipe, str(epochs))]
-        if not rows:
-            say(f"== {name}: learning rate {rate:g}")
-            settings = _settings(config, name, model, seed=config.seeds[0], lr=rate, epochs=epochs)
-            keys = ("seed", "recipe", "epochs", "validation_accuracy", "train_seconds", "device", "commit")
-            try:
-                summary = train_or_resume(settings, test=False)
-            except NonFiniteLossError as error:
-                say(f"{error}: this rate is out")
-                known = {"seed": config.seeds[0], "recipe": config.recipe, "epochs": epochs}
-                summary = {**dict.fromkeys(keys, ""), **known, "validation_accuracy": 0.0, **provenance()}
-            rows = [{"model": name, "lr": rate, **{key: summary[key] for key in keys}}]
-            append_csv(path, rows)
-        scores[rate] = float(rows[-1]["validation_accuracy"])
-    return max(scores, key=lambda rate: (scores[rate], -rate))
+
+    def scores() -> dict[tuple[str, float], float]:
+        rows = (row for row in read_csv(path) if (row["recipe"], row["epochs"]) == (config.recipe, str(epochs)))
+        return {(row["model"], float(row["lr"])): float(row["validation_accuracy"]) for row in rows}
+
+    known, changes = scores(), {"seed": config.seeds[0], "epochs": epochs}
+    trainings = {
+        Job(
+            f"{name}, learning rate {rate:g}",
+            partial(train_or_resume, _settings(config, name, model, lr=rate, **changes), test=False),
+            modules,
+        ): (name, rate)
+        for name, model in models.items()
+        for rate in sorted(config.rates)
+        if (name, rate) not in known
+    }
+    for outcome in run_jobs(list(trainings), config.sharing, threads=config.threads):
+        name, rate = trainings[outcome.job]
+        keys = ("seed", "recipe", "epochs", "validation_accuracy", "train_seconds", "device", "commit")
+        if isinstance(outcome.error, NonFiniteLossError):
+            say(f"{outcome.job.name}: {outcome.error}: this rate is out")
+            own = {**dict.fromkeys(keys, ""), **changes, "recipe": config.recipe, "validation_accuracy": 0.0}
+            summary = {**own, **provenance()}
+        else:
+            summary = outcome.result()
+        append_csv(path, [{"model": name, "lr": rate, **{key: summary[key] for key in keys}}])
+    found = scores()
+    return {name: max(config.rates, key=lambda rate: (found[name, rate], -rate)) for name in models}
 
 
 def name_of(model: str) -> str:

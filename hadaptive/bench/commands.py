@@ -18,7 +18,7 @@ FLAT = (tyro.conf.OmitArgPrefixes,)  # a part's settings are flags like any othe
 
 
 def _accuracy(arguments: list[str]) -> None:
-    config = parsed(AccuracyConfig, "hadaptive bench accuracy", arguments)
+    config = parsed(AccuracyConfig, "hadaptive bench accuracy", arguments, config=FLAT)
     from hadaptive.bench.accuracy import bench_accuracy, print_accuracy
 
     print_accuracy(bench_accuracy(config))
@@ -53,7 +53,7 @@ def _plugin(arguments: list[str]) -> None:
 
 
 def _stability(arguments: list[str]) -> None:
-    config = parsed(StabilityConfig, "hadaptive bench stability", arguments)
+    config = parsed(StabilityConfig, "hadaptive bench stability", arguments, config=FLAT)
     from hadaptive.bench.stability import bench_stability
 
     bench_stability(config)

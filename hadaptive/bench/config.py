@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from hadaptive.errors import UserError
+from hadaptive.jobs.config import Sharing
 from hadaptive.measure.formats import ALIGN, source_of
 
 RIVALS = (
@@ -35,9 +36,10 @@ class AccuracyConfig:
         train_size: use only so many training images; default is the recipe's.
         rates: learning rates of which each network gets the one with the best validation accuracy in a short
             training with the first seed; default is the recipe's for all. Beside the results, in ...-rates.csv.
-        threads: PyTorch threads of each training; default as PyTorch chooses.
+        threads: PyTorch threads of each training; default one where several run at once, else as PyTorch chooses.
         epochs: more or fewer than the recipe's.
         rate_epochs: epochs of the short trainings that rates are chosen by; default a quarter.
+        sharing: which trainings run at once, and where.
     """
 
     recipe: str = "fmnist-small"
@@ -50,6 +52,7 @@ class AccuracyConfig:
     threads: int | None = None
     epochs: int | None = None
     rate_epochs: int | None = None
+    sharing: Sharing = field(default_factory=Sharing)
 
     def __post_init__(self) -> None:
         if self.rate_epochs is not None and not self.rates:
@@ -75,9 +78,11 @@ class TrialConfig:
         runs: folder for the run folders.
         train: train what has no row yet; without, only networks that have rows are shown.
         measure: time a training step and the exported network, all networks in turns.
-        threads: of trainings and timings; default as PyTorch chooses, for exported networks 1.
+        threads: of trainings and timings; default as PyTorch chooses, for exported networks and for trainings of
+            which several run at once 1.
         epochs: more or fewer than the recipe's.
         rate_epochs: epochs of the short trainings that rates are chosen by; default a quarter.
+        sharing: which trainings run at once, and where.
     """
 
     recipe: str = "few-50"
@@ -91,6 +96,7 @@ class TrialConfig:
     threads: int | None = None
     epochs: int | None = None
     rate_epochs: int | None = None
+    sharing: Sharing = field(default_factory=Sharing)
 
 
 Group = Literal["components", "selection", "pairing", "controls", "norm", "k"]
@@ -144,6 +150,7 @@ class StabilityConfig:
         epochs: fewer than the recipe's.
         results: folder of the rows and the picture; what is there already is not trained again.
         runs: folder for the run folders.
+        sharing: which trainings run at once, and where.
     """
 
     model: str = "hadaptive_net_s"
@@ -153,6 +160,7 @@ class StabilityConfig:
     epochs: int | None = None
     results: Path = Path("benchmarks/results")
     runs: Path = Path("runs/stability")
+    sharing: Sharing = field(default_factory=Sharing)
 
 
 @dataclass(frozen=True)

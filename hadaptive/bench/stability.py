@@ -1,8 +1,10 @@
 """Products and gradients under each norm, over a training: rows per layer and epoch, and a picture."""
 
 import dataclasses
+import itertools
 import math
 import statistics
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from hadaptive.console import console, say
 from hadaptive.engine.finite import NonFiniteLossError
 from hadaptive.errors import UserError
 from hadaptive.files import append_csv, read_csv
+from hadaptive.jobs.job import Job
+from hadaptive.jobs.run import check, run_jobs
 from hadaptive.models import create_model
 from hadaptive.nn.product_stats import ProductRecorder
 from hadaptive.provenance import provenance
@@ -55,25 +59,28 @@ def bench_stability(config: StabilityConfig) -> list[dict[str, Any]]:
     Raises:
         UserError: no such network, norm or recipe; a training was gone on with by something else.
     """
+    check(config.sharing)
     where = regime(config.recipe, None, config.epochs)
     results = config.results / f"stability-{where}.csv"
     results.parent.mkdir(parents=True, exist_ok=True)
     names = {norm: config.model if norm == "dysoft" else f"{config.model}:norm-{norm}" for norm in config.norms}
     for name in names.values():
         create_model(name, num_classes=2)  # mistakes show here
-    for seed in config.seeds:
-        for norm, name in names.items():
-            done = {(row["model"], row["norm"], row["seed"]) for row in read_csv(results)}
-            if (config.model, norm, str(seed)) in done:
-                continue
-            say(f"== {norm}, seed {seed}")
-            stem = f"stability-{where}-{name}-seed{seed}".replace(":", "-").replace("/", "-")
-            settings: dict[str, Any] = {"model": name, "seed": seed, "output": config.runs / stem}
-            if config.epochs is not None:
-                settings["epochs"] = config.epochs
-            what = {"model": config.model, "norm": norm, "seed": seed, "recipe": config.recipe}
-            found = _products(TrainConfig.from_recipe(config.recipe, **settings), norm)
-            append_csv(results, [{**what, **row} for row in found])
+    done = {(row["model"], row["norm"], row["seed"]) for row in read_csv(results)}
+    trainings = {}
+    for seed, (norm, name) in itertools.product(config.seeds, names.items()):
+        if (config.model, norm, str(seed)) in done:
+            continue
+        stem = f"stability-{where}-{name}-seed{seed}".replace(":", "-").replace("/", "-")
+        settings: dict[str, Any] = {"model": name, "seed": seed, "output": config.runs / stem}
+        if config.epochs is not None:
+            settings["epochs"] = config.epochs
+        training = TrainConfig.from_recipe(config.recipe, **settings)
+        trainings[Job(f"{norm}, seed {seed}", partial(_products, training, norm))] = (norm, seed)
+    for outcome in run_jobs(list(trainings), config.sharing):
+        norm, seed = trainings[outcome.job]
+        what = {"model": config.model, "norm": norm, "seed": seed, "recipe": config.recipe}
+        append_csv(results, [{**what, **row} for row in outcome.result()])
     rows = [row for row in read_csv(results) if row["model"] == config.model]
     picture = results.with_suffix(".png")
     plot_stability(rows, picture)
@@ -82,14 +89,15 @@ def bench_stability(config: StabilityConfig) -> list[dict[str, Any]]:
     return rows
 
 
-def _products(config: TrainConfig, norm: str) -> list[dict[str, Any]]:
+def _products(config: TrainConfig, norm: str, *, quiet: bool) -> list[dict[str, Any]]:
     """The rows of one training, by epoch and layer."""
     assert config.output is not None
     complete = True
     try:
-        train_or_resume(config, kind=_Observed)
+        train_or_resume(config, quiet=quiet, kind=_Observed)
     except NonFiniteLossError as error:
-        say(f"{norm} diverged: {error}")  # which is a result
+        if not quiet:
+            say(f"{norm} diverged: {error}")  # which is a result
         complete = False
     # An epoch that was cut off before its checkpoint has run twice.
     rows = {(row["epoch"], row["layer"]): row for row in read_csv(config.output / PRODUCTS)}

@@ -68,6 +68,7 @@ def _bench(models: list[str], based: dict[str, str], trial: TrialConfig, what: s
                 rates=trial.rates,
                 threads=trial.threads,
                 rate_epochs=trial.rate_epochs,
+                sharing=trial.sharing,
             )
         )
     if trial.measure:

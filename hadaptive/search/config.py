@@ -19,6 +19,7 @@ from hadaptive.engine.config import (
     not_negative,
 )
 from hadaptive.errors import UserError
+from hadaptive.jobs.config import Sharing
 from hadaptive.measure.setting import LOWERED, Runtime, Setting
 from hadaptive.settings import names
 from hadaptive.train.config import TrainConfig
@@ -221,12 +222,14 @@ class StudyConfig(_SearchSettings):
         baseline: "random 10" trains what was found beside ten random networks of the same latency, and the
             published network the target names, all under the same recipe.
         retrain_seeds: trainings of each network found and of the published one; random ones are trained once.
+        sharing: which of these trainings run at once, and where; searches, which time networks, take turns.
     """
 
     search: SearchConfig = field(default_factory=SearchConfig)
     seeds: int = 1
     baseline: tuple[Literal["random"], int] | None = None
     retrain_seeds: int = 3
+    sharing: Sharing = field(default_factory=Sharing)
 
     def __post_init__(self) -> None:
         at_least_one("seeds", self.seeds)
@@ -247,4 +250,5 @@ class StudyConfig(_SearchSettings):
     def idle(self) -> Iterator[Idle]:
         yield from self.search.idle()
         if self.baseline is None:
-            yield Idle("retrain_seeds", "baseline", "is not there")
+            for name in ("retrain_seeds", *names(Sharing)):
+                yield Idle(name, "baseline", "is not there")

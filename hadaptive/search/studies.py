@@ -18,12 +18,15 @@ import json
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hadaptive.console import say
 from hadaptive.errors import TrainingInterruptedError, UserError
 from hadaptive.files import append_csv, read_csv, write_atomically, write_csv, write_json
+from hadaptive.jobs.job import Job
+from hadaptive.jobs.run import check, run_jobs
 from hadaptive.models import NetSpec
 from hadaptive.models.layer_spec import ConvSpec
 from hadaptive.provenance import provenance
@@ -69,6 +72,7 @@ def study(config: StudyConfig, *, given: Iterable[str] = (), quiet: bool = False
         UserError: as :func:`hadaptive.search.search`; or this is one process of several.
         TrainingInterruptedError: stopped by a signal; it can be resumed.
     """
+    check(config.sharing)
     searcher, single, table, data = prepared(config.search, given=given, quiet=quiet, alone=True)
     assert single.output is not None
     documents = describe(replace(config, search=single), searcher.space, table)
@@ -243,34 +247,39 @@ def _compare(
             else _seeds(config, config.retrain_seeds)
         )
     ]
+    done = {(row["network"], row["seed"]) for row in read_csv(folder.comparison)}
+    trainings = {}
     for seed, name in sorted(jobs, key=lambda job: job[0]):
-        done = {(row["network"], row["seed"]) for row in read_csv(folder.comparison)}
-        if (name, str(seed)) in done:
-            continue
-        if not quiet:
-            say(f"== training {name}, seed {seed} ({len(done) + 1} of {len(jobs)})")
-        spec = folder.path / "networks" / f"{name}.json"
-        spec.parent.mkdir(exist_ok=True)
-        NetSpec.from_dict(networks[name]["spec"]).save(spec)
-        summary = train_or_resume(
-            config.search.training(
-                model=str(spec),
+        if (name, str(seed)) not in done:
+            training = config.search.training(
+                model=str(_saved(folder, name, networks[name]["spec"])),
                 seed=seed,
                 output=folder.path / "runs" / f"{name}-seed{seed}",
                 split=_division(folder),
-            ),
-            quiet=quiet,
-        )
-        test = summary["test"]
-        keys = ["group", "predicted_ms", "measured_ms", "latency"]
-        keys += ["supernet_accuracy"] if "supernet_accuracy" in networks[name] else []
-        row = {"network": name, "seed": seed, **{key: networks[name].get(key, "measured") for key in keys}}
-        row |= {key: summary[key] for key in ("recipe", "data", "parameters", "train_images", "epochs")}
-        row |= {"part": "test" if test else "validation", "validation_accuracy": summary["validation_accuracy"]}
-        row["accuracy"] = test["accuracy"] if test else summary["validation_accuracy"]
-        where = ("device", "cores", "threads", "python", "hadaptive", "torch", "timm", "commit")
-        row |= {key: summary[key] for key in ("train_seconds", *where)}
-        append_csv(folder.comparison, [row])
+            )
+            trainings[Job(f"training {name}, seed {seed}", partial(train_or_resume, training))] = (name, seed)
+    for outcome in run_jobs(list(trainings), config.sharing, quiet=quiet):
+        name, seed = trainings[outcome.job]
+        append_csv(folder.comparison, [_row(name, seed, networks[name], outcome.result())])
+
+
+def _saved(folder: StudyFolder, name: str, spec: dict[str, Any]) -> Path:
+    path = folder.path / "networks" / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    NetSpec.from_dict(spec).save(path)
+    return path
+
+
+def _row(name: str, seed: int, network: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
+    test = summary["test"]
+    keys = ["group", "predicted_ms", "measured_ms", "latency"]
+    keys += ["supernet_accuracy"] if "supernet_accuracy" in network else []
+    row = {"network": name, "seed": seed, **{key: network.get(key, "measured") for key in keys}}
+    row |= {key: summary[key] for key in ("recipe", "data", "parameters", "train_images", "epochs")}
+    row |= {"part": "test" if test else "validation", "validation_accuracy": summary["validation_accuracy"]}
+    row["accuracy"] = test["accuracy"] if test else summary["validation_accuracy"]
+    where = ("device", "cores", "threads", "python", "hadaptive", "torch", "timm", "commit")
+    return row | {key: summary[key] for key in ("train_seconds", *where)}
 
 
 def _judge(folder: StudyFolder, config: StudyConfig) -> Callable[[Choice], float] | None:

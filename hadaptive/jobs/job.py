@@ -1,0 +1,120 @@
+"""A job, what becomes of it, and what a person is told meanwhile."""
+
+import contextlib
+import importlib
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from hadaptive.console import say
+from hadaptive.errors import TrainingInterruptedError, UserError
+from hadaptive.jobs.exchange import travels
+
+
+@dataclass(frozen=True)
+class Job:
+    """One of several independent calls, which leaves what it has done where it can go on.
+
+    Attributes:
+        name: what it does, for a person; no two have the same.
+        call: takes `quiet`; a function of a module, or a partial of one, for processes find it by its name.
+        modules: that another process imports first, as those that register a network.
+    """
+
+    name: str
+    call: Callable[..., Any]
+    modules: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job: its result, or what it raised."""
+
+    job: Job
+    value: Any = None
+    error: Exception | None = None
+
+    def result(self) -> Any:
+        """Its result.
+
+        Raises:
+            Exception: what the job raised.
+        """
+        if self.error is not None:
+            raise self.error
+        return self.value
+
+
+class JobDiedError(UserError):
+    """A process ended without a word, for lack of memory perhaps."""
+
+
+def attempt(call: Callable[..., Any], *, quiet: bool) -> tuple[Any, Exception | None]:
+    """What a call returns and what it raises, one of which is None."""
+    try:
+        return call(quiet=quiet), None
+    except Exception as error:
+        return None, error
+
+
+def attempt_elsewhere(job: Job) -> tuple[Any, Exception | None]:
+    """As :func:`attempt`, in another process: silent, and what is raised can be sent back."""
+
+    def call(quiet: bool) -> Any:
+        for module in job.modules:
+            importlib.import_module(module)
+        return job.call(quiet=quiet)
+
+    value, error = attempt(call, quiet=True)
+    if error is not None and not isinstance(error, (TrainingInterruptedError, UserError)):
+        traceback.print_exception(error)  # which does not travel with it
+    return value, error if travels(error) else RuntimeError(f"{type(error).__name__}: {error}")
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[list[int]]:
+    """The signals to stop that come meanwhile, to be heeded between two looks; only the main thread gets any."""
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+
+    def handler(number: int, frame: Any) -> None:
+        came.append(number)
+        if len(came) == 1:
+            os.write(2, b"\nstopping all of them, with a checkpoint each; once more stops at once\n")
+
+    previous = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield came
+    finally:
+        for number, old in previous.items():
+            signal.signal(number, old)
+
+
+class Teller:
+    """Says what begins and what ends, where several do at once."""
+
+    def __init__(self, number: int, quiet: bool) -> None:
+        self.number, self.quiet, self.ended = number, quiet, 0
+        self.began: dict[str, float] = {}
+
+    def begin(self, job: Job) -> None:
+        self.began[job.name] = time.monotonic()
+        self.say(f"== {job.name}")
+
+    def end(self, outcome: Outcome) -> Outcome:
+        self.ended += 1
+        seconds = time.monotonic() - self.began[outcome.job.name]
+        how = "done" if outcome.error is None else "ended by an error"
+        self.say(f"== {outcome.job.name}: {how} after {seconds:.0f} s ({self.ended} of {self.number})")
+        return outcome
+
+    def say(self, text: str) -> None:
+        if not self.quiet:
+            say(text)
