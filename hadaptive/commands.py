@@ -50,7 +50,7 @@ class LatencyCommand:
     """Time every candidate of a search space on this device, and predict whole networks from the sum.
 
     Attributes:
-        space: published, rich-s, rich-m, rich-l, or a .json file.
+        space: published, rich-s, rich-m, rich-l, star, or a .json file.
         output: new JSON file for the table, for ``hadaptive search --latency-table``.
         setting: what the latency is of.
         rounds: timed runs of each candidate.
@@ -71,7 +71,7 @@ class SpacesCommand:
     """List the search spaces that ship, or show one position by position.
 
     Attributes:
-        space: published, rich-s, rich-m, rich-l, or a .json file; left out, all are listed.
+        space: published, rich-s, rich-m, rich-l, star, or a .json file; left out, all are listed.
         save: write it to this new .json file, to change it by hand.
     """
 

@@ -1,6 +1,7 @@
 """Fixtures of every test: one seed, memory that shows when nobody wrote to it, and small data sets."""
 
 import functools
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 import torch
 from folders import fill, fill_parts
 from torch import Tensor
+
+from hadaptive.search import table_cache
 
 
 def pytest_configure() -> None:
@@ -31,6 +34,13 @@ def pytest_configure() -> None:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _own_tables(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test measures for itself."""
+    own = tmp_path_factory.getbasetemp() / f"tables-{time.monotonic_ns()}"
+    monkeypatch.setattr(table_cache, "folder", lambda: own)
 
 
 @pytest.fixture

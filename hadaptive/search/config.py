@@ -31,13 +31,15 @@ class LatencyGoal:
 
     Attributes:
         latency_target: such as 5ms or 0.8xS; none searches for accuracy alone.
-        latency_table: of ``hadaptive latency``; measured at the start where it is left out.
+        latency_table: of ``hadaptive latency``; where it is left out one that was measured here before for the
+            same space, setting and versions is taken, else it is measured at the start.
         latency_weight: of the expected latency's relative distance from the target in the loss.
         runtime: what latency is measured with, where there is no table.
         frozen: latency is of the network with fixed selections, as ``hadaptive export --freeze`` writes it.
         threads: of the runtime that latency is measured in; 0 leaves their number to it.
         foreign_table: accept a table measured on another device.
         max_params: most parameters of what evolution finds, such as 1M or 400k.
+        fresh_table: measure at the start whatever was measured here before.
     """
 
     latency_target: str | None = None
@@ -48,6 +50,7 @@ class LatencyGoal:
     threads: int = 0
     foreign_table: bool = False
     max_params: str | None = None
+    fresh_table: bool = False
 
     def __post_init__(self) -> None:
         _ = self.most_parameters
@@ -185,6 +188,8 @@ class SearchConfig(_SearchSettings):
             for name in names(LatencyGoal):
                 if name != "max_params":
                     yield Idle(name, "latency_target", "is not there")
+        elif self.latency.latency_table is not None:
+            yield Idle("fresh_table", "latency_table", "says which")
 
     def _idle_of_method(self) -> list[str]:
         own = ("method", "population", "generations")

@@ -16,6 +16,7 @@ from hadaptive.engine.batches import create_batches
 from hadaptive.engine.loop import begin
 from hadaptive.engine.processes import on_main
 from hadaptive.errors import UserError, first_line
+from hadaptive.measure.setting import Setting
 from hadaptive.search.base import SearchEngine
 from hadaptive.search.config import SearchConfig, StudyConfig
 from hadaptive.search.evolution import Evolution
@@ -25,6 +26,7 @@ from hadaptive.search.report import print_search
 from hadaptive.search.searcher import Searcher
 from hadaptive.search.space import SearchSpace
 from hadaptive.search.spaces import open_space
+from hadaptive.search.table_cache import keep, kept_table, place_of
 
 
 def default_output(config: SearchConfig) -> Path:
@@ -76,8 +78,25 @@ def configured_table(
         table.check(space, setting, foreign=goal.foreign_table)
     else:
         LatencyTable.check_target(goal.latency_target)  # a slip of the pen shows before the measuring
-        table = measure_table(space, setting, known=references(config.stem_strides), quiet=quiet)
+        table = _table_of_this_machine(space, setting, config, quiet)
     table.target(goal.latency_target)
+    return table
+
+
+def _table_of_this_machine(
+    space: SearchSpace, setting: Setting, config: SearchConfig, quiet: bool
+) -> LatencyTable:
+    """A table that was measured here before, or a fresh one, which is kept."""
+    known = references(config.stem_strides)
+    path = place_of(space, setting, known)
+    table = None if config.latency.fresh_table else kept_table(path, space, setting)
+    if table is None:
+        table = measure_table(space, setting, known=known, quiet=quiet)
+        keep(table, path)
+    elif not quiet:
+        assert path is not None
+        when = datetime.fromtimestamp(path.stat().st_mtime)
+        say(f"latencies as measured here on {when:%Y-%m-%d at %H:%M} ({path}); --fresh-table measures them anew")
     return table
 
 

@@ -1,0 +1,61 @@
+"""Latency tables that were measured here before: another search for the same device takes one.
+
+Everything that its figures depend on decides the file's name: the space, the setting, the networks that targets may
+be relative to, the processor, the threads, and every version. A package that was changed since its commit keeps none.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from hadaptive.errors import UserError
+from hadaptive.measure.setting import Setting
+from hadaptive.models import NetSpec
+from hadaptive.provenance import provenance
+from hadaptive.search.space import SearchSpace
+from hadaptive.search.table import LatencyTable
+
+
+def folder() -> Path:
+    """Where tables are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hadaptive" / "latency"
+
+
+def place_of(space: SearchSpace, setting: Setting, known: dict[str, NetSpec]) -> Path | None:
+    """The file of the table that is asked for; None where no figure of another day can be trusted."""
+    where = provenance(setting.device)
+    if where["commit"].endswith("+"):
+        return None
+    try:
+        where["runtime"] = version(setting.runtime)
+    except PackageNotFoundError:  # PyTorch, whose version is there
+        where["runtime"] = ""
+    networks = {name: spec.fingerprint for name, spec in known.items()}
+    key: list[Any] = [space.fingerprint, asdict(setting), networks, where]
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    return folder() / f"{setting.runtime}-{name}.json"
+
+
+def kept_table(path: Path | None, space: SearchSpace, setting: Setting) -> LatencyTable | None:
+    """The table of a file, None where there is none or it is damaged."""
+    if path is None or not path.is_file():
+        return None
+    try:
+        table = LatencyTable.load(path)
+        table.check(space, setting)
+    except UserError:
+        return None
+    return table
+
+
+def keep(table: LatencyTable, path: Path | None) -> None:
+    """Keep a table, where the disk lets us: a search does not need it again."""
+    if path is not None:
+        with contextlib.suppress(OSError, UserError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            table.save(path)
