@@ -69,7 +69,7 @@ def _before(kind: type) -> dict[str, Any]:
 
 def _value(hint: Any, value: Any) -> Any:
     if isinstance(value, list):
-        return tuple(value)
+        return tuple(_value(None, item) for item in value)
     is_path = hint is Path or Path in typing.get_args(hint)
     return Path(value) if is_path and isinstance(value, str) else value
 
@@ -101,7 +101,9 @@ class Settings:
         def plain(value: Any) -> Any:
             if isinstance(value, dict):
                 return {key: plain(item) for key, item in value.items()}
-            return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+            if isinstance(value, tuple):
+                return [plain(item) for item in value]
+            return str(value) if isinstance(value, Path) else value
 
         return {"version": VERSION, **plain(dataclasses.asdict(typing.cast(Any, self)))}
 

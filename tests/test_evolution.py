@@ -3,6 +3,7 @@
 import itertools
 import json
 import signal
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from hadaptive.search import (
     SearchConfig,
     SearchSpace,
     Skip,
+    baselines,
     front_of,
     random_within,
     resume_search,
@@ -323,7 +325,7 @@ def test_seeds_beside_random_networks_as_fast_and_as_small(tmp_path: Path, space
     table = table_of(space, config)
     table.save(tmp_path / "t.json")
     config = config.changed(latency_table=tmp_path / "t.json")
-    summary = study(StudyConfig(search=config, baseline=("random", 4), retrain_seeds=1, seeds=2))
+    summary = study(StudyConfig(search=config, baseline=(("random", 4),), retrain_seeds=1, seeds=2))
     rows = read_csv(tmp_path / "run" / "comparison.csv")
     assert {row["group"] for row in rows} == {"found", "random"}
     assert "found_against_random" in summary
@@ -343,6 +345,72 @@ def test_seeds_beside_random_networks_as_fast_and_as_small(tmp_path: Path, space
     assert float(found["supernet_accuracy"]) == pytest.approx(float(judged["accuracy"]))
     assert summary["rank"]["networks"] == len({row["network"] for row in rows})
     assert "as trainings do with Kendall's tau" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_every_kind_of_baseline_as_typed(tmp_path: Path, space: SearchSpace, monkeypatch, capsys) -> None:
+    """Cut off while networks are judged it judges none of them twice, and ends with the same rivals."""
+    words = ["search", "--recipe", "quick", "--epochs", "4", "--image-size", "8", "--train-size", "128", "--cpu"]
+    words += [
+        "--method",
+        "evolution",
+        "--population",
+        "6",
+        "--generations",
+        "4",
+        "--space",
+        str(tmp_path / "tiny.json"),
+    ]
+    words += ["--max-params", "2.5k", "--retrain-seeds", "2"]
+    words += ["--baseline", "random", "2", "best", "5", "evolution", "4", "--output"]
+    assert main([*words, str(tmp_path / "whole")]) == 0
+    rows = read_csv(tmp_path / "whole" / "comparison.csv")
+    assert Counter(row["group"] for row in rows) == {
+        "found": 2,
+        "random": 2,
+        "best": 2,
+        "evolution": 2,
+    }
+    assert all(int(row["parameters"]) <= 2500 for row in rows)
+    drawn = read_csv(tmp_path / "whole" / "baseline-best.csv")
+    networks = json.loads((tmp_path / "whole" / "networks.json").read_text(encoding="utf-8"))
+    best = max(drawn, key=lambda row: float(row["supernet_accuracy"]))
+    assert networks["best"]["supernet_accuracy"] == float(best["supernet_accuracy"])
+    alone = [Judged.from_row(row) for row in read_csv(tmp_path / "whole" / "baseline-evolution.csv")]
+    assert len({one.fingerprint for one in alone}) == len(alone) == 4
+    within = [one for one in alone if one.parameters <= 2500]
+    assert tuple(networks["evolution"]["choice"]) == max(within, key=lambda one: one.accuracy).choice
+    trained = [json.loads(path.read_text()) for path in (tmp_path / "whole" / "runs").glob("alone-*/summary.json")]
+    assert [summary["epochs"] for summary in trained] == [1] * 4
+    said = capsys.readouterr().out
+    for text in ("the best of 5 random networks", "without shared weights: 4 networks, 1 epochs each"):
+        assert text in said
+    for other in ("random", "best", "evolution"):
+        assert f"found against {other}: " in said
+
+    count = itertools.count(1)
+    judge = baselines.append_csv
+
+    def cut(path: Path, rows: list[dict[str, Any]]) -> None:
+        judge(path, rows)
+        if next(count) in (3, 8):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(baselines, "append_csv", cut)
+        assert main([*words, str(tmp_path / "cut")]) == 130
+        assert main(["search", "--resume", str(tmp_path / "cut")]) == 130
+        assert main(["search", "--resume", str(tmp_path / "cut")]) == 0
+    for name in ("baseline-best.csv", "baseline-evolution.csv"):
+        own = [{key: row[key] for key in row if key != "generation"} for row in read_csv(tmp_path / "cut" / name)]
+        other = [
+            {key: row[key] for key in row if key != "generation"} for row in read_csv(tmp_path / "whole" / name)
+        ]
+        assert own == other
+    again = json.loads((tmp_path / "cut" / "networks.json").read_text(encoding="utf-8"))
+    assert {name: own["choice"] for name, own in again.items()} == {
+        n: own["choice"] for n, own in networks.items()
+    }
 
 
 def test_random_networks_are_of_every_width_that_reaches_the_target(tmp_path: Path, space: SearchSpace) -> None:

@@ -48,7 +48,7 @@ def table_of(space: SearchSpace, **changes) -> LatencyTable:
 
 def config_of(tmp_path: Path, **changes) -> StudyConfig:
     settings = {"space": str(tmp_path / "tiny.json"), "epochs": 1, "image_size": 16, "train_size": 256}
-    settings |= {"seeds": 2, "baseline": ("random", 2), "retrain_seeds": 1, "output": tmp_path / "study"}
+    settings |= {"seeds": 2, "baseline": (("random", 2),), "retrain_seeds": 1, "output": tmp_path / "study"}
     return StudyConfig.from_recipe("quick", **settings | changes)
 
 
@@ -109,7 +109,11 @@ def test_seeds_alone_report_agreement(tmp_path, space, capsys) -> None:
     ("changes", "sentence"),
     [
         ({"seeds": 0}, "seeds must be at least 1"),
-        ({"baseline": ("random", 1)}, "at least 2 random networks"),
+        ({"baseline": (("random", 1),)}, "baseline random needs at least 2 networks, got 1"),
+        ({"baseline": (("evolution", 3),)}, "baseline evolution needs at least 4 networks, got 3"),
+        ({"baseline": (("evolution", 4),)}, "divides the search's 1 epochs among its networks: at most 1, got 4"),
+        ({"baseline": (("best", 4),)}, "shared weights, which --method evolution alone has"),
+        ({"baseline": (("random", 2), ("random", 3))}, "the same rivals twice"),
         ({"space": "nowhere"}, "no search space"),
         ({"train_size": 90}, "cannot be divided"),
         ({"latency_target": "fast"}, "written like"),

@@ -121,7 +121,7 @@ def test_flat_settings_are_read_into_their_parts(old: Path) -> None:
     search = json.loads((old / "search-interrupted/config.json").read_text())
     assert SearchConfig.from_dict(search).data.train_size == 256
     study = StudyConfig.from_dict({**search, "seeds": 2, "baseline": ["random", 3], "retrain_seeds": 1})
-    assert (study.seeds, study.baseline, study.search.space) == (2, ("random", 3), "space.json")
+    assert (study.seeds, study.baseline, study.search.space) == (2, (("random", 3),), "space.json")
     assert StudyConfig.from_dict(study.to_dict()) == study
     with pytest.raises(ValueError, match="there is no setting novelty"):
         TrainConfig.from_dict({**stored, "novelty": 1})

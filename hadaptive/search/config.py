@@ -217,6 +217,9 @@ class SearchConfig(_SearchSettings):
         return TrainConfig.from_recipe(**{**shared, "stem_strides": None, **changes})
 
 
+LEAST = {"random": 2, "best": 2, "evolution": 4}  # networks of each kind of baseline
+
+
 @dataclass(frozen=True)
 class StudyConfig(_SearchSettings):
     """Everything that decides a search, its repetitions and its comparison; the flags of ``hadaptive search``.
@@ -224,23 +227,37 @@ class StudyConfig(_SearchSettings):
     Attributes:
         search: the search that is repeated.
         seeds: search so many times, and report how far the seeds agree.
-        baseline: "random 10" trains what was found beside ten random networks of the same latency, and the
-            published network the target names, all under the same recipe.
-        retrain_seeds: trainings of each network found and of the published one; random ones are trained once.
+        baseline: what a search must beat, trained beside what it finds under the same recipe, with the published
+            network that the target names: "random 10" ten random networks within its limits; "best 500" the best
+            of five hundred such by the shared weights; "evolution 10" the best that evolution finds without shared
+            weights, by training ten networks with the epochs of the search. Several may stand together.
+        retrain_seeds: trainings of each network; random ones are trained once.
         sharing: which of these trainings run at once, and where; searches, which time networks, take turns.
     """
 
     search: SearchConfig = field(default_factory=SearchConfig)
     seeds: int = 1
-    baseline: tuple[Literal["random"], int] | None = None
+    baseline: tuple[tuple[Literal["random", "best", "evolution"], int], ...] = ()
     retrain_seeds: int = 3
     sharing: Sharing = field(default_factory=Sharing)
 
     def __post_init__(self) -> None:
         at_least_one("seeds", self.seeds)
         at_least_one("retrain_seeds", self.retrain_seeds)
-        if self.baseline is not None and self.baseline[1] < 2:
-            raise UserError(f"a baseline needs at least 2 random networks, got {self.baseline[1]}")
+        if len(self.rivals) < len(self.baseline):
+            raise UserError("baseline has the same rivals twice: give each one number")
+        for name, number in self.rivals.items():
+            least = LEAST[name]
+            if number < least:
+                raise UserError(f"baseline {name} needs at least {least} networks, got {number}")
+        if "best" in self.rivals and self.search.architecture.method != "evolution":
+            raise UserError("baseline best is by shared weights, which --method evolution alone has")
+        epochs = self.search.optimisation.epochs
+        if self.rivals.get("evolution", 0) > epochs:
+            raise UserError(
+                f"baseline evolution divides the search's {epochs} epochs among its networks: at most {epochs}, "
+                f"got {self.rivals['evolution']}"
+            )
 
     @property
     def recipe(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -248,12 +265,24 @@ class StudyConfig(_SearchSettings):
         return self.search.recipe
 
     @property
+    def rivals(self) -> dict[str, int]:
+        """How many networks of each kind of baseline."""
+        return dict(self.baseline)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "StudyConfig":
+        """As of any configuration; older ones had one kind of baseline, or None."""
+        pairs = data.get("baseline") or []
+        pairs = [pairs] if pairs and isinstance(pairs[0], str) else pairs
+        return super().from_dict({**data, "baseline": pairs})
+
+    @property
     def is_single(self) -> bool:
         """Whether this is one search and nothing else."""
-        return self.seeds == 1 and self.baseline is None
+        return self.seeds == 1 and not self.baseline
 
     def idle(self) -> Iterator[Idle]:
         yield from self.search.idle()
-        if self.baseline is None:
+        if not self.baseline:
             for name in ("retrain_seeds", *names(Sharing)):
                 yield Idle(name, "baseline", "is not there")

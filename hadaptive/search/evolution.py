@@ -24,7 +24,7 @@ from hadaptive.runs import save_tensors
 from hadaptive.search.base import SearchEngine
 from hadaptive.search.doubts import collapsed, few_turns, misses, no_better_than_chance, no_better_than_random
 from hadaptive.search.folder import SearchFolder
-from hadaptive.search.front import Judged, front_of, generations
+from hadaptive.search.front import Judged, front_of, generations, limits_of
 from hadaptive.search.plots import draw_network, plot_front, plot_weights
 from hadaptive.search.shared import SharedSupernet, fair_choice, most_turns
 from hadaptive.search.space import Choice
@@ -182,8 +182,7 @@ class Evolution(SearchEngine):
 
     @property
     def _limits(self) -> dict[str, float]:
-        limits = {"parameters": self.config.latency.most_parameters}
-        return limits if self.target is None else {**limits, "latency_ms": self.target}
+        return limits_of(self.config.latency, self.target)
 
     def _judge(self, choice: Choice, generation: int, folder: SearchFolder) -> Judged:
         network = self.supernet.network(choice)

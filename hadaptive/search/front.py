@@ -4,6 +4,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from hadaptive.search.config import LatencyGoal
 from hadaptive.search.space import Choice
 
 
@@ -61,6 +62,12 @@ class Judged:
         """What evolution makes smaller, error and cost; and by how much limits are exceeded, relative to them."""
         over = (getattr(self, name) / limit - 1 for name, limit in limits.items())
         return (1 - self.accuracy, self.cost), max(0.0, *over)
+
+
+def limits_of(goal: LatencyGoal, target: float | None) -> dict[str, float]:
+    """What :meth:`Judged.within` takes: most parameters, and the target in ms where there is one."""
+    limits = {"parameters": goal.most_parameters}
+    return limits if target is None else {**limits, "latency_ms": target}
 
 
 def front_of(judged: Sequence[Judged]) -> list[Judged]:

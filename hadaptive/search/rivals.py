@@ -18,35 +18,47 @@ from hadaptive.search.space import Choice, SearchSpace
 DRAWS = 1000  # of a random network that is to be small enough
 
 
+def draws_of(
+    config: SearchConfig, space: SearchSpace, table: LatencyTable | None, classes: int
+) -> Callable[[], Choice]:
+    """What draws random networks as fast and as small as what the search finds.
+
+    Args:
+        config, space, table: of the search.
+        classes: of the images.
+    """
+    generator = torch.Generator().manual_seed(config.execution.seed)
+    goal = config.latency.latency_target
+    if table is None or goal is None:
+        return lambda: small_enough(config, space, lambda: space.random(generator), classes)
+    target = table.target(goal)
+    return lambda: small_enough(config, space, lambda: random_within(space, table, target, generator), classes)
+
+
 def networks_to_compare(
     config: StudyConfig,
     space: SearchSpace,
     table: LatencyTable | None,
     summaries: list[dict[str, Any]],
+    rivals: dict[str, Choice],
     judge: Callable[[Choice], float] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """The networks to compare: found, random, and the published one of the target; timed in turns.
+    """The networks to compare: found, rivals, and the published one of the target; timed in turns.
 
     Args:
         config, space, table: of the study.
         summaries: of its searches.
+        rivals: by names that begin with their group.
         judge: accuracy of a choice with a supernet's weights; None where there is none.
     """
-    assert config.baseline is not None
     specs: dict[str, NetSpec] = {}
     choices: dict[str, Choice | None] = {}
     for summary in summaries:
         choices[f"found-seed{summary['seed']}"] = tuple(summary["choice"])
     single, goal = config.search, config.search.latency.latency_target
     setting = single.setting(summaries[0]["num_classes"], summaries[0]["device_type"])
-    target = None if table is None else table.target(str(goal))
-    generator = torch.Generator().manual_seed(single.execution.seed)
-    draw: Callable[[], Choice] = lambda: space.random(generator)  # noqa: E731
-    if table is not None and target is not None:
-        setting = table.setting
-        draw = lambda: random_within(space, table, target, generator)  # noqa: E731
-    for i in range(config.baseline[1]):
-        choices[f"random-{i}"] = small_enough(single, space, draw, summaries[0]["num_classes"])
+    setting = setting if table is None else table.setting
+    choices |= rivals
     for name, choice in choices.items():
         assert choice is not None
         specs[name] = space.build(choice, name=name)

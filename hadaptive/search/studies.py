@@ -7,6 +7,7 @@ split.csv                               every image of the data, and the part it
 searches/seed0/ ...                     one search each
 agreement.csv, kinds.csv                per position: how far the seeds agree, and what kinds of block they prefer
 confidence.png                          the mean confidence over the seeds; neither this nor kinds of evolution
+baseline-best.csv, baseline-evolution.csv   what was judged for baselines of those kinds
 networks.json                           the networks compared: found, random, published; with their latency
 runs/                                   the training of each
 comparison.csv, comparison.png          a row per training; accuracy over latency
@@ -30,6 +31,7 @@ from hadaptive.jobs.run import check, run_jobs
 from hadaptive.models import NetSpec
 from hadaptive.models.layer_spec import ConvSpec
 from hadaptive.provenance import provenance
+from hadaptive.search.baselines import baselines
 from hadaptive.search.config import StudyConfig
 from hadaptive.search.folder import SearchFolder
 from hadaptive.search.latency import LatencyTable
@@ -106,7 +108,7 @@ def resume_study(
         agreement = _agree(folder, space, config, summaries)
         summary: dict[str, Any] = {"run": str(folder.path), "space": space.name, "agreement": agreement}
         summary["warnings"] = [f"seed {s['seed']}: {warning}" for s in summaries for warning in s["warnings"]]
-        if config.baseline is not None:
+        if config.baseline:
             _compare(folder, config, space, table, summaries, quiet)
             summary |= comparison_of(read_csv(folder.comparison))
             target = None if table is None else table.target(str(config.search.latency.latency_target))
@@ -235,8 +237,9 @@ def _compare(
 ) -> None:
     """Train every network that has not been; a row each in the folder's comparison."""
     if not folder.networks.is_file():
-        judge = _judge(folder, config)
-        write_json(folder.networks, networks_to_compare(config, space, table, summaries, judge))
+        judge, classes = _judge(folder, config), summaries[0]["num_classes"]
+        rivals = baselines(folder.path, config, space, table, classes, judge, _division(folder), quiet)
+        write_json(folder.networks, networks_to_compare(config, space, table, summaries, rivals, judge))
     networks = json.loads(folder.networks.read_text(encoding="utf-8"))
     jobs = [
         (seed, name)

@@ -1,7 +1,8 @@
 """Latency tables that were measured here before: another search for the same device takes one.
 
-Everything that its figures depend on decides the file's name: the space, the setting, the networks that targets may
-be relative to, the processor, the threads, and every version. A package that was changed since its commit keeps none.
+Everything that its figures depend on decides the file's name: the space, the setting, the networks that targets
+may be relative to, the processor, the threads, and every version. A package that was changed since its commit
+keeps none.
 """
 
 import contextlib
