@@ -45,7 +45,7 @@ FAULT = (
 Command = TypeVar("Command", bound=RecipeSettings)
 
 
-BESIDE_RESUME = {"resume", "quiet", "data", "data_dir"}
+BESIDE_RESUME = {"resume", "quiet", "data", "data_dir", "jobs", "executor"}
 
 
 def _configured(kind: type[Command], name: str, arguments: list[str]) -> tuple[Command, set[str]]:
@@ -102,7 +102,8 @@ def _search(arguments: list[str]) -> None:
     if command.resume is not None:
         from hadaptive.search import resume
 
-        resume(command.resume, **_where(command, typed))
+        sharing = command.sharing if typed & {"jobs", "executor"} else None
+        resume(command.resume, **_where(command, typed), sharing=sharing)
         return
     config = _part(command, StudyConfig)
     config.refuse_idle(typed)

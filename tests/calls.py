@@ -71,6 +71,32 @@ def trains(path: Path, *, quiet: bool) -> None:
     raise TrainingInterruptedError(str(path))
 
 
+def stops(path: Path, *, quiet: bool) -> str:
+    """As a training that somebody else stops: the first time it is interrupted, and then goes on."""
+    if (path / "stopped").is_file():
+        return "went on"
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    came = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: came.set())
+    (path / "stopped").touch()
+    os.kill(os.getpid(), signal.SIGTERM)
+    came.wait(60)
+    raise TrainingInterruptedError(str(path))
+
+
+def fails(*, quiet: bool) -> None:
+    """End the process as a fault of Python itself does."""
+    os._exit(3)
+
+
+def here(*, quiet: bool) -> str:
+    return os.getcwd()
+
+
+def unsendable(*, quiet: bool) -> object:
+    return lambda: None
+
+
 def device(*, quiet: bool) -> str | None:
     """The GPUs that this process is to see."""
     return os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -27,7 +27,7 @@ def pytest_configure() -> None:
     proof.CALLS = 6
     latency.ROUNDS = 5
     latency.NETWORKS.update(dict.fromkeys(latency.NETWORKS, 3))
-    run.places = functools.wraps(run.places)(lambda: 1)  # other processes know no recipe of a test
+    run.places = functools.wraps(run.places)(lambda cpu=False: 1)  # other processes know no recipe of a test
     data._utils.MP_STATUS_CHECK_INTERVAL = 0.5
 
 

@@ -19,6 +19,7 @@ from hadaptive.data.generated import CELL, SIDE, cooccurrences, patterns
 from hadaptive.engine.finite import NonFiniteLossError
 from hadaptive.errors import UserError
 from hadaptive.files import read_csv
+from hadaptive.jobs import run
 from hadaptive.models import HadaptiveNet, NetSpec, meant
 from hadaptive.models.layer_spec import ach, ghost
 from hadaptive.models.published import HADAPTIVE_NET_S
@@ -340,8 +341,13 @@ def test_several_trainings_at_once_give_the_same_rows(
         )
         assert alone == shared
     assert len(alone) == 2
-    assert main([*flags, "--jobs", "0"]) == 1
-    assert "jobs must be at least 1, got 0" in capsys.readouterr().err
+    for more, sentence in (
+        (["--jobs", "0"], "jobs must be at least 1, got 0"),
+        (["--seeds", "0", "1", "0"], "seeds must be different from each other, got 0 1 0"),
+        (["--rates", "1e-3", "0.001"], "rates must be different from each other, got 0.001 0.001"),
+    ):
+        assert main([*flags, *more]) == 1
+        assert sentence in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -350,12 +356,14 @@ def test_networks_that_a_module_registers_are_known_to_other_processes(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     flags = ["bench", "accuracy", "--recipe", "quick", "--models", "registered_tiny", "--epochs", "1"]
-    flags += ["--train-size", "80", "--jobs", "2", "--seeds"]
+    flags += ["--train-size", "80", "--seeds"]
+    monkeypatch.setattr(run, "places", lambda cpu: 2)  # what is done where nothing is said
     assert main([*flags, "0", "1"]) == 0
     assert "(2 of 2)" in capsys.readouterr().out
     # One of a script itself is known to no other process.
     monkeypatch.setattr(registered.registered_tiny, "__module__", "__main__")
     assert main([*flags, "0", "1", "2", "3"]) == 0
     said = capsys.readouterr().out
+    assert "a script's own network is known to no other process" in said
     assert "training images; writing to" in said  # trainings in this process say so
     assert "(2 of 2)" not in said

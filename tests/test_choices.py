@@ -229,7 +229,7 @@ COMMAND_LINES = [
     "info run --json",
     *(f"info one-ach.json:{name} --image-size 16" for name in VARIANTS),
     f"bench latency {BENCH} --runtimes eager compile --isa avx2",
-    f"bench latency {BENCH} --runtimes onnxruntime openvino",
+    f"bench latency {BENCH} --runtimes onnxruntime openvino executorch",
 ]
 # Choices of commands that are typed in other tests, which say more of them: a parametrised test, and its argument.
 ELSEWHERE: dict[tuple[str, str], tuple[Any, str]] = {

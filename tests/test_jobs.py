@@ -1,6 +1,7 @@
 """Independent jobs: in this process, in others, on a Ray cluster; what dies, fails or is stopped."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +15,9 @@ import calls
 import pytest
 import torch
 
+from hadaptive.data import worker_count
 from hadaptive.errors import TrainingInterruptedError, UserError
-from hadaptive.jobs import processes, run
+from hadaptive.jobs import machine, processes, run
 from hadaptive.jobs.config import Sharing
 from hadaptive.jobs.exchange import give, take
 from hadaptive.jobs.job import Job, JobDiedError
@@ -32,7 +34,7 @@ def ray() -> Iterator[Sharing]:
     import ray
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.chdir(Path(__file__).parent)  # workers find modules of the working folder
+        patched.chdir(Path(__file__).parent)  # workers find modules of the folder that Ray began in, and no others
         ray.init(address="local", num_cpus=2, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
     yield Sharing("ray")
     ray.shutdown()
@@ -73,12 +75,16 @@ def test_as_many_run_at_once_as_there_are_cores(monkeypatch: pytest.MonkeyPatch)
     assert PLACES() == 2
 
 
-def test_each_of_several_gpus_has_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("allowed", "expected"), [("", {"0", "1"}), ("2,GPU-7f", {"2", "GPU-7f"})])
+def test_each_of_several_gpus_has_a_job(allowed: str, expected: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of those that this process may use, by whatever name."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", allowed)
     jobs = [Job(name, calls.device) for name in ("first", "second")]
-    found = {outcome.result() for outcome in processes.in_processes(jobs, 2, 1, quiet=True)}
-    assert found == {"0", "1"}
+    assert {outcome.result() for outcome in processes.in_processes(jobs, 2, 1, quiet=True)} == expected
+    (outcome,) = processes.in_processes(jobs[:1], 2, 1, quiet=True, cpu=True)
+    assert outcome.result() == allowed
 
 
 def test_what_begins_and_ends_is_said(capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,6 +93,17 @@ def test_what_begins_and_ends_is_said(capsys: pytest.CaptureFixture[str]) -> Non
     said = capsys.readouterr().out
     for text in ("== square 0\n", "== square 0: done after", "== a rate: ended by an error after", "(2 of 2)"):
         assert text in said
+
+
+def test_a_process_ends_in_silence(capfd: pytest.CaptureFixture[str]) -> None:
+    """Its thread held the lock of the standard input: each ended by a signal, and said so."""
+    ended = []
+    wait = processes._Process.close
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(processes._Process, "close", lambda own: (wait(own), ended.append(own.process.returncode)))
+        list(run_jobs(SQUARES[:2], TWO, quiet=True))
+    assert ended == [0, 0]
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("how", [Sharing(jobs=1), TWO])
@@ -104,7 +121,44 @@ def test_a_process_that_dies_is_begun_once_more(tmp_path: Path, capsys: pytest.C
     jobs = [Job("mortal", partial(calls.dies, tmp_path, 1)), *SQUARES[:1]]
     found = {outcome.job.name: outcome.value for outcome in run_jobs(jobs, TWO)}
     assert found["mortal"] == "alive"
-    assert "mortal: its process ended by signal 9" in capsys.readouterr().out
+    assert "mortal: its process was killed" in capsys.readouterr().out
+
+
+def test_a_training_that_somebody_else_stops_goes_on(tmp_path: Path) -> None:
+    """It was left out without a word, and its row was lost."""
+    (outcome,) = run_jobs([Job("stopped", partial(calls.stops, tmp_path))], TWO, quiet=True)
+    assert outcome.result() == "went on"
+
+
+def test_what_will_not_mend_is_not_tried_again(capsys: pytest.CaptureFixture[str]) -> None:
+    jobs = [Job("broken", calls.fails), Job("odd", calls.unsendable)]
+    found = {outcome.job.name: str(outcome.error) for outcome in run_jobs(jobs, TWO)}
+    assert found["broken"] == "broken: its process ended with status 3, as the lines above say"
+    assert "odd: its result cannot be sent" in found["odd"]
+    assert "once more" not in capsys.readouterr().out
+
+
+def test_modules_are_those_that_are_found_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those in the folder that a person is in came first, and were of another project."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("hadaptive", "json", "calls"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('another module')", encoding="utf-8")
+    (outcome,) = run_jobs([Job("here", calls.here)], TWO, quiet=True)
+    assert outcome.result() == str(tmp_path)
+
+
+def test_cores_are_divided_among_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    assert machine.cores() == 8
+    monkeypatch.setenv(machine.AT_ONCE, "4")
+    assert machine.cores() == 2
+    size = (64, 3, 224, 224)
+    assert worker_count(-1, in_memory=False, device="cpu", batch=size, shared=sys.maxsize) == 1
+    monkeypatch.setenv(machine.AT_ONCE, "100")
+    assert machine.cores() == 1
+    free = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0
+    if free:  # not even one batch each
+        assert worker_count(-1, in_memory=False, device="cpu", batch=(free // 1200, 1, 1, 4), cores=8) == 0
 
 
 def test_one_that_dies_again_says_so_and_ends_no_other(tmp_path: Path) -> None:
@@ -112,7 +166,7 @@ def test_one_that_dies_again_says_so_and_ends_no_other(tmp_path: Path) -> None:
     found = {outcome.job.name: outcome for outcome in run_jobs(jobs, TWO, quiet=True)}
     assert isinstance(found["mortal"].error, JobDiedError)
     assert str(found["mortal"].error) == (
-        "mortal: its process ended by signal 9, for lack of memory perhaps: fewer --jobs need less"
+        "mortal: its process was killed, for lack of memory perhaps: fewer --jobs need less"
     )
     assert found["square 0"].value[0] == 0
 
@@ -208,6 +262,19 @@ def test_a_cluster_does_what_processes_do(ray: Sharing, tmp_path: Path) -> None:
     assert "one two" in str(found["unreadable"].error)
     assert found["first"].value
     assert found["second"].value
+
+
+def test_paths_are_those_of_this_process(ray: Sharing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They were relative to the folder in which the cluster was begun."""
+    monkeypatch.chdir(tmp_path)
+    assert next(run_jobs([Job("here", calls.here)], ray, quiet=True)).result() == str(tmp_path)
+
+
+def test_what_no_machine_of_a_cluster_can_do_is_said(ray: Sharing) -> None:
+    with pytest.raises(
+        UserError, match=r"no machine of the Ray cluster has 64 cores for --threads, the most is 2"
+    ):
+        list(run_jobs(SQUARES, ray, threads=64, quiet=True))
 
 
 def test_a_clusters_worker_that_dies_is_replaced(ray: Sharing, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from processes import forked
 from torch import nn
 
 import hadaptive
@@ -33,7 +34,7 @@ from hadaptive.search.candidates import CALL, Candidates, joined_positions, shar
 from hadaptive.search.spaces import open_space
 
 ROOT = Path(hadaptive.__file__).parent
-RUNTIMES = ("pytorch", "compile", "onnxruntime", "openvino")
+RUNTIMES = ("pytorch", "compile", "onnxruntime", "openvino", "executorch")
 SIZE = (3, 16, 16)
 
 
@@ -305,6 +306,19 @@ def test_threads_of_this_process_matter_to_pytorch_only(space) -> None:
                 table.check(space, setting)
         else:
             table.check(space, setting)
+
+
+def measure_with_other_threads(space: SearchSpace) -> None:
+    for threads in (1, 2):
+        runner(nn.Sequential(nn.ReLU()), setting_of("executorch", threads=threads), SIZE)()
+
+
+def test_executorch_has_one_pool_of_threads_in_a_process(space) -> None:
+    done = forked(measure_with_other_threads, space)
+    assert done.returncode
+    assert (
+        "ExecuTorch has 1 threads in this process since it ran its first program, and cannot have 2" in done.stderr
+    )
 
 
 def test_a_search_on_a_gpu_may_ask_for_a_runtime_of_the_cpu() -> None:

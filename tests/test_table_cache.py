@@ -35,7 +35,7 @@ def test_whatever_a_figure_depends_on_is_another_file(monkeypatch: pytest.Monkey
         monkeypatch.setattr(table_cache, "provenance", lambda device, name=name: {**before(device), name: "other"})
         others.append(table_cache.place_of(WIDE_SPACE, setting, known))
     monkeypatch.setattr(table_cache, "provenance", before)
-    monkeypatch.setattr(table_cache, "version", lambda package: "another")
+    monkeypatch.setattr(table_cache, "_version", lambda module: "another")
     others.append(table_cache.place_of(WIDE_SPACE, Setting(image_size=32, runtime="onnxruntime"), known))
     assert len({first, *others}) == 1 + len(others)
 
@@ -77,6 +77,21 @@ def test_a_second_search_takes_what_the_first_has_measured(
     assert LatencyTable.load(kept).space == WIDE_SPACE.fingerprint
     assert main([*typed, "fifth", "--fresh-table", "--latency-table", "first/latency.json"]) == 1
     assert "--fresh-table has no effect here, for --latency-table says which" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("places")
+def test_no_search_needs_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(table_cache, "folder", nobody)
+    assert table_cache.place_of(WIDE_SPACE, Setting(), references()) is None
+
+    def refused(self: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_file", refused)
+    assert table_cache.kept_table(Path("table.json"), WIDE_SPACE, Setting()) is None
 
 
 @pytest.mark.usefixtures("places")

@@ -7,17 +7,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from timm.models import is_model, model_entrypoint
-
 from hadaptive.bench.config import AccuracyConfig
 from hadaptive.bench.floor import FLOORS, floor
 from hadaptive.console import console, say
+from hadaptive.data import is_stream, open_data
 from hadaptive.engine.finite import NonFiniteLossError
 from hadaptive.errors import UserError
 from hadaptive.files import append_csv, read_csv
 from hadaptive.jobs.config import Sharing
 from hadaptive.jobs.job import Job
 from hadaptive.jobs.run import check, run_jobs
+from hadaptive.measure.alone import registered_by
 from hadaptive.measure.timing import threads
 from hadaptive.metrics import mean_interval, with_interval
 from hadaptive.models import create_model, meant
@@ -41,8 +41,10 @@ def bench_accuracy(config: AccuracyConfig) -> list[dict[str, Any]]:
     results.parent.mkdir(parents=True, exist_ok=True)
     with threads(config.threads):
         _add_floor(settings, results)
-    sharing, modules = _shared(config)
     missing = [(name, seed) for seed in config.seeds for name in models if (name, str(seed)) not in _done(results)]
+    if missing and not is_stream(settings.data.data):
+        open_data(settings.data)  # downloaded once, not by each of several processes
+    sharing, modules = _shared(config) if missing else (config.sharing, ())
     config = replace(config, sharing=sharing)
     rates = _rates(config, {name: models[name] for name, _ in missing}, results, modules)
     trainings = {
@@ -114,11 +116,12 @@ def _add_floor(settings: TrainConfig, results: Path) -> None:
 
 def _shared(config: AccuracyConfig) -> tuple[Sharing, tuple[str, ...]]:
     """How trainings are shared out, and the modules that register their networks."""
-    names = (model.partition(":")[0] for model in config.models)
-    modules = {model_entrypoint(name).__module__ for name in names if is_model(name)}
-    if "__main__" in modules:  # which other processes cannot import
+    modules = sorted({*filter(None, map(registered_by, config.models))})
+    if "__main__" in modules:
+        if config.sharing != Sharing(jobs=1):
+            say("a script's own network is known to no other process: trainings take turns in this one")
         return Sharing(jobs=1), ()
-    return config.sharing, tuple(sorted(modules))
+    return config.sharing, tuple(modules)
 
 
 def _rates(

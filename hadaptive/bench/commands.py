@@ -61,7 +61,7 @@ def _stability(arguments: list[str]) -> None:
 
 BENCHMARKS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "accuracy": (_accuracy, "trained under one recipe with several seeds"),
-    "latency": (_latency, "timed where they are deployed: PyTorch, ONNX Runtime, OpenVINO"),
+    "latency": (_latency, "timed where they are deployed: PyTorch, ONNX Runtime, OpenVINO, ExecuTorch"),
     "ablation": (_ablation, "a network with each part of its ACH blocks changed: accuracy beside its cost"),
     "plugin": (_plugin, "networks with and without ACH in place of their last two expansions"),
     "stability": (_stability, "products and gradients over a training, under each norm"),

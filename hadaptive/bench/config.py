@@ -14,6 +14,16 @@ RIVALS = (
     "mobilenetv3_small_100",
     "starnet_s1",
 )
+
+
+def different(name: str, values: tuple[float, ...]) -> None:
+    """Raise one clear UserError if one value is there twice."""
+    if len({*values}) < len(values):
+        raise UserError(
+            f"{name} must be different from each other, got {' '.join(f'{value:g}' for value in values)}"
+        )
+
+
 Isa = Literal["native", "avx2"]
 
 
@@ -55,6 +65,8 @@ class AccuracyConfig:
     sharing: Sharing = field(default_factory=Sharing)
 
     def __post_init__(self) -> None:
+        different("seeds", self.seeds)
+        different("rates", self.rates)
         if self.rate_epochs is not None and not self.rates:
             raise UserError("rate_epochs has no effect without rates to choose from")
         if self.rate_epochs is not None and self.rate_epochs < 1:
@@ -97,6 +109,10 @@ class TrialConfig:
     epochs: int | None = None
     rate_epochs: int | None = None
     sharing: Sharing = field(default_factory=Sharing)
+
+    def __post_init__(self) -> None:
+        different("seeds", self.seeds)
+        different("rates", self.rates)
 
 
 Group = Literal["components", "selection", "pairing", "controls", "norm", "k"]
@@ -162,6 +178,11 @@ class StabilityConfig:
     runs: Path = Path("runs/stability")
     sharing: Sharing = field(default_factory=Sharing)
 
+    def __post_init__(self) -> None:
+        different("seeds", self.seeds)
+        if len({*self.norms}) < len(self.norms):
+            raise UserError(f"norms must be different from each other, got {' '.join(self.norms)}")
+
 
 @dataclass(frozen=True)
 class LatencyBenchConfig:
@@ -172,7 +193,7 @@ class LatencyBenchConfig:
 
     Attributes:
         models: timm names or NetSpec files; ratios are to the last.
-        runtimes: eager, compile (torch.compile), onnxruntime, openvino.
+        runtimes: eager, compile (torch.compile), onnxruntime, openvino, executorch.
         threads: numbers of threads to time with.
         batches: images at a time.
         results: CSV file that the rows are appended to.
@@ -190,7 +211,10 @@ class LatencyBenchConfig:
         "mobilenetv3_small_100",
         "mobilenetv4_conv_small",
     )
-    runtimes: tuple[Literal["eager", "compile", "onnxruntime", "openvino"], ...] = ("onnxruntime", "openvino")
+    runtimes: tuple[Literal["eager", "compile", "onnxruntime", "openvino", "executorch"], ...] = (
+        "onnxruntime",
+        "openvino",
+    )
     threads: tuple[int, ...] = (2,)
     batches: tuple[int, ...] = (1,)
     results: Path = Path("benchmarks/results/latency.csv")
@@ -207,8 +231,9 @@ class LatencyBenchConfig:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.calls < 2:
             raise UserError("calls must be at least 2, for a spread")
-        if self.isa != "native" and "onnxruntime" in self.runtimes:
-            raise UserError("ONNX Runtime has no setting that forbids AVX-512: leave it out with --isa avx2")
+        for runtime, name in (("onnxruntime", "ONNX Runtime"), ("executorch", "ExecuTorch")):
+            if self.isa != "native" and runtime in self.runtimes:
+                raise UserError(f"{name} has no setting that forbids AVX-512: leave it out with --isa avx2")
         if self.accuracy is not None and not self.accuracy.is_file():
             raise UserError(f"there is no file {self.accuracy} with accuracies to draw")
         for model in self.models:

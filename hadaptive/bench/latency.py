@@ -1,4 +1,4 @@
-"""Latency of whole networks where they are deployed: PyTorch, ONNX Runtime, OpenVINO, one image or several."""
+"""Latency of whole networks where they are deployed: PyTorch and three runtimes; one image or several."""
 
 import itertools
 import re
@@ -25,10 +25,13 @@ from hadaptive.measure.alone import Task, alone
 from hadaptive.measure.formats import SUFFIXES, check_format
 from hadaptive.measure.lowering import write
 from hadaptive.measure.passes import prepare
+from hadaptive.measure.setting import LOWERED
 from hadaptive.measure.timing import quartiles
 from hadaptive.measure.untrained import untrained
 from hadaptive.models import HadaptiveNet
 from hadaptive.provenance import provenance
+
+QUANTISED = ("onnxruntime", "openvino")  # runtimes that int8 networks are written for
 
 
 def bench_latency(config: LatencyBenchConfig) -> list[dict[str, Any]]:
@@ -38,9 +41,9 @@ def bench_latency(config: LatencyBenchConfig) -> list[dict[str, Any]]:
         UserError: a network is unknown, a runtime's package is missing, or a runtime computes something else.
     """
     for runtime in config.runtimes:
-        if runtime in ("onnxruntime", "openvino"):
-            int8 = any(name.endswith(":int8") for name in config.models)
-            check_format("onnx" if runtime == "onnxruntime" else runtime, int8=int8)
+        if runtime in LOWERED:
+            int8 = runtime in QUANTISED and any(name.endswith(":int8") for name in config.models)
+            check_format(LOWERED[runtime], int8=int8)
     rows: list[dict[str, Any]] = []
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")  # ratios are within one session
     networks = {name: untrained(name, config.image_size) for name in config.models}
@@ -49,8 +52,7 @@ def bench_latency(config: LatencyBenchConfig) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         data = {batch: _data(networks, batch, config, Path(folder)) for batch in config.batches}
         for runtime in config.runtimes:
-            # PyTorch runs no int8 here.
-            models = [n for n in networks if runtime in ("onnxruntime", "openvino") or not n.endswith(":int8")]
+            models = [n for n in networks if runtime in QUANTISED or not n.endswith(":int8")]
             files = {name: _file(name, networks[name], runtime, config, Path(folder)) for name in models}
             for count, batch in itertools.product(config.threads, config.batches):
                 times: dict[str, list[float]] = {name: [] for name in models}
@@ -113,9 +115,9 @@ def _data(networks: dict[str, nn.Module], batch: int, config: LatencyBenchConfig
 
 def _file(name: str, network: nn.Module, runtime: str, config: LatencyBenchConfig, folder: Path) -> Path | None:
     """The network as its runtime reads it; None for PyTorch."""
-    if runtime in ("eager", "compile"):
+    if runtime not in LOWERED:
         return None
-    form = "onnx" if runtime == "onnxruntime" else runtime
+    form = LOWERED[runtime]
     path = folder / f"{_stem(name)}{SUFFIXES[form]}"
     # The published network is exported as it is, with nothing of ours but the exporter.
     ours = type(network) is HadaptiveNet

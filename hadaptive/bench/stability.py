@@ -11,6 +11,7 @@ from typing import Any
 from hadaptive.bench.accuracy import regime
 from hadaptive.bench.config import StabilityConfig
 from hadaptive.console import console, say
+from hadaptive.data import open_data
 from hadaptive.engine.finite import NonFiniteLossError
 from hadaptive.errors import UserError
 from hadaptive.files import append_csv, read_csv
@@ -77,6 +78,8 @@ def bench_stability(config: StabilityConfig) -> list[dict[str, Any]]:
             settings["epochs"] = config.epochs
         training = TrainConfig.from_recipe(config.recipe, **settings)
         trainings[Job(f"{norm}, seed {seed}", partial(_products, training, norm))] = (norm, seed)
+    if trainings:
+        open_data(TrainConfig.from_recipe(config.recipe).data)  # downloaded once
     for outcome in run_jobs(list(trainings), config.sharing):
         norm, seed = trainings[outcome.job]
         what = {"model": config.model, "norm": norm, "seed": seed, "recipe": config.recipe}

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_
 
 from hadaptive.data.sources import Source
 from hadaptive.errors import UserError
+from hadaptive.jobs import machine
 
 Item = tuple[Tensor, int, int]  # image float32 (C, H, W), target, unreadable
 SHARED_MEMORY = "/dev/shm"  # where Linux keeps it; small in containers
@@ -220,13 +221,13 @@ def worker_count(
         in_memory: the images need no reading or decoding.
         device: the type of the network's, such as "cpu" or "cuda".
         batch: the shape (N, C, H, W) of one float32 batch.
-        cores: usable ones; None asks the machine.
-        shared: bytes of shared memory that are free; None asks the machine.
+        cores: usable ones; None asks the machine, for a job's share where several run at once.
+        shared: bytes of shared memory that are free; None asks the machine likewise.
     """
     if requested >= 0:
         return requested
     if cores is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = machine.cores()
     if not in_memory:
         workers = max(1, cores - 1)
     elif device != "cpu":
@@ -234,7 +235,8 @@ def worker_count(
     else:
         workers = cores // 8 if batch[-1] >= 128 else 0
     if shared is None:
-        shared = shutil.disk_usage(SHARED_MEMORY).free if os.path.isdir(SHARED_MEMORY) else sys.maxsize
+        free = shutil.disk_usage(SHARED_MEMORY).free if os.path.isdir(SHARED_MEMORY) else sys.maxsize
+        shared = free // machine.at_once()
     return min(8, workers, shared // (3 * 4 * math.prod(batch)))
 
 

@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -51,7 +52,7 @@ class Outcome:
 
 
 class JobDiedError(UserError):
-    """A process ended without a word, for lack of memory perhaps."""
+    """A process was lost with its job."""
 
 
 def attempt(call: Callable[..., Any], *, quiet: bool) -> tuple[Any, Exception | None]:
@@ -62,18 +63,37 @@ def attempt(call: Callable[..., Any], *, quiet: bool) -> tuple[Any, Exception | 
         return None, error
 
 
-def attempt_elsewhere(job: Job) -> tuple[Any, Exception | None]:
-    """As :func:`attempt`, in another process: silent, and what is raised can be sent back."""
+def attempt_elsewhere(job: Job, folder: str, threads: int) -> tuple[Any, Exception | None]:
+    """As :func:`attempt`, in another process: silent, and what comes of it can be sent back.
+
+    Args:
+        job: what is done.
+        folder: that the paths of the job are relative to.
+        threads: of PyTorch.
+    """
 
     def call(quiet: bool) -> Any:
+        try:
+            os.chdir(folder)
+        except OSError as error:
+            raise UserError(
+                f"{job.name}: the machine that is to do it has no folder {folder} ({error.strerror}): all "
+                "machines of a cluster must see the same files"
+            ) from None
         for module in job.modules:
             importlib.import_module(module)
+        if "torch" in sys.modules:  # else nothing of it is needed
+            sys.modules["torch"].set_num_threads(threads)
         return job.call(quiet=quiet)
 
     value, error = attempt(call, quiet=True)
     if error is not None and not isinstance(error, (TrainingInterruptedError, UserError)):
         traceback.print_exception(error)  # which does not travel with it
-    return value, error if travels(error) else RuntimeError(f"{type(error).__name__}: {error}")
+    if not travels(error):
+        error = RuntimeError(f"{type(error).__name__}: {error}")
+    if not travels(value):
+        value, error = None, TypeError(f"{job.name}: its result cannot be sent from one process to another")
+    return value, error
 
 
 @contextlib.contextmanager

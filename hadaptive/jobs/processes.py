@@ -1,7 +1,6 @@
 """Jobs in processes of this machine."""
 
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -14,9 +13,16 @@ import torch
 from hadaptive.errors import TrainingInterruptedError
 from hadaptive.jobs.exchange import give, take
 from hadaptive.jobs.job import Job, JobDiedError, Outcome, Teller, listening
+from hadaptive.jobs.machine import AT_ONCE
 
-TRIES = 2  # of a job whose process dies
+TRIES = 2  # of a job whose process is lost
 POLL = 0.1  # seconds between two looks at the processes
+
+# What can be imported here can be there, in the same order, installed or not.
+START = (
+    "import sys; threads, folder, *sys.path[:] = sys.argv[1:]; from pathlib import Path; "
+    "from hadaptive.jobs.worker import main; main(Path(folder), int(threads))"
+)
 
 
 class _Process:
@@ -26,40 +32,39 @@ class _Process:
         job: what it does.
         folder: to be made, for the job and its outcome.
         threads: of PyTorch.
-        device: number of its GPU; None where there is none.
+        environment: variables to set.
     """
 
-    def __init__(self, job: Job, folder: Path, threads: int, device: int | None) -> None:
-        self.job, self.folder = job, folder
+    def __init__(self, job: Job, folder: Path, threads: int, environment: dict[str, str]) -> None:
+        self.job, self.folder, self.threads = job, folder, threads
         folder.mkdir(mode=0o700)
         give(job, folder / "job")
-        # What can be imported here can be there, installed or not.
-        path = [str(Path(__file__).parents[2]), *filter(None, sys.path)]
-        # PyTorch has as many threads as OpenMP.
-        self.environment = {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": str(threads)}
-        if device is not None:
-            self.environment["CUDA_VISIBLE_DEVICES"] = str(device)
-        self.tries, self.asked = 0, 0
+        self.environment = {**environment, "OMP_NUM_THREADS": str(threads)}
+        self.tries = 0
         self.start()
 
     def start(self) -> None:
         self.tries += 1
+        self.asked = False
+        path = [str(Path(__file__).parents[2]), *sys.path]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "hadaptive.jobs.worker", str(self.folder)],
+            [sys.executable, "-c", START, str(self.threads), str(self.folder), *path],
             stdin=subprocess.PIPE,  # which tells it when we are gone
             env={**os.environ, **self.environment},
             start_new_session=True,  # a terminal's Ctrl-C reaches it by us alone
         )
 
-    def end(self, number: int) -> None:
-        """Send it a signal, unless it had that one."""
-        if self.asked != number and self.process.poll() is None:
-            self.asked = number
-            self.process.send_signal(number)
+    def end(self, *, at_once: bool) -> None:
+        """Ask it once to end, or end it."""
+        if self.process.poll() is None:
+            if at_once:
+                self.process.kill()
+            elif not self.asked:
+                self.process.terminate()
+            self.asked = True
 
-    def wait(self) -> None:
-        """Until it has ended."""
-        self.process.wait()
+    def close(self) -> None:
+        """When it has ended."""
         assert self.process.stdin is not None
         self.process.stdin.close()
 
@@ -68,20 +73,28 @@ class _Process:
         status = self.process.poll()
         if status is None:
             return None
-        self.wait()
+        self.close()
         found = self.folder / "outcome"
         if found.is_file():
-            return Outcome(self.job, *take(found))
-        how = f"by signal {-status}" if status < 0 else f"with status {status}"
-        why = f"{self.job.name}: its process ended {how}, for lack of memory perhaps: fewer --jobs need less"
-        return Outcome(self.job, error=JobDiedError(why))
+            outcome = Outcome(self.job, *take(found))
+            if not isinstance(outcome.error, TrainingInterruptedError) or self.asked:
+                return outcome
+            found.unlink()  # a signal that was not ours: it can go on
+        if status > 0:
+            why = f"ended with status {status}, as the lines above say"
+        elif status == -9:
+            why = "was killed, for lack of memory perhaps: fewer --jobs need less"
+        else:
+            why = "was ended by somebody else"
+        return Outcome(self.job, error=JobDiedError(f"{self.job.name}: its process {why}"))
 
 
-def in_processes(jobs: Sequence[Job], number: int, threads: int, quiet: bool) -> Iterator[Outcome]:
+def in_processes(
+    jobs: Sequence[Job], number: int, threads: int, quiet: bool, *, cpu: bool = False
+) -> Iterator[Outcome]:
     """Run jobs in so many processes at once; as :func:`hadaptive.jobs.run.run_jobs`."""
     teller = Teller(len(jobs), quiet)
-    waiting = list(enumerate(jobs))
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    waiting, devices = list(enumerate(jobs)), [] if cpu else _devices()
     running: dict[int, _Process] = {}  # by place
     with tempfile.TemporaryDirectory(prefix="hadaptive-jobs-") as folder, listening() as signals:
         try:
@@ -90,27 +103,42 @@ def in_processes(jobs: Sequence[Job], number: int, threads: int, quiet: bool) ->
                     if waiting:
                         own, job = waiting.pop(0)
                         teller.begin(job)
-                        device = place % gpus if gpus else None
-                        running[place] = _Process(job, Path(folder) / str(own), threads, device)
+                        environment = {AT_ONCE: str(min(number, len(jobs)))}
+                        if devices:
+                            environment["CUDA_VISIBLE_DEVICES"] = devices[place % len(devices)]
+                        running[place] = _Process(job, Path(folder) / str(own), threads, environment)
                 for place, process in list(running.items()):
                     if signals:
-                        process.end(signal.SIGTERM if len(signals) == 1 else signal.SIGKILL)
+                        process.end(at_once=len(signals) > 1)
                     outcome = process.outcome()
                     if outcome is None:
                         continue
                     died = isinstance(outcome.error, JobDiedError)
-                    if died and not signals and process.tries < TRIES:
+                    lost = died and process.process.returncode <= 0
+                    if lost and not signals and process.tries < TRIES:
                         teller.say(f"{outcome.error}; it is begun once more")
                         process.start()
                         continue
                     del running[place]
-                    if not (died and signals) and not isinstance(outcome.error, TrainingInterruptedError):
+                    if not (signals and (died or isinstance(outcome.error, TrainingInterruptedError))):
                         yield teller.end(outcome)
                 time.sleep(POLL)
             if signals:
                 raise TrainingInterruptedError("", "")
         finally:
-            for process in running.values():
-                process.end(signal.SIGTERM)
-            for process in running.values():
-                process.wait()
+            before = len(signals)
+            while running:
+                for place, process in list(running.items()):
+                    process.end(at_once=len(signals) > before)
+                    if process.process.poll() is not None:
+                        process.close()
+                        del running[place]
+                time.sleep(POLL)
+
+
+def _devices() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES has for each GPU that this process may use; [] where there is none."""
+    if not torch.cuda.is_available():
+        return []
+    allowed = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return allowed or [str(number) for number in range(torch.cuda.device_count())]

@@ -1,6 +1,5 @@
 """Independent jobs, several at once: in processes of this machine, or on the machines of a Ray cluster."""
 
-import os
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -10,34 +9,37 @@ from hadaptive.errors import TrainingInterruptedError
 from hadaptive.jobs.cluster import on_ray
 from hadaptive.jobs.config import Sharing
 from hadaptive.jobs.job import Job, Outcome, attempt
+from hadaptive.jobs.machine import cores
 from hadaptive.jobs.processes import in_processes
 from hadaptive.packages import EXTRAS, require
 
 
 def run_jobs(
-    jobs: Sequence[Job], how: Sharing, *, threads: int | None = None, quiet: bool = False
+    jobs: Sequence[Job], how: Sharing, *, threads: int | None = None, quiet: bool = False, cpu: bool = False
 ) -> Iterator[Outcome]:
     """Run all of them, and yield what becomes of each as it ends.
 
     Whoever asks for no more ends what is still running, which can go on another time. What a job raises is in its
-    outcome; one whose process dies is begun once more. Where one runs at a time it does so in this process, and
+    outcome; one whose process is lost is begun once more. Where they take turns each runs in this process, and
     says itself what it does.
 
     Args:
         jobs: in the order in which they begin.
         how: where, and how many at once.
-        threads: of PyTorch for each; default one where several run at once, else as PyTorch chooses.
+        threads: of PyTorch for each; default one where several may run at once, else as PyTorch chooses.
         quiet: say nothing.
+        cpu: they use no GPU.
 
     Raises:
-        UserError: Ray cannot be reached.
+        UserError: Ray cannot be reached, or has no machine for them.
         TrainingInterruptedError: stopped by a signal.
     """
-    number = min(how.jobs or places(), len(jobs))
+    assert len({job.name for job in jobs}) == len(jobs), "two jobs of one name"
+    number = how.jobs or places(cpu)
     if how.executor == "ray" and jobs:
-        yield from on_ray(jobs, how.jobs or len(jobs), threads or 1, quiet)
-    elif number > 1:
-        yield from in_processes(jobs, number, threads or 1, quiet)
+        yield from on_ray(jobs, how.jobs or len(jobs), threads or 1, quiet, cpu=cpu)
+    elif number > 1:  # even a single one, for what is left of several is done as they were
+        yield from in_processes(jobs, number, threads or 1, quiet, cpu=cpu)
     else:
         before = torch.get_num_threads()
         torch.set_num_threads(threads or before)
@@ -47,7 +49,7 @@ def run_jobs(
                     say(f"== {job.name}")
                 value, error = attempt(job.call, quiet=quiet)
                 if isinstance(error, TrainingInterruptedError):
-                    raise error
+                    raise TrainingInterruptedError("", "")
                 yield Outcome(job, value, error)
         finally:
             torch.set_num_threads(before)
@@ -59,8 +61,8 @@ def check(how: Sharing) -> None:
         require(EXTRAS["ray"], "--executor ray", '"hadaptive[ray]"')
 
 
-def places() -> int:
+def places(cpu: bool = False) -> int:
     """How many jobs fit at once: one for each GPU, else one for each core that this process may use."""
-    if torch.accelerator.is_available():
+    if torch.accelerator.is_available() and not cpu:
         return torch.accelerator.device_count()
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores()

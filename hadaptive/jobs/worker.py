@@ -1,8 +1,7 @@
-"""The process of one job: python -m hadaptive.jobs.worker FOLDER, by :mod:`hadaptive.jobs.processes` alone."""
+"""The process of one job, which :mod:`hadaptive.jobs.processes` starts."""
 
 import os
 import signal
-import sys
 import threading
 from pathlib import Path
 
@@ -12,15 +11,12 @@ from hadaptive.jobs.job import attempt_elsewhere
 
 def _end_with_the_other() -> None:
     """Stop, as by a signal, when the process that started this one is gone: its end of the pipe closes."""
-    sys.stdin.buffer.read()
+    while os.read(0, 4096):  # not by sys.stdin, whose lock the end of this process would wait for
+        pass
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, threads: int) -> None:
     """Do what the folder's file `job` says, and leave what became of it in `outcome`."""
     threading.Thread(target=_end_with_the_other, daemon=True).start()
-    give(attempt_elsewhere(take(folder / "job")), folder / "outcome")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    give(attempt_elsewhere(take(folder / "job"), os.getcwd(), threads), folder / "outcome")

@@ -63,7 +63,11 @@ def alone(task: Task, environment: dict[str, str] | None = None) -> dict[str, An
     Raises:
         RuntimeError: it failed; the last line that it said.
     """
-    given = {"task": asdict(task), "modules": _modules(task), "path": sys.path}
+    given = {
+        "task": asdict(task),
+        "modules": [*filter(None, [registered_by(task.model)])] if task.file is None else [],
+        "path": sys.path,
+    }
     done = subprocess.run(
         [sys.executable, "-m", "hadaptive.measure.alone", json_text(given)],
         env={**os.environ, **(environment or {}), "OMP_NUM_THREADS": str(task.threads)},
@@ -77,13 +81,11 @@ def alone(task: Task, environment: dict[str, str] | None = None) -> dict[str, An
     return {**answer, "error": math.nan if answer["error"] is None else answer["error"]}  # as JSON has it
 
 
-def _modules(task: Task) -> list[str]:
-    """What a process must import before timm knows the model: whatever registered it here, if that is not we."""
-    name = task.model.partition(":")[0]
-    if task.file is not None or not timm.is_model(name):
-        return []
-    module = model_entrypoint(name).__module__
-    return [] if module.split(".")[0] in ("timm", "hadaptive") else [module]
+def registered_by(model: str) -> str | None:
+    """The module that another process must import before timm knows a network; None where that is timm or we."""
+    name = model.partition(":")[0]
+    module = model_entrypoint(name).__module__ if timm.is_model(name) else "hadaptive"
+    return None if module.split(".")[0] in ("timm", "hadaptive") else module
 
 
 def session(task: Task) -> dict[str, Any]:

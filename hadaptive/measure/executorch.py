@@ -58,6 +58,27 @@ def write_executorch(net: nn.Module, path: Path, size: tuple[int, int, int], met
     write_atomically(path, save)
 
 
+def set_threads(threads: int) -> None:
+    """Give the one pool of this process so many threads; 0 leaves it as it is.
+
+    Raises:
+        UserError: a program has been loaded, and the pool has another number.
+    """
+    with _quiet():
+        import executorch.extension.pybindings.portable_lib as library
+
+        pool: Any = library
+        now = pool._threadpool_get_thread_count()
+        if threads in (0, now):
+            return
+        if ExecutorchRun.in_use:
+            raise UserError(
+                f"ExecuTorch has {now} threads in this process since it ran its first program, and cannot have "
+                f"{threads}: measure in another process"
+            )
+        pool._unsafe_reset_threadpool(threads)
+
+
 class ExecutorchRun:
     """What runs a file, in batches of any size. (B, C, H, W) float32 -> (B, classes).
 
@@ -78,13 +99,11 @@ class ExecutorchRun:
         data, digest = content[:-DIGEST], content[-DIGEST:]
         if data[4:8] != MAGIC or hashlib.sha256(data).digest() != digest:
             raise UserError("its checksum does not fit its content")
+        if not ExecutorchRun.in_use:
+            set_threads(threads)
         with _quiet():
-            import executorch.extension.pybindings.portable_lib as library
             from executorch.runtime import Runtime
 
-            pool: Any = library
-            if threads and not ExecutorchRun.in_use and pool._threadpool_get_thread_count() != threads:
-                pool._unsafe_reset_threadpool(threads)
             ExecutorchRun.in_use = True
             self.program = Runtime.get().load_program(data)
             self.metadata = str(self.program.load_method(METADATA_KEY).execute([])[0])  # pyright: ignore[reportOptionalMemberAccess]

@@ -95,8 +95,12 @@ def lower_each(
 
     Args:
         nets, paths, sizes: as there.
-        name: of the format, one that goes by ONNX: onnx or openvino.
+        name: of the format: onnx or openvino, which are exported in one call, or executorch.
     """
+    if name == "executorch":
+        for net, path, size in zip(nets, paths, sizes, strict=True):
+            lower(net, path, name, size)
+        return
     nets = [_contiguous(net) for net in nets]
     if name == "onnx":
         write_onnx_each(nets, paths, sizes)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hadaptive.measure.executorch import set_threads
 from hadaptive.measure.formats import SUFFIXES
 from hadaptive.measure.lowering import lower_each
 from hadaptive.measure.passes import prepare
@@ -56,6 +57,8 @@ def _exported(
     networks: Sequence[tuple[HadaptiveNet | nn.Sequential, tuple[int, int, int]]], setting: Setting
 ) -> list[Callable[[], Any]]:
     form = LOWERED[setting.runtime]
+    if form == "executorch":
+        set_threads(setting.threads)
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"net{number}{SUFFIXES[form]}" for number in range(len(networks))]
         nets = [prepare(network)[0] for network, _ in networks]

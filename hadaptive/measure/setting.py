@@ -8,8 +8,9 @@ from typing import Literal, get_args
 from hadaptive.errors import UserError
 from hadaptive.measure.formats import check_format
 
-Runtime = Literal["pytorch", "compile", "onnxruntime", "openvino"]
-LOWERED = {"onnxruntime": "onnx", "openvino": "openvino"}  # runtimes of exported files, and the files' format
+Runtime = Literal["pytorch", "compile", "onnxruntime", "openvino", "executorch"]
+# Runtimes of exported files, and the files' format.
+LOWERED = {"onnxruntime": "onnx", "openvino": "openvino", "executorch": "executorch"}
 
 
 @dataclass(frozen=True)
@@ -17,8 +18,8 @@ class Setting:
     """What a latency is of: it depends on all of this.
 
     Attributes:
-        runtime: pytorch (eager), compile (torch.compile), or what runs an exported file on the CPU: onnxruntime or
-            openvino.
+        runtime: pytorch (eager), compile (torch.compile), or what runs an exported file on the CPU: onnxruntime,
+            openvino or executorch.
         device: cpu or cuda.
         image_size: height and width of the input in pixels.
         in_chans: image channels.

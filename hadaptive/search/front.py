@@ -10,13 +10,13 @@ from hadaptive.search.space import Choice
 
 @dataclass(frozen=True)
 class Judged:
-    """A network with the supernet's weights.
+    """A network and what it is worth, with the supernet's weights or after a training of its own.
 
     Attributes:
         generation: in which it was met first; 0 was drawn at random.
         choice: a number for each place of the space.
         fingerprint: of its NetSpec.
-        accuracy, loss: on the validation part; loss in nats.
+        accuracy, loss: on the validation part; loss in nats, NaN where it is not known.
         parameters, macs: of the network.
         latency_ms: predicted; None where there is no table.
     """

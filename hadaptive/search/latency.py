@@ -27,7 +27,7 @@ from hadaptive.search.spaces import open_space
 from hadaptive.search.table import LatencyTable, print_table
 
 REFERENCES = {"S": HADAPTIVE_NET_S, "M": HADAPTIVE_NET_M, "L": HADAPTIVE_NET_L}
-NETWORKS = {"pytorch": 24, "compile": 8, "onnxruntime": 12, "openvino": 12}  # for the fit; the others take minutes
+NETWORKS = {"pytorch": 24, "compile": 8, "onnxruntime": 12, "openvino": 12, "executorch": 8}  # for the fit
 ROUNDS = 60  # timed runs of each candidate, and half of those of a whole network
 
 Runs = dict[str, Callable[[], Any]]

@@ -15,6 +15,7 @@ from hadaptive.search.latency import LatencyTable, fits, measure_networks, refer
 from hadaptive.search.outcome import random_within
 from hadaptive.search.space import Choice, SearchSpace
 
+RANKED = 6  # networks at least, for fewer are never in an order that chance does not explain
 DRAWS = 1000  # of a random network that is to be small enough
 
 
@@ -131,8 +132,10 @@ def comparison_of(rows: list[dict[str, str]]) -> dict[str, Any]:
             verdict = "better" if difference > half else "worse" if difference < -half else "no different"
             verdict = "undecided" if math.isnan(half) else verdict
             result[f"found_against_{other}"] = {"difference": difference, "half_width": half, "verdict": verdict}
-    judged = [row for row in rows if row.get("supernet_accuracy")]
-    return result | ({"rank": rank_of(judged)} if judged else {})
+    # Of networks that were not chosen by the very accuracies that are in question.
+    judged = [row for row in rows if row.get("supernet_accuracy") and row["group"] == "random"]
+    enough = len({row["network"] for row in judged}) >= RANKED
+    return result | ({"rank": rank_of(judged)} if enough else {})
 
 
 def rank_of(rows: list[dict[str, str]]) -> dict[str, float]:

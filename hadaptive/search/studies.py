@@ -8,7 +8,7 @@ searches/seed0/ ...                     one search each
 agreement.csv, kinds.csv                per position: how far the seeds agree, and what kinds of block they prefer
 confidence.png                          the mean confidence over the seeds; neither this nor kinds of evolution
 baseline-best.csv, baseline-evolution.csv   what was judged for baselines of those kinds
-networks.json                           the networks compared: found, random, published; with their latency
+networks.json                           the networks compared: found, rivals, published; with their latency
 runs/                                   the training of each
 comparison.csv, comparison.png          a row per training; accuracy over latency
 summary.json
@@ -26,10 +26,12 @@ from typing import Any
 from hadaptive.console import say
 from hadaptive.errors import TrainingInterruptedError, UserError
 from hadaptive.files import append_csv, read_csv, write_atomically, write_csv, write_json
+from hadaptive.jobs.config import Sharing
 from hadaptive.jobs.job import Job
 from hadaptive.jobs.run import check, run_jobs
 from hadaptive.models import NetSpec
 from hadaptive.models.layer_spec import ConvSpec
+from hadaptive.packages import EXTRAS, require
 from hadaptive.provenance import provenance
 from hadaptive.search.baselines import baselines
 from hadaptive.search.config import StudyConfig
@@ -65,7 +67,7 @@ class StudyFolder(SearchFolder):
 
 
 def study(config: StudyConfig, *, given: Iterable[str] = (), quiet: bool = False) -> dict[str, Any]:
-    """Search with several seeds, and train what they find beside random networks of the space.
+    """Search with several seeds, and train what they find beside its rivals.
 
     Returns:
         The summary that is also in the folder, with its path under "run".
@@ -74,7 +76,7 @@ def study(config: StudyConfig, *, given: Iterable[str] = (), quiet: bool = False
         UserError: as :func:`hadaptive.search.search`; or this is one process of several.
         TrainingInterruptedError: stopped by a signal; it can be resumed.
     """
-    check(config.sharing)
+    _check(config)
     searcher, single, table, data = prepared(config.search, given=given, quiet=quiet, alone=True)
     assert single.output is not None
     documents = describe(replace(config, search=single), searcher.space, table)
@@ -83,13 +85,19 @@ def study(config: StudyConfig, *, given: Iterable[str] = (), quiet: bool = False
 
 
 def resume_study(
-    path: str | Path, *, data: str | None = None, data_dir: Path | None = None, quiet: bool = False
+    path: str | Path,
+    *,
+    data: str | None = None,
+    data_dir: Path | None = None,
+    sharing: Sharing | None = None,
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """Go on with a study where it stopped: what is finished is not done again.
 
     Args:
         path: of its folder.
         data, data_dir: where the images lie now, if they have moved since.
+        sharing: which trainings run at once, and where; default as it began. It decides no result.
         quiet: print nothing.
 
     Raises:
@@ -100,6 +108,8 @@ def resume_study(
     if folder.summary.is_file():
         raise UserError(f"{path} is finished: there is nothing to resume")
     config = StudyConfig.from_dict(folder.read_json(folder.config))
+    config = replace(config, sharing=config.sharing if sharing is None else sharing)
+    _check(config)
     config = replace(config, search=replace(config.search, data=folder.data_config(data, data_dir)))
     space = SearchSpace.load(folder.space)
     table = LatencyTable.load(folder.latency) if folder.latency.is_file() else None
@@ -122,7 +132,12 @@ def resume_study(
 
 
 def resume(
-    path: str | Path, *, data: str | None = None, data_dir: Path | None = None, quiet: bool = False
+    path: str | Path,
+    *,
+    data: str | None = None,
+    data_dir: Path | None = None,
+    sharing: Sharing | None = None,
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """Go on with a search or a study, whichever left this folder; as :func:`resume_study`.
 
@@ -130,8 +145,18 @@ def resume(
         UserError: as :func:`resume_study` and :func:`hadaptive.search.resume_search`.
     """
     folder = SearchFolder.open(path)
-    kind = resume_study if "seeds" in folder.read_json(folder.config) else resume_search
-    return kind(path, data=data, data_dir=data_dir, quiet=quiet)
+    if "seeds" in folder.read_json(folder.config):
+        return resume_study(path, data=data, data_dir=data_dir, sharing=sharing, quiet=quiet)
+    if sharing is not None:
+        raise UserError(f"{path} is one search, which shares nothing out: leave --jobs and --executor out")
+    return resume_search(path, data=data, data_dir=data_dir, quiet=quiet)
+
+
+def _check(config: StudyConfig) -> None:
+    """Raise one clear UserError if a package is missing that is needed after hours only."""
+    check(config.sharing)
+    if "evolution" in config.rivals:
+        require(EXTRAS["evolution"], "--baseline evolution", '"hadaptive[evolution]"')
 
 
 def _seeds(config: StudyConfig, number: int) -> range:
@@ -261,7 +286,8 @@ def _compare(
                 split=_division(folder),
             )
             trainings[Job(f"training {name}, seed {seed}", partial(train_or_resume, training))] = (name, seed)
-    for outcome in run_jobs(list(trainings), config.sharing, quiet=quiet):
+    cpu = config.search.execution.cpu
+    for outcome in run_jobs(list(trainings), config.sharing, quiet=quiet, cpu=cpu):
         name, seed = trainings[outcome.job]
         append_csv(folder.comparison, [_row(name, seed, networks[name], outcome.result())])
 

@@ -9,14 +9,16 @@ import contextlib
 import hashlib
 import json
 import os
+import platform
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
 
 from hadaptive.errors import UserError
-from hadaptive.measure.setting import Setting
+from hadaptive.measure.setting import LOWERED, Setting
 from hadaptive.models import NetSpec
+from hadaptive.packages import EXTRAS
 from hadaptive.provenance import provenance
 from hadaptive.search.space import SearchSpace
 from hadaptive.search.table import LatencyTable
@@ -30,26 +32,34 @@ def folder() -> Path:
 def place_of(space: SearchSpace, setting: Setting, known: dict[str, NetSpec]) -> Path | None:
     """The file of the table that is asked for; None where no figure of another day can be trusted."""
     where = provenance(setting.device)
-    if where["commit"].endswith("+"):
+    package = Path(__file__).parents[1]
+    if where["commit"].endswith("+") or (not where["commit"] and (package.parent / ".git").exists()):
         return None
-    try:
-        where["runtime"] = version(setting.runtime)
-    except PackageNotFoundError:  # PyTorch, whose version is there
-        where["runtime"] = ""
+    needed = EXTRAS.get(LOWERED.get(setting.runtime, ""), ())
+    where |= {"machine": platform.node(), "packages": {name: _version(name) for name in needed}}
     networks = {name: spec.fingerprint for name, spec in known.items()}
     key: list[Any] = [space.fingerprint, asdict(setting), networks, where]
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    return folder() / f"{setting.runtime}-{name}.json"
+    try:
+        return folder() / f"{setting.runtime}-{name}.json"
+    except RuntimeError:  # nobody's home
+        return None
+
+
+def _version(module: str) -> str:
+    """Of the package that a module is of, under whatever name it is installed."""
+    found = packages_distributions().get(module.split(".")[0], ())
+    return " ".join(sorted(f"{name} {version(name)}" for name in {*found}))
 
 
 def kept_table(path: Path | None, space: SearchSpace, setting: Setting) -> LatencyTable | None:
     """The table of a file, None where there is none or it is damaged."""
-    if path is None or not path.is_file():
-        return None
     try:
+        if path is None or not path.is_file():
+            return None
         table = LatencyTable.load(path)
         table.check(space, setting)
-    except UserError:
+    except (UserError, OSError):
         return None
     return table
 
