@@ -51,6 +51,7 @@ SHORTER = {
     "hadaptive demo": "--epochs 1",
     "hadaptive bench accuracy": "--models tiny.json --seeds 0 --rates 3e-3",
     "hadaptive bench accuracy --recipe cooccurrence": "--models tiny.json --seeds 0 --rates 3e-3 --rate-epochs 1",
+    "hadaptive bench accuracy --recipe fmnist-long": "--models tiny.json --seeds 0 --rates 3e-3 --rate-epochs 1",
     "hadaptive bench accuracy --recipe few-50 --executor ray": (
         "--models tiny.json --seeds 0 --train-size 80 --epochs 1 --threads 1"
     ),
@@ -142,7 +143,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     # The network that a target names is small, too.
     monkeypatch.setattr(latency, "REFERENCES", {"S": WIDE_SPACE.build(WIDE_CHOICE, "slow")})
     for name, recipe in list(RECIPES.items()):
-        if not name.startswith(("fmnist-small", "few", "cooccurrence")):
+        if not name.startswith(("fmnist-small", "fmnist-long", "few", "cooccurrence")):
             continue
         brief = dataclasses.replace(recipe, settings={**recipe.settings, **BRIEF})
         monkeypatch.setitem(RECIPES, name, brief)

@@ -60,6 +60,11 @@ def setting_of(runtime: str = "onnxruntime", **changes: Any) -> Setting:
 def test_a_table_in_each_runtime_and_nothing_else_is_said(runtime: str, space, tmp_path, capfd) -> None:
     flags = ["--image-size", "16", "--num-classes", "10", "--rounds", "5", "--networks", "3", "--runtime", runtime]
     output = tmp_path / "table.json"
+    if runtime == "executorch":  # which takes seconds to write each
+        space = SearchSpace(
+            "tiny", (ConvSpec(8, 2, 2),), (), (((ghost(2, 3, 8),), (ghost(2, 3, 8), Skip())),), None, None
+        )
+        space.save(tmp_path / "tiny.json")
     assert main(["latency", str(tmp_path / "tiny.json"), *flags, "--frozen", "--output", str(output)]) == 0
     said = capfd.readouterr()
     assert said.err == ""
@@ -68,8 +73,8 @@ def test_a_table_in_each_runtime_and_nothing_else_is_said(runtime: str, space, t
     table = LatencyTable.load(output)
     assert table.setting == Setting(runtime=runtime, image_size=16, num_classes=10, frozen=True)  # pyright: ignore
     assert [len(times) for times in table.times] == [len(position) for position in space.positions]
-    assert table.times[3][2] == 0  # skip
-    assert table.times[2][1] > 0  # ACH
+    for position, times in zip(space.positions, table.times, strict=True):
+        assert all(ms == 0 for ms, candidate in zip(times, position, strict=True) if isinstance(candidate, Skip))
     assert 0 < table.range()[0] < table.range()[1]
     table.check(space, table.setting)
     with pytest.raises(ValueError, match="measured with frozen True, the search has False"):
