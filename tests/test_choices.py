@@ -190,7 +190,9 @@ TRAININGS = [
 SEARCHES = [
     "--space one.json --estimator gdas --no-channels-last --quiet --mixed-precision bf16",
     "--space one.json --latency-target 0.8xS --latency-table table.json --foreign-table --strict --cpu",
-    "--space wide.json --frozen --latency-target 0.8xS --baseline random 2 --retrain-seeds 1",
+    "--space wide.json --frozen --latency-target 0.8xS --baseline random 2 --retrain-seeds 1 --fresh-table",
+    "--space one.json --method evolution --population 4 --generations 4 --epochs 4 --baseline best 2 evolution 4 "
+    "--retrain-seeds 1",
     "--space one.json --latency-target 1.2xS --runtime compile",
     *(f"--space {name} --image-size 32 --train-size 16 --stem-strides 1" for name in spaces() if name != "star"),
     "--space star --method evolution --population 4 --generations 4 --image-size 32 --train-size 16 "

@@ -82,10 +82,11 @@ def test_a_table_in_each_runtime_and_nothing_else_is_said(runtime: str, space, t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "executorch"])
 def test_a_search_for_a_runtime_of_exported_files(runtime: str, tmp_path, capfd, monkeypatch) -> None:
-    # Few candidates: each is exported. S itself takes no images as small as a test's.
-    space = SearchSpace("tiny", (ConvSpec(8, 2, 2),), (), (((ghost(2, 3, 8), ach(4, 3, 8)),),), 8, 8)
+    # Few candidates: each is exported, to ExecuTorch in seconds. S itself takes no images as small as a test's.
+    other = ghost(2, 5, 8) if runtime == "executorch" else ach(4, 3, 8)
+    space = SearchSpace("tiny", (ConvSpec(8, 2, 2),), (), (((ghost(2, 3, 8), other),),), 8, 8)
     space.save(tmp_path / "tiny.json")
     monkeypatch.setattr(latency, "REFERENCES", {"S": space.build((0, 1), "slow")})
     monkeypatch.setitem(latency.NETWORKS, runtime, 2)

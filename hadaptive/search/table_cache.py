@@ -7,7 +7,6 @@ keeps none.
 
 import contextlib
 import hashlib
-import json
 import os
 import platform
 from dataclasses import asdict
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hadaptive.errors import UserError
+from hadaptive.files import json_text
 from hadaptive.measure.setting import LOWERED, Setting
 from hadaptive.models import NetSpec
 from hadaptive.packages import EXTRAS
@@ -39,7 +39,7 @@ def place_of(space: SearchSpace, setting: Setting, known: dict[str, NetSpec]) ->
     where |= {"machine": platform.node(), "packages": {name: _version(name) for name in needed}}
     networks = {name: spec.fingerprint for name, spec in known.items()}
     key: list[Any] = [space.fingerprint, asdict(setting), networks, where]
-    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    name = hashlib.sha256(json_text(key, sort_keys=True).encode()).hexdigest()[:16]
     try:
         return folder() / f"{setting.runtime}-{name}.json"
     except RuntimeError:  # nobody's home
