@@ -178,19 +178,24 @@ def until(number: int, path: Path, pattern: str) -> None:
     assert len(list(path.glob(pattern))) == number
 
 
-def test_a_signal_ends_all_with_a_checkpoint(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    jobs = [Job(str(number), partial(calls.trains, tmp_path)) for number in range(3)]
+def interrupted(how: Sharing, number: int, path: Path) -> None:
+    """Three trainings, two of which have begun when a signal comes, leave a checkpoint each."""
+    jobs = [Job(str(number), partial(calls.trains, path)) for number in range(3)]
 
     def interrupt() -> None:
-        until(2, tmp_path, "begun-*")
-        os.kill(os.getpid(), signal.SIGINT)
+        until(2, path, "begun-*")
+        os.kill(os.getpid(), number)
 
     thread = threading.Thread(target=interrupt)
     thread.start()
     with pytest.raises(TrainingInterruptedError):
-        list(run_jobs(jobs, TWO, quiet=True))
+        list(run_jobs(jobs, how, quiet=True))
     thread.join()
-    assert len(list(tmp_path.glob("checkpoint-*"))) == 2  # the third had not begun
+    assert len(list(path.glob("checkpoint-*"))) == 2  # the third had not begun
+
+
+def test_a_signal_ends_all_with_a_checkpoint(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    interrupted(TWO, signal.SIGINT, tmp_path)
     assert "with a checkpoint each" in capfd.readouterr().err
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
@@ -288,18 +293,7 @@ def test_a_clusters_worker_that_dies_is_replaced(ray: Sharing, tmp_path: Path) -
 
 
 def test_a_signal_ends_a_clusters_jobs_with_a_checkpoint(ray: Sharing, tmp_path: Path) -> None:
-    jobs = [Job(str(number), partial(calls.trains, tmp_path)) for number in range(3)]
-
-    def interrupt() -> None:
-        until(2, tmp_path, "begun-*")
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    with pytest.raises(TrainingInterruptedError):
-        list(run_jobs(jobs, ray, quiet=True))
-    thread.join()
-    assert len(list(tmp_path.glob("checkpoint-*"))) == 2
+    interrupted(ray, signal.SIGTERM, tmp_path)
 
 
 def test_a_cluster_that_cannot_be_reached_is_one_sentence(ray: Sharing, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ def test_whatever_a_figure_depends_on_is_another_file(monkeypatch: pytest.Monkey
         monkeypatch.setattr(table_cache, "provenance", lambda device, name=name: {**before(device), name: "other"})
         others.append(table_cache.place_of(WIDE_SPACE, setting, known))
     monkeypatch.setattr(table_cache, "provenance", before)
-    monkeypatch.setattr(table_cache, "_version", lambda module: "another")
+    monkeypatch.setattr(table_cache, "_versions", lambda modules: {"onnxruntime": "another"})
     others.append(table_cache.place_of(WIDE_SPACE, Setting(image_size=32, runtime="onnxruntime"), known))
     assert len({first, *others}) == 1 + len(others)
 

@@ -41,7 +41,8 @@ def bench_accuracy(config: AccuracyConfig) -> list[dict[str, Any]]:
     results.parent.mkdir(parents=True, exist_ok=True)
     with threads(config.threads):
         _add_floor(settings, results)
-    missing = [(name, seed) for seed in config.seeds for name in models if (name, str(seed)) not in _done(results)]
+    done = _done(results)
+    missing = [(name, seed) for seed in config.seeds for name in models if (name, str(seed)) not in done]
     if missing and not is_stream(settings.data.data):
         open_data(settings.data)  # downloaded once, not by each of several processes
     sharing, modules = _shared(config) if missing else (config.sharing, ())

@@ -16,12 +16,11 @@ RIVALS = (
 )
 
 
-def different(name: str, values: tuple[float, ...]) -> None:
+def different(name: str, values: tuple[float | str, ...]) -> None:
     """Raise one clear UserError if one value is there twice."""
     if len({*values}) < len(values):
-        raise UserError(
-            f"{name} must be different from each other, got {' '.join(f'{value:g}' for value in values)}"
-        )
+        shown = (value if isinstance(value, str) else f"{value:g}" for value in values)
+        raise UserError(f"{name} must be different from each other, got {' '.join(shown)}")
 
 
 Isa = Literal["native", "avx2"]
@@ -180,8 +179,7 @@ class StabilityConfig:
 
     def __post_init__(self) -> None:
         different("seeds", self.seeds)
-        if len({*self.norms}) < len(self.norms):
-            raise UserError(f"norms must be different from each other, got {' '.join(self.norms)}")
+        different("norms", self.norms)
 
 
 @dataclass(frozen=True)

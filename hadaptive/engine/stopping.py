@@ -2,12 +2,12 @@
 
 import contextlib
 import os
-import signal
-import threading
 from collections.abc import Iterator
 from typing import Any
 
 from accelerate import Accelerator
+
+from hadaptive.jobs.signals import taken
 
 
 class StopRequest:
@@ -20,9 +20,6 @@ class StopRequest:
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         """Take the signals inside the block (in the main thread; elsewhere nothing happens)."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
 
         def handler(number: int, frame: Any) -> None:
             if self.requested:
@@ -31,12 +28,8 @@ class StopRequest:
             if self.accelerator.is_main_process:  # at once, and past what may be half printed
                 os.write(2, b"\nstopping after this step, with a checkpoint; once more stops at once\n")
 
-        previous = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
-        try:
+        with taken(handler):
             yield
-        finally:
-            for number, old in previous.items():
-                signal.signal(number, old)
 
     def agreed(self) -> bool:
         """Whether any process was asked to stop; all processes agree."""

@@ -3,9 +3,7 @@
 import contextlib
 import importlib
 import os
-import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -15,6 +13,7 @@ from typing import Any
 from hadaptive.console import say
 from hadaptive.errors import TrainingInterruptedError, UserError
 from hadaptive.jobs.exchange import travels
+from hadaptive.jobs.signals import taken
 
 
 @dataclass(frozen=True)
@@ -100,21 +99,14 @@ def attempt_elsewhere(job: Job, folder: str, threads: int) -> tuple[Any, Excepti
 def listening() -> Iterator[list[int]]:
     """The signals to stop that come meanwhile, to be heeded between two looks; only the main thread gets any."""
     came: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield came
-        return
 
     def handler(number: int, frame: Any) -> None:
         came.append(number)
         if len(came) == 1:
             os.write(2, b"\nstopping all of them, with a checkpoint each; once more stops at once\n")
 
-    previous = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with taken(handler):
         yield came
-    finally:
-        for number, old in previous.items():
-            signal.signal(number, old)
 
 
 class Teller:

@@ -9,7 +9,6 @@ from pathlib import Path
 from hadaptive.console import say
 from hadaptive.engine.finite import NonFiniteLossError
 from hadaptive.files import append_csv, drop_torn, read_csv
-from hadaptive.info import inspect_network
 from hadaptive.jobs.job import Job
 from hadaptive.jobs.run import run_jobs
 from hadaptive.models import HadaptiveNet
@@ -66,11 +65,11 @@ class Alone:
         drop_torn(self.path)
         known = {one.fingerprint: one for one in map(Judged.from_row, read_csv(self.path))}
         first = [draw() for _ in range(max(2, round(math.sqrt(self.number))))]
-        seed = self.config.search.execution.seed
+        seed, how = self.config.search.execution.seed, self.config.search.preprocessing
         breeding = generations(self.space.counts, first, LONGEST * self.number, seed)
         choices, generation = next(breeding), 0
         while choices and len(self.trained) < self.number:
-            met = [self._unjudged(choice, generation) for choice in choices]
+            met = [Judged.of(self._network(c), c, generation, how, self.table) for c in choices]
             fresh = {one.fingerprint: one for one in met if one.within(self.limits)}
             fresh = [one for key, one in fresh.items() if key not in self.trained]
             fresh = fresh[: self.number - len(self.trained)]
@@ -81,21 +80,8 @@ class Alone:
             choices, generation = breeding.send(scores), generation + 1
         return max(self.trained.values(), key=lambda one: (one.accuracy, -one.cost, one.choice)).choice
 
-    def _unjudged(self, choice: Choice, generation: int) -> Judged:
-        spec, how = self.space.build(choice), self.config.search.preprocessing
-        info = inspect_network(
-            HadaptiveNet(spec, self.classes, how.in_chans), (how.in_chans, how.image_size, how.image_size)
-        )
-        return Judged(
-            generation=generation,
-            choice=choice,
-            fingerprint=spec.fingerprint,
-            accuracy=0.0,
-            loss=math.nan,
-            parameters=info.parameters,
-            macs=info.macs,
-            latency_ms=None if self.table is None else self.table.predict(choice),
-        )
+    def _network(self, choice: Choice) -> HadaptiveNet:
+        return HadaptiveNet(self.space.build(choice), self.classes, self.config.search.preprocessing.in_chans)
 
     def _train(self, ones: list[Judged]) -> None:
         single, order = self.config.search, list(self.trained)

@@ -8,6 +8,7 @@ What was judged stands in the folder's evolution.csv: a search that was cut off 
 """
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -16,7 +17,6 @@ from hadaptive.engine.loop import Rows
 from hadaptive.engine.processes import on_main
 from hadaptive.errors import TrainingInterruptedError, UserError
 from hadaptive.files import append_csv, drop_torn, read_csv, write_atomically, write_csv
-from hadaptive.info import inspect_network
 from hadaptive.metrics import Evaluation, share_text
 from hadaptive.models import NetSpec
 from hadaptive.packages import EXTRAS, require
@@ -188,18 +188,8 @@ class Evolution(SearchEngine):
         network = self.supernet.network(choice)
         validation = self.timed(lambda: self._validate(network, JUDGING_BATCHES))
         self.require_images(validation, "validation", folder)
-        how = self.config.preprocessing
-        info = inspect_network(network, (how.in_chans, how.image_size, how.image_size))
-        one = Judged(
-            generation=generation,
-            choice=choice,
-            fingerprint=network.spec.fingerprint,
-            accuracy=validation.accuracy,
-            loss=validation.loss,
-            parameters=info.parameters,
-            macs=info.macs,
-            latency_ms=None if self.table is None else self.table.predict(choice),
-        )
+        one = Judged.of(network, choice, generation, self.config.preprocessing, self.table)
+        one = replace(one, accuracy=validation.accuracy, loss=validation.loss)
         on_main(self.accelerator, lambda: append_csv(folder.evolution, [one.row()]))
         return one
 

@@ -1,11 +1,16 @@
 """Networks that were judged, those of them that no other beats, and how evolution breeds the next."""
 
+import math
 from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from hadaptive.data import Preprocessing
+from hadaptive.info import inspect_network
+from hadaptive.models import HadaptiveNet
 from hadaptive.search.config import LatencyGoal
 from hadaptive.search.space import Choice
+from hadaptive.search.table import LatencyTable
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,30 @@ class Judged:
     parameters: int
     macs: int
     latency_ms: float | None
+
+    @classmethod
+    def of(
+        cls, network: HadaptiveNet, choice: Choice, generation: int, how: Preprocessing, table: LatencyTable | None
+    ) -> "Judged":
+        """What is known of a network before it is judged: its accuracy is 0.
+
+        Args:
+            network: that `choice` builds.
+            choice, generation: as above.
+            how: the size and the channels of its images.
+            table: that latency is predicted by.
+        """
+        info = inspect_network(network, (how.in_chans, how.image_size, how.image_size))
+        return cls(
+            generation=generation,
+            choice=choice,
+            fingerprint=network.spec.fingerprint,
+            accuracy=0.0,
+            loss=math.nan,
+            parameters=info.parameters,
+            macs=info.macs,
+            latency_ms=None if table is None else table.predict(choice),
+        )
 
     def row(self) -> dict[str, Any]:
         """Its row in evolution.csv."""

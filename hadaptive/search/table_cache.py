@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
@@ -36,7 +37,7 @@ def place_of(space: SearchSpace, setting: Setting, known: dict[str, NetSpec]) ->
     if where["commit"].endswith("+") or (not where["commit"] and (package.parent / ".git").exists()):
         return None
     needed = EXTRAS.get(LOWERED.get(setting.runtime, ""), ())
-    where |= {"machine": platform.node(), "packages": {name: _version(name) for name in needed}}
+    where |= {"machine": platform.node(), "packages": _versions(needed)}
     networks = {name: spec.fingerprint for name, spec in known.items()}
     key: list[Any] = [space.fingerprint, asdict(setting), networks, where]
     name = hashlib.sha256(json_text(key, sort_keys=True).encode()).hexdigest()[:16]
@@ -46,10 +47,11 @@ def place_of(space: SearchSpace, setting: Setting, known: dict[str, NetSpec]) ->
         return None
 
 
-def _version(module: str) -> str:
-    """Of the package that a module is of, under whatever name it is installed."""
-    found = packages_distributions().get(module.split(".")[0], ())
-    return " ".join(sorted(f"{name} {version(name)}" for name in {*found}))
+def _versions(modules: Sequence[str]) -> dict[str, str]:
+    """Of the packages that modules are of, under whatever names they are installed; all that are are read once."""
+    installed = packages_distributions() if modules else {}
+    packages = {name for module in modules for name in installed.get(module.split(".")[0], ())}
+    return {name: version(name) for name in packages}
 
 
 def kept_table(path: Path | None, space: SearchSpace, setting: Setting) -> LatencyTable | None:
