@@ -23,9 +23,10 @@ from hadaptive.models.published import HADAPTIVE_NET_S
 from hadaptive.provenance import provenance
 from hadaptive.search.estimators import frozen_statistics, gdas, rloo
 from hadaptive.search.latency import measure_networks, measure_table
-from hadaptive.search.shared import SharedSupernet, fair_choice
+from hadaptive.search.shared import SharedSupernet
 from hadaptive.search.spaces import open_space, star_space
 from hadaptive.search.supernet import Supernet
+from hadaptive.search.turns import fair_choice
 
 ARCHITECTURE = {"architecture step, rloo of 4 paths": "rloo", "architecture step, gdas": "gdas"}
 SHARED = "networks in turn, with shared weights"

@@ -28,6 +28,7 @@ from hadaptive.nn import (
     StaticSelection,
     expansions,
 )
+from hadaptive.nn.reparam import reparameterized
 from hadaptive.runs import RunFolder
 
 
@@ -121,9 +122,11 @@ def _describe(module: nn.Module) -> str:
                 how += " without mix"
             if isinstance(expansion.score, ChannelScore) and isinstance(expansion.score.conv, nn.Identity):
                 how += " by pooled channels"
+            how += " added" if module.expansion.added else ""
             return f"ACH k={expansion.k}{how}, {type(expansion.norm).__name__}, depthwise {kernel}x{kernel}"
         if isinstance(module.expansion, GhostExpansion):
-            return f"Ghost to {module.expansion.out_channels}, depthwise {kernel}x{kernel}"
+            how = " added" if module.expansion.added else ""
+            return f"Ghost{how} to {module.expansion.out_channels}, depthwise {kernel}x{kernel}"
         if isinstance(module.expansion, InvertedExpansion):
             groups = module.expansion.convolution[0].groups  # pyright: ignore[reportIndexIssue]
             how = f" in {groups} groups" if groups > 1 else ""  # pyright: ignore[reportOperatorIssue]
@@ -150,11 +153,14 @@ def _describe(module: nn.Module) -> str:
 def inspect_network(model: nn.Module, input_size: tuple[int, int, int]) -> NetworkInfo:
     """Count one image's worth of everything, on the plain-PyTorch path and in eval mode.
 
+    Branches that are one convolution when deployed are counted as that, but for the parameters, which are learnt.
+
     Raises:
         UserError: the network cannot take images of this size.
     """
     was_training = model.training
     model.eval()
+    deployed = reparameterized(model)
     device = next(model.parameters()).device
     image = torch.zeros(1, *input_size, device=device)
     rows: list[LayerInfo] = []
@@ -168,23 +174,23 @@ def inspect_network(model: nn.Module, input_size: tuple[int, int, int]) -> Netwo
 
         def after(_: nn.Module, __: Any, out: Any) -> None:
             shape = tuple(out.shape[1:]) if isinstance(out, Tensor) else ()
-            count = sum(p.numel() for p in module.parameters())
+            count = sum(p.numel() for p in model.get_submodule(name).parameters())
             macs, products = flops.get_total_flops() - start[0], counter.total - start[1]
             rows.append(LayerInfo(name, _describe(module), shape, count, macs // 2, products))
 
         handles.extend([module.register_forward_pre_hook(before), module.register_forward_hook(after)])
 
-    for name, module in _measured_modules(model):
+    for name, module in _measured_modules(deployed):
         watch(name, module)
     counter = _ProductCounter()
-    blocks = [module for module in model.modules() if isinstance(module, ProductBlock)]
-    for owner in (*expansions(model).values(), *blocks):
+    blocks = [module for module in deployed.modules() if isinstance(module, ProductBlock)]
+    for owner in (*expansions(deployed).values(), *blocks):
         handles.append(owner.norm.register_forward_pre_hook(counter.pause))
         handles.append(owner.norm.register_forward_hook(counter.resume))
     flops = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution: _convolution_flops})
     try:
         with ops.backend("reference"), flops, counter:
-            model(image)
+            deployed(image)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"the network cannot take images of {input_size}: {first_line(error)}") from None
     finally:

@@ -72,7 +72,7 @@ def table_of(space: SearchSpace, config: SearchConfig, **changes: Any) -> Latenc
         "networks": {"number": 3, "median_error": 0.0},
     }
     return LatencyTable(
-        space.fingerprint, setting, times, 1.0, 1.0, 0.0, **values, narrower=((half, 0.5),), **changes
+        space.fingerprint, setting, times, 1.0, 1.0, 0.0, **values, others=((half, 0.5),), **changes
     )
 
 
@@ -235,7 +235,7 @@ def test_a_latency_table_of_several_widths(tmp_path: Path, space: SearchSpace) -
     assert table.range() == (pytest.approx(0.5 + 1), pytest.approx(1 + 1 + 1 + 2 * 1.3))
     table.check(space, table.setting, foreign=True)
     with pytest.raises(UserError, match="the latency table is of another space"):
-        table.check(space.at_width(0), table.setting, foreign=True)
+        table.check(space.of_whole(0), table.setting, foreign=True)
 
 
 def test_a_measured_table_is_used_and_networks_are_measured(tmp_path: Path, space: SearchSpace, capsys) -> None:
@@ -243,7 +243,7 @@ def test_a_measured_table_is_used_and_networks_are_measured(tmp_path: Path, spac
     front = read_csv(tmp_path / "run" / "front.csv")
     assert all(float(row["measured_ms"]) > 0 for row in front)
     table = LatencyTable.load(tmp_path / "run" / "latency.json")
-    assert len(table.narrower) == 1
+    assert len(table.others) == 1
     assert "measured ms" in capsys.readouterr().out
 
 

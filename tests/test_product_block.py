@@ -1,5 +1,6 @@
 """Blocks of bare products, dense convolutions between stages, and heads without hidden layers."""
 
+import dataclasses
 import itertools
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,8 @@ def network(last: int | None = None, head: int | None = None, activation: str = 
         poly(3, 16, act=False),
         ghost(2, 3, 16),
         ach(4, 3, 16),
+        ghost(2, 3, 16, join="add"),
+        *(dataclasses.replace(ach(k, 3, 16, pairing=p), join="add") for k, p in ((4, "triangle"), (3, "blocks"))),
     )
     return NetSpec("some", ConvSpec(8, 3, 2), (), (first, second), last, head, activation=activation)
 
@@ -222,10 +225,12 @@ def test_a_last_norm_goes_into_what_reads_it_where_the_pool_lets_it(pool: str) -
 
 @pytest.mark.parametrize("format", [f for f in SUFFIXES if f != "safetensors"])
 def test_every_format_computes_the_same(format: str, tmp_path: Path) -> None:
-    """With every norm of products in it."""
+    """With every norm of products in it, every way to join, and all that is trained otherwise than deployed."""
     torch.manual_seed(0)
-    assert {block.norm for stage in network().stages for block in stage} == set(NORMS)
-    net, path = randomise(HadaptiveNet(network(), 4)).eval(), tmp_path / f"net{SUFFIXES[format]}"
+    spec = dataclasses.replace(network(), reparam=True, layer_scale=0.5)
+    assert {block.norm for stage in spec.stages for block in stage} == set(NORMS)
+    assert {block.kind for stage in spec.stages for block in stage} == set(KINDS)
+    net, path = randomise(HadaptiveNet(spec, 4)).eval(), tmp_path / f"net{SUFFIXES[format]}"
     write(deployed(net), path, format, card_of(net), {})
     images = torch.randn(3, 3, 16, 16)
     with torch.no_grad():

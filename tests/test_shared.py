@@ -14,8 +14,9 @@ from hadaptive.models import ConvSpec, HadaptiveNet
 from hadaptive.models.layer_spec import KINDS, BlockSpec, ach, conv, ghost, inverted, poly, products
 from hadaptive.search import SearchSpace, Skip, star_space
 from hadaptive.search.position import scaled
-from hadaptive.search.shared import SharedSupernet, fair_choice, most_turns
+from hadaptive.search.shared import SharedSupernet
 from hadaptive.search.space import Choice
+from hadaptive.search.turns import fair_choice, most_turns
 
 
 def blocks(width: int) -> tuple[BlockSpec | Skip, ...]:
@@ -147,7 +148,7 @@ def test_every_candidate_has_its_turn() -> None:
 
 def test_the_space_that_ships() -> None:
     space = star_space()
-    assert space.has_widths
+    assert space.varies
     assert {round(32 * w) for w in space.widths} == {16, 20, 24, 32}
     assert SearchSpace.from_dict(space.to_dict()) == space
     for step in range(6):
@@ -192,7 +193,7 @@ def test_widths() -> None:
     assert space.build((0, 0, 0, 0, 0, 0, 1)).stages[1][0].channels == 8
     assert scaled(products(3, 5, 3, 8), 0.5) == products(3, 2, 3, 4)
     assert scaled(products(5, 1, 3, 8), 0.5) == products(5, 1, 3, 4)
-    narrow = space.at_width(1)
+    narrow = space.of_whole(1)
     for choice in itertools.islice(itertools.product(*map(range, narrow.counts)), 0, None, 97):
         assert narrow.build(choice, name="x") == space.build((*choice, 1), name="x")
     neighbours = list(space.neighbours((0,) * 7))
@@ -205,7 +206,7 @@ def test_widths() -> None:
     with pytest.raises(UserError, match=r"a single width must be 1, got 0\.5"):
         some_space(widths=(0.5,))
     assert scaled(conv(100), 0.55) == conv(55)
-    with pytest.raises(UserError, match="there are widths 0 to 1, got 2"):
+    with pytest.raises(UserError, match="there are widths and alternatives 0 to 1, got 2"):
         space.build((0, 0, 0, 0, 0, 0, 2))
     with pytest.raises(UserError, match="a choice needs 7 numbers, got 6"):
         space.build((0,) * 6)

@@ -114,7 +114,7 @@ class TrialConfig:
         different("rates", self.rates)
 
 
-Group = Literal["components", "selection", "pairing", "controls", "norm", "k"]
+Group = Literal["components", "selection", "pairing", "levers", "controls", "norm", "k"]
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class AblationConfig:
     """
 
     model: str = "hadaptive_net_s"
-    groups: tuple[Group, ...] = ("components", "selection", "pairing", "controls", "norm", "k")
+    groups: tuple[Group, ...] = ("components", "selection", "pairing", "levers", "controls", "norm", "k")
     trial: TrialConfig = field(default_factory=TrialConfig)
 
 

@@ -28,6 +28,7 @@ from hadaptive.measure.sessions import load
 from hadaptive.measure.untrained import liven
 from hadaptive.models import HadaptiveNet, check_image_size, create_model
 from hadaptive.nn import FixedSelection, expansions
+from hadaptive.nn.reparam import reparameterized
 from hadaptive.provenance import provenance
 from hadaptive.runs import RunFolder
 
@@ -73,6 +74,8 @@ def export_command(config: ExportConfig) -> dict[str, Any]:
     deployed, about["passes"] = network, []
     if config.format != "safetensors" and isinstance(network, HadaptiveNet):
         deployed, about["passes"] = prepare(network, config.align)
+    elif config.format != "safetensors":
+        deployed = reparameterized(network)
     for said in about["passes"]:
         say(said)
     about |= provenance("cpu")

@@ -3,6 +3,7 @@
 import copy
 
 import torch
+from timm.layers import LayerScale2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -39,6 +40,11 @@ def take_inputs(conv: nn.Conv2d, columns: Tensor) -> None:
     conv.weight.data, conv.in_channels = data, len(columns)
 
 
+def fill(width: int, total: int) -> Tensor:
+    """Rows of a width, and -1 for each channel of zeros up to the total."""
+    return torch.cat([torch.arange(width), torch.full((total - width,), -1)])
+
+
 def one_hot(rows: Tensor, channels: int) -> nn.Conv2d:
     """1x1 convolution that puts out these of its input's channels."""
     conv = nn.Conv2d(channels, len(rows), 1, bias=False).eval()
@@ -47,12 +53,20 @@ def one_hot(rows: Tensor, channels: int) -> nn.Conv2d:
 
 
 def folded(layers: nn.Sequential) -> nn.Module:
-    """Convolution + BatchNorm (+ activation) as a convolution with bias (+ activation)."""
-    conv, norm, *rest = layers
+    """Convolution (+ BatchNorm) (+ scale) (+ activation) as a convolution with bias (+ activation)."""
+    conv, *behind = copy.deepcopy(list(layers))
     assert isinstance(conv, nn.Conv2d)
-    assert isinstance(norm, nn.BatchNorm2d)
-    fused = fuse_conv_bn_eval(conv, norm)
-    return nn.Sequential(fused, *copy.deepcopy(rest)) if rest else fused
+    rest = []
+    for layer in behind:
+        if isinstance(layer, nn.BatchNorm2d):
+            conv = fuse_conv_bn_eval(conv, layer)
+        elif isinstance(layer, LayerScale2d):
+            assert conv.bias is not None
+            conv.weight.data *= layer.gamma.data.reshape(-1, 1, 1, 1)
+            conv.bias.data *= layer.gamma.data
+        else:
+            rest.append(layer)
+    return nn.Sequential(conv, *rest) if rest else conv
 
 
 def absorb_before(norm: nn.BatchNorm2d, layer: nn.Linear | nn.Conv2d) -> None:

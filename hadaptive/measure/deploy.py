@@ -17,6 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from hadaptive.measure.convolutions import (
     absorb_before,
     conv_of,
+    fill,
     folded,
     one_hot,
     take,
@@ -40,6 +41,7 @@ from hadaptive.nn import (
     top_k_channels,
 )
 from hadaptive.nn.grouped_selection import best_of_groups
+from hadaptive.nn.reparam import reparameterized
 from hadaptive.ops import num_pairs, pair_indices
 
 
@@ -78,6 +80,7 @@ class DeployProducts(nn.Module):
         softsign: whether products pass through it, as DySoft has it.
         weight, bias: of the products after that, (P, 1, 1); None where there is nothing to do.
         norm: the norm of the products where it is none that is made of constants, else None.
+        fill: channels of zeros behind the products, where no convolution can put them out.
     """
 
     scale: Tensor | None
@@ -115,6 +118,25 @@ class DeployProducts(nn.Module):
         self.register_buffer("scale", alpha)
         for name, value in (("weight", weight), ("bias", bias)):
             self.register_buffer(name, None if value is None else value.reshape(-1, 1, 1))
+        self.fill = 0
+
+    def take(self, rows: Tensor) -> bool:
+        """Put out these of the products, -1 for a channel of zeros; False where it cannot, and nothing is changed.
+
+        A norm is of so many products, and whole blocks are what they are.
+        """
+        if self.norm is not None or self.left is None or self.right is None:
+            return False
+        self.pairs = len(rows)
+        for conv in (self.left, self.right):
+            take(conv, rows)
+        for name in ("weight", "bias"):
+            value = getattr(self, name)
+            if value is not None:
+                filled = value[rows.clamp(min=0)].clone()
+                filled[rows < 0] = 0
+                setattr(self, name, filled)
+        return True
 
     def convolutions(self) -> list[nn.Conv2d]:
         """What there is to quantise: the score is not."""
@@ -167,7 +189,9 @@ class DeployProducts(nn.Module):
             q = self.norm(q)
         if self.weight is not None:
             q = q * self.weight
-        return q if self.bias is None else q + self.bias
+        if self.bias is not None:
+            q = q + self.bias
+        return F.pad(q, (0, 0, 0, 0, 0, self.fill)) if self.fill else q
 
 
 class DeployBlock(nn.Module):
@@ -175,22 +199,35 @@ class DeployBlock(nn.Module):
 
     Attributes:
         primary: convolution that expands or mixes, with its activation where it has one.
-        derived: what the expansion appends, of the input and the primary channels; None for inverted bottlenecks.
+        cheap: depthwise convolution of the primary channels with its activation, where Ghost's are added; or None.
+        derived: what the expansion appends or adds, of the input and the primary channels; None for others.
         depthwise, project: of the primary channels.
-        derived_depthwise, derived_project: of the derived ones; the second has no bias.
+        derived_depthwise, derived_project: of the derived ones, the second without bias; None where the derived
+            channels are added to the primary ones.
         residual: whether the input is added.
     """
 
-    def __init__(self, primary: nn.Module, derived: nn.Module | None, block: AdaptiveBottleneck) -> None:
+    def __init__(
+        self,
+        primary: nn.Module,
+        derived: nn.Module | None,
+        block: AdaptiveBottleneck,
+        cheap: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.primary = primary
+        self.cheap = cheap
         self.derived = derived
         self.depthwise, self.project = folded(block.depthwise), conv_of(folded(block.project))
         self.derived_depthwise: nn.Module | None = None
         self.derived_project: nn.Conv2d | None = None
         self.residual = block.residual
-        if derived is not None:
-            width, total = conv_of(primary).out_channels, self.project.in_channels
+        width, total = conv_of(primary).out_channels, self.project.in_channels
+        if isinstance(derived, DeployProducts) and total < width + derived.pairs:  # they are added
+            take(conv_of(primary), fill(width, total))
+            if not derived.take(fill(derived.pairs, total)):
+                derived.fill = total - derived.pairs
+        elif derived is not None:
             self.derived_depthwise, self.derived_project = copy.deepcopy((self.depthwise, self.project))
             for depthwise, project, rows in (
                 (self.depthwise, self.project, torch.arange(width)),
@@ -202,11 +239,14 @@ class DeployBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         primary = self.primary(x)
+        if self.cheap is not None:
+            primary = self.cheap(primary)
+        if self.derived is not None and self.derived_depthwise is None:
+            primary = primary + self.derived(x, primary)
         y = self.project(self.depthwise(primary))
         if self.residual:
             y = y + x
-        if self.derived is not None:
-            assert self.derived_depthwise is not None
+        if self.derived is not None and self.derived_depthwise is not None:
             assert self.derived_project is not None
             y = y + self.derived_project(self.derived_depthwise(self.derived(x, primary)))
         return y
@@ -230,6 +270,8 @@ class DeployNet(nn.Module):
 
 def _block(block: AdaptiveBottleneck) -> DeployBlock:
     inner = block.expansion
+    if isinstance(inner, GhostExpansion) and inner.added:
+        return DeployBlock(folded(inner.primary), None, block, folded(inner.cheap))
     if isinstance(inner, GhostExpansion):
         return DeployBlock(folded(inner.primary), DeployCheap(folded(inner.cheap)), block)
     if isinstance(inner, InvertedExpansion):
@@ -274,7 +316,7 @@ def fold(network: HadaptiveNet | nn.Sequential) -> DeployNet:
     Args:
         network: the whole, or some of its :func:`layers_of` in a row.
     """
-    network = copy.deepcopy(network).eval()
+    network = reparameterized(copy.deepcopy(network).eval())
     layers: list[nn.Module] = []
     head: list[nn.Module] = []
     modules = layers_of(network) if isinstance(network, HadaptiveNet) else list(network)

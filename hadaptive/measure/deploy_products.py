@@ -88,7 +88,7 @@ class DeployProductBlock(nn.Module):
         super().__init__()
         self.depthwise = conv_of(folded(block.depthwise))
         self.project = conv_of(folded(block.project))
-        self.after = None if isinstance(block.after, nn.Identity) else copy.deepcopy(conv_of(block.after))
+        self.after = conv_of(folded(block.after)) if isinstance(block.after, nn.Sequential) else None
         alpha, weight, bias, norm = constants_of(block.norm)
         if weight is not None and bias is not None:
             assert self.project.bias is not None

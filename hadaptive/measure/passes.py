@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hadaptive.errors import UserError
-from hadaptive.measure.convolutions import conv_of, take, take_depthwise, take_inputs
+from hadaptive.measure.convolutions import conv_of, fill, take, take_depthwise, take_inputs
 from hadaptive.measure.deploy import DeployCheap, DeployNet, DeployProducts, fold
 from hadaptive.measure.deploy_products import DeployPolyBlock, DeployProductBlock
 from hadaptive.measure.formats import ALIGN
@@ -25,9 +25,8 @@ def absorb(net: DeployNet) -> str:
     count = 0
     for block in net.blocks():
         products = block.derived
-        if not isinstance(products, DeployProducts):
-            continue
-        assert block.derived_depthwise is not None
+        if not isinstance(products, DeployProducts) or block.derived_depthwise is None:
+            continue  # products that are added go through no convolution of their own
         if products.scale is not None and float(products.scale) > 1e-6:
             mix = products.fixed or conv_of(block.primary)
             for parameter in (mix.weight, mix.bias):
@@ -102,7 +101,7 @@ def _merged(first: nn.Conv2d, layer: nn.Module) -> nn.Module | None:
 
 def _fill(width: int, multiple: int) -> Tensor:
     """Rows of a width, and -1 for each channel of zeros up to the multiple."""
-    return torch.cat([torch.arange(width), torch.full((-width % multiple,), -1)])
+    return fill(width, width + -width % multiple)
 
 
 @torch.no_grad()
@@ -120,13 +119,17 @@ def align(net: DeployNet, multiple: int = ALIGN) -> str:
         if primary.groups > 1:
             continue  # a channel of zeros would belong to none of them
         rows = _fill(primary.out_channels, multiple)
+        products = derived if isinstance(derived, DeployProducts) and block.derived_depthwise is None else None
+        if products is not None and not products.take(_fill(products.pairs, multiple)):
+            continue
         added += len(rows) - primary.out_channels
         take(primary, rows)
+        if block.cheap is not None:
+            take_depthwise(conv_of(block.cheap), rows)
         take_depthwise(conv_of(block.depthwise), rows)
         take_inputs(block.project, rows)
-        if derived is None:
+        if derived is None or block.derived_depthwise is None:
             continue
-        assert block.derived_depthwise is not None
         assert block.derived_project is not None
         if isinstance(derived, DeployProducts):
             added += _align_products(derived, multiple)
@@ -155,19 +158,8 @@ def _align_products(products: DeployProducts, multiple: int) -> int:
         for conv in (products.left, products.right):
             if conv is not None:
                 take_inputs(conv, columns)
-    if products.norm is not None or products.left is None or products.right is None:
-        return 0  # a norm is of so many products, and blocks are what they are
     rows = _fill(products.pairs, multiple)
-    products.pairs = len(rows)
-    for conv in (products.left, products.right):
-        take(conv, rows)
-    for name in ("weight", "bias"):
-        value = getattr(products, name)
-        if value is not None:
-            filled = value[rows.clamp(min=0)].clone()
-            filled[rows < 0] = 0
-            setattr(products, name, filled)
-    return int((rows < 0).sum())
+    return int((rows < 0).sum()) if products.take(rows) else 0
 
 
 def _align_pairs(block: DeployProductBlock, multiple: int) -> int:

@@ -18,6 +18,7 @@ from hadaptive.measure.sessions import open_file
 from hadaptive.measure.setting import LOWERED, Setting
 from hadaptive.measure.untrained import fix_selections, liven
 from hadaptive.models import HadaptiveNet
+from hadaptive.nn.reparam import reparameterized
 from hadaptive.packages import quiet
 
 TOGETHER = 24  # graphs that are exported in one call
@@ -68,10 +69,9 @@ def _exported(
     return [partial(session, x) for session, x in zip(sessions, images, strict=True)]
 
 
-def _in_pytorch(
-    network: HadaptiveNet | nn.Sequential, setting: Setting, size: tuple[int, int, int]
-) -> Callable[[], Any]:
+def _in_pytorch(network: nn.Module, setting: Setting, size: tuple[int, int, int]) -> Callable[[], Any]:
     x = torch.randn(setting.batch, *size)
+    network = reparameterized(network)
     memory_format = torch.channels_last if setting.channels_last else torch.contiguous_format
     network.to(setting.device, memory_format=memory_format)  # pyright: ignore[reportCallIssue]
     x = x.to(setting.device, memory_format=memory_format)

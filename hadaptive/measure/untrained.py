@@ -7,6 +7,7 @@ from hadaptive.errors import UserError
 from hadaptive.measure.formats import source_of
 from hadaptive.models import HadaptiveNet, create_model
 from hadaptive.nn import BatchNorm, DySoft, FixedSelection, expansions
+from hadaptive.nn.reparam import reparameterized
 
 
 @torch.no_grad()
@@ -44,6 +45,8 @@ def fix_selections(network: nn.Module) -> None:
 def untrained(name: str, image_size: int) -> nn.Module:
     """A network in eval mode with seeded random weights and none of the constants that would make work vanish.
 
+    What trains with branches, as RepGhost, has them in one convolution.
+
     Args:
         name: of a network, with ":frozen" or ":int8" at its end for fixed selections.
         image_size: of the noise that gives BatchNorm its statistics.
@@ -56,4 +59,4 @@ def untrained(name: str, image_size: int) -> nn.Module:
     liven(network, torch.randn(4, 3, image_size, image_size))
     if variant and type(network) is HadaptiveNet:
         fix_selections(network)
-    return network
+    return network if type(network) is HadaptiveNet else reparameterized(network)

@@ -55,6 +55,7 @@ def build_block(
         conv = ConvSpec(block.channels, block.kernel, block.stride, block.act)
         return conv_norm_act(in_channels, conv, **dd, activation=spec.activation)
     act_layer = ACTIVATIONS[spec.activation]
+    how: Any = {"reparam": spec.reparam, "layer_scale_init": spec.layer_scale, **dd}
     if block.kind == "products":
         assert block.k is not None
         assert block.width is not None
@@ -65,13 +66,13 @@ def build_block(
             block.kernel,
             block.norm,
             drop_path,
-            **dd,
+            **how,
             act_layer=act_layer if block.act else None,
             after=block.after,
         )
     if block.kind == "poly":
         act = act_layer if block.act else None
-        return PolyBlock(in_channels, block.kernel, drop_path, **dd, act_layer=act)
+        return PolyBlock(in_channels, block.kernel, drop_path, **how, act_layer=act)
     expansion = _expansion(in_channels, block, spec, number, **dd)
     width = expansion.out_channels
     return AdaptiveBottleneck(
@@ -82,7 +83,7 @@ def build_block(
         block.kernel,
         block.stride,
         drop_path,
-        **dd,
+        **how,
         act_layer=act_layer,
     )
 
@@ -92,7 +93,7 @@ def _expansion(
 ) -> AdaptiveCrossHadamard | GhostExpansion | InvertedExpansion:
     act_layer = ACTIVATIONS[spec.activation]
     if block.k is not None:
-        how: Any = {"pairing": block.pairing, "mix": spec.mix}
+        how: Any = {"pairing": block.pairing, "mix": spec.mix, "join": block.join}
         if block.pairing == "triangle":
             for name in ("order", "surrogate", "selection", "noise", "temperature", "score_kernel"):
                 how[name] = getattr(spec, name)
@@ -100,7 +101,7 @@ def _expansion(
         return AdaptiveCrossHadamard(in_channels, block.k, block.norm, **dd, **how)
     assert block.ratio is not None
     if block.kind == "ghost":
-        return GhostExpansion(in_channels, block.ratio, **dd, act_layer=act_layer)
+        return GhostExpansion(in_channels, block.ratio, **dd, act_layer=act_layer, join=block.join)
     return InvertedExpansion(
         in_channels, block.ratio, **dd, act=block.act, act_layer=act_layer, groups=block.groups
     )

@@ -9,8 +9,17 @@ from hadaptive.errors import UserError
 from hadaptive.nn.checks import check_choice
 
 LATER = {  # fields that older files do not have, by class
-    "NetSpec": ("selection", "noise", "temperature", "score_kernel", "mix", "activation"),
-    "BlockSpec": ("act", "pairing", "width", "after", "groups"),
+    "NetSpec": (
+        "selection",
+        "noise",
+        "temperature",
+        "score_kernel",
+        "mix",
+        "activation",
+        "reparam",
+        "layer_scale",
+    ),
+    "BlockSpec": ("act", "pairing", "width", "after", "groups", "join"),
     "ConvSpec": ("padding",),
 }
 
@@ -48,7 +57,7 @@ def as_fields(cls: type, what: str, data: Any) -> dict[str, Any]:
         if name not in fields:
             raise UserError(f"{what} has an unknown field {reprlib.repr(name)}; it has {', '.join(fields)}")
     for name, field in fields.items():
-        if name not in data and field.default is dataclasses.MISSING:
+        if name not in data and field.default is field.default_factory is dataclasses.MISSING:
             raise UserError(f"{what} lacks the field {name!r}")
     return data
 

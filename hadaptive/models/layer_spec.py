@@ -7,12 +7,13 @@ from typing import Any
 from hadaptive.errors import UserError
 from hadaptive.models.documents import check_one_of, check_positive, is_positive_number, without_later
 from hadaptive.nn.ach import PAIRINGS
+from hadaptive.nn.checks import JOINS
 from hadaptive.nn.normalisation import NORMS
 
 # What each kind of block is made of, beside channels, kernel and stride.
 KINDS: dict[str, tuple[str, ...]] = {
-    "ghost": ("ratio",),
-    "ach": ("k", "norm", "pairing"),
+    "ghost": ("ratio", "join"),
+    "ach": ("k", "norm", "pairing", "join"),
     "inverted": ("ratio", "act", "groups"),
     "conv": ("act",),
     "products": ("k", "width", "norm", "act", "after"),
@@ -64,10 +65,11 @@ class BlockSpec:
     """A block of a stage.
 
     Attributes:
-        kind: "ach" (uses `k`, `norm` and `pairing`), "ghost" or "inverted" (both use `ratio`), which expand in an
-            adaptive bottleneck; "products", a :class:`hadaptive.nn.ProductBlock` (uses `k`, `width`, `norm`,
-            `act` and `after`); "poly", a :class:`hadaptive.nn.PolyBlock` (uses `act`); or "conv", a dense
-            convolution, such as one that halves the map.
+        kind: "ach" (uses `k`, `norm`, `pairing` and `join`), "ghost" (uses `ratio` and `join`) or "inverted" (uses
+            `ratio`, `act` and `groups`), which expand in an adaptive bottleneck; "products", a
+            :class:`hadaptive.nn.ProductBlock` (uses `k`, `width`, `norm`, `act` and `after`); "poly", a
+            :class:`hadaptive.nn.PolyBlock` (uses `act`); or "conv", a dense convolution, such as one that halves
+            the map (uses `act`).
         channels: channels out.
         kernel: of the depthwise convolution, of "conv" the dense one.
         stride: of the same; "products" and "poly" have stride 1.
@@ -82,6 +84,8 @@ class BlockSpec:
         width: channels of each of the k blocks of "products".
         after: whether "products" end in a second depthwise convolution.
         groups: of the inverted bottleneck's expansion.
+        join: "concat" appends ACH's products to the mixed channels, or Ghost's cheap channels to the primary ones;
+            "add" adds them.
     """
 
     kind: str
@@ -96,18 +100,20 @@ class BlockSpec:
     width: int | None = None
     after: bool = False
     groups: int = 1
+    join: str = "concat"
 
     def __post_init__(self) -> None:
         check_one_of("kind", self.kind, tuple(KINDS))
         check_positive(channels=self.channels, kernel=self.kernel, stride=self.stride, groups=self.groups)
         check_one_of("norm", self.norm, tuple(NORMS))
         check_one_of("pairing", self.pairing, PAIRINGS)
+        check_one_of("join", self.join, JOINS)
         for name in ("act", "after"):
             if not isinstance(getattr(self, name), bool):
                 raise UserError(f"{name} must be true or false, got {getattr(self, name)!r}")
         for name in ("ratio", "k", "width"):
             self._check_number(name)
-        for name in ("norm", "act", "pairing", "after", "groups"):
+        for name in ("norm", "act", "pairing", "after", "groups", "join"):
             owners = [kind for kind, own in KINDS.items() if name in own]
             if self.kind not in owners and getattr(self, name) != getattr(BlockSpec, name):
                 raise UserError(
@@ -151,9 +157,9 @@ class BlockSpec:
         return without_later(BlockSpec, data)
 
 
-def ghost(ratio: float, kernel: int, channels: int, stride: int = 1) -> BlockSpec:
-    """method.md's ``G<ratio>/<kernel>/<stride>-><channels>``."""
-    return BlockSpec("ghost", channels, kernel, stride, ratio=float(ratio))
+def ghost(ratio: float, kernel: int, channels: int, stride: int = 1, join: str = "concat") -> BlockSpec:
+    """method.md's ``G<ratio>/<kernel>/<stride>-><channels>``; with join="add" RepGhost's."""
+    return BlockSpec("ghost", channels, kernel, stride, ratio=float(ratio), join=join)
 
 
 def inverted(

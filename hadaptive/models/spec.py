@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from hadaptive.errors import UserError
-from hadaptive.models.documents import as_fields, as_list, check_one_of, check_positive, contents, without_later
+from hadaptive.models.documents import (
+    as_fields,
+    as_list,
+    check_one_of,
+    check_positive,
+    contents,
+    is_positive_number,
+    without_later,
+)
 from hadaptive.models.layer_spec import BlockSpec, ConvSpec
 from hadaptive.nn.checks import check_selection
 from hadaptive.nn.layers import ACTIVATIONS
@@ -59,6 +67,10 @@ class NetSpec:
         score_kernel: odd width of the convolution over channels that scores them; 0 for none.
         mix: whether ACH mixes channels by a 1x1 convolution before it multiplies them.
         activation: of all layers that have one, "hardswish" (the paper's), "relu6" or "relu".
+        reparam: whether depthwise convolutions of blocks are trained with a 3x3 one and the identity beside them,
+            see :class:`hadaptive.nn.RepDepthwise`; deployed they are one.
+        layer_scale: initial value of a learnt scale of each channel of every residual branch; None for none.
+            Deployed it is part of the branch's last convolution.
     """
 
     name: str
@@ -75,10 +87,15 @@ class NetSpec:
     score_kernel: int = 5
     mix: bool = True
     activation: str = "hardswish"
+    reparam: bool = False
+    layer_scale: float | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.mix, bool):
-            raise UserError(f"mix must be true or false, got {self.mix!r}")
+        for name in ("mix", "reparam"):
+            if not isinstance(getattr(self, name), bool):
+                raise UserError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        if self.layer_scale is not None and not is_positive_number(self.layer_scale):
+            raise UserError(f"layer_scale must be a positive number, or left out, got {self.layer_scale!r}")
         if not isinstance(self.name, str):
             raise UserError(f"name must be a text, got {self.name!r}")
         for name in ("last_channels", "head_channels"):

@@ -135,6 +135,20 @@ GROUPS: dict[str, dict[str, tuple[Change, str]]] = {
         "blocks3": (_blocks(3), "three whole blocks of C / 3 channels, of another width"),
         "blocks4": (_blocks(4), "four whole blocks of C / 4 channels, of another width"),
     },
+    "levers": {
+        "add": (
+            _each(lambda block, *_: dataclasses.replace(block, join="add")),
+            "products added to channels",
+        ),
+        "reparam": (
+            lambda spec: dataclasses.replace(spec, reparam=True),
+            "depthwise convolutions trained with a 3x3 one and the identity beside them",
+        ),
+        "scale": (
+            lambda spec: dataclasses.replace(spec, layer_scale=1.0),
+            "residual branches with a learnt scale of each channel, 1 at first",
+        ),
+    },
     "controls": {
         "none": (
             _mixed(_as("inverted", act=False, widen=False), "none"),

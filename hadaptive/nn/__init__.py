@@ -25,6 +25,7 @@ from hadaptive.nn.plugging import Plugged, plug
 from hadaptive.nn.poly_block import PolyBlock
 from hadaptive.nn.product_block import ProductBlock
 from hadaptive.nn.product_stats import ProductRecorder, ProductReport
+from hadaptive.nn.reparam import RepDepthwise
 from hadaptive.nn.score_function import learns_by_score_function, score_function_term
 from hadaptive.nn.selection import (
     ChannelScore,
@@ -62,6 +63,7 @@ __all__ = [
     "ProductBlock",
     "ProductRecorder",
     "ProductReport",
+    "RepDepthwise",
     "SelectionRecorder",
     "SelectionReport",
     "StaticSelection",

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 import torch.fx
+import torch.nn.functional as F
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 from torch.types import Device
 
 from hadaptive import ops
-from hadaptive.nn.checks import check_choice, check_k, check_selection
+from hadaptive.nn.checks import JOINS, check_choice, check_k, check_selection
 from hadaptive.nn.fixed_selection import FixedSelection, StaticSelection, random_selection
 from hadaptive.nn.grouped_selection import GroupedSelection
 from hadaptive.nn.layers import is_watched, run_layers
@@ -252,6 +253,13 @@ def _with_positions_of(y: Tensor, x: Tensor) -> Tensor:
     return y.reshape([y.shape[0], y.shape[1]] + list(x.shape[2:]))  # noqa: RUF005 (TorchScript)
 
 
+@torch.fx.wrap
+def _added(y: Tensor, channels: int, wide: int, products: int) -> Tensor:
+    """The last P channels of a map (B, C + P, H, W) added to the first of the others: max(C, P) channels."""
+    own = F.pad(y[:, :channels], (0, 0, 0, 0, 0, wide - channels))
+    return own + F.pad(y[:, channels:], (0, 0, 0, 0, 0, wide - products))
+
+
 class AdaptiveCrossHadamard(nn.Module):
     """ACH for feature maps: Conv1x1 + BatchNorm, then the cross-Hadamard expansion.
 
@@ -264,10 +272,12 @@ class AdaptiveCrossHadamard(nn.Module):
         device, dtype: of parameters and buffers; the temperature is float32.
         score_kernel, selection, noise, temperature, seed, pairing: as in :class:`CrossHadamardExpansion`.
         mix: whether there is the convolution. Without it channels are normalised and multiplied as they come.
+        join: "concat" (the paper's), or "add": product p is added to mixed channel p in place of being appended,
+            and what of either is left over stays as it is.
 
     Shape:
-        (B, C, S...) -> (B, C + P, S...), P = k(k-1)/2 or, of blocks, (C // k) k(k-1)/2; any number
-        of spatial dims, any floating dtype.
+        (B, C, S...) -> (B, C + P, S...), P = k(k-1)/2 or, of blocks, (C // k) k(k-1)/2; with join "add"
+        (B, max(C, P), S...). Any number of spatial dims, any floating dtype.
 
     Raises:
         ValueError: an argument or the input's shape does not fit.
@@ -295,9 +305,11 @@ class AdaptiveCrossHadamard(nn.Module):
         seed: int = 0,
         pairing: str = "triangle",
         mix: bool = True,
+        join: str = "concat",
     ) -> None:
         super().__init__()
         check_k(k, channels)
+        check_choice("join", join, JOINS)
         self.channels = channels
         self.mix: nn.Module = nn.Identity()
         if mix:  # no bias: the BatchNorm that follows has one
@@ -307,7 +319,11 @@ class AdaptiveCrossHadamard(nn.Module):
         self.cross_hadamard = CrossHadamardExpansion(
             channels, k, norm, order, surrogate, score_kernel, device, dtype, **how, pairing=pairing
         )
+        self.added = join == "add"
         self.out_channels = self.cross_hadamard.out_channels
+        self.products = self.out_channels - channels
+        if self.added:
+            self.out_channels = max(channels, self.products)
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         y = _as_map(x, self.channels)
@@ -315,7 +331,10 @@ class AdaptiveCrossHadamard(nn.Module):
             y = self.bn(self.mix(y))
         else:
             y = run_layers((self.mix, self.bn), y)
-        return _with_positions_of(self.cross_hadamard(y, generator), x)
+        y = self.cross_hadamard(y, generator)
+        if self.added:
+            y = _added(y, self.channels, self.out_channels, self.products)
+        return _with_positions_of(y, x)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any

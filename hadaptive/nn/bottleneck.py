@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.types import Device
 
 from hadaptive.nn.layers import Layers
+from hadaptive.nn.reparam import depthwise, layer_scale
 
 torch.fx.wrap("drop_path")  # it changes its mask in place, which feature extractors take for a node without use
 
@@ -37,6 +38,8 @@ class AdaptiveBottleneck(nn.Module):
         drop_path: stochastic-depth rate of the residual branch.
         device, dtype: of the parameters and buffers that it adds to those of `expansion`.
         act_layer: the activation.
+        reparam: whether the depthwise convolution is trained as a :class:`hadaptive.nn.RepDepthwise`.
+        layer_scale_init: of a learnt scale of each channel of the residual branch; None for none.
 
     Shape:
         (B, in_channels, H, W) -> (B, out_channels, H', W').
@@ -58,6 +61,8 @@ class AdaptiveBottleneck(nn.Module):
         dtype: torch.dtype | None = None,
         *,
         act_layer: type[nn.Module] = nn.Hardswish,
+        reparam: bool = False,
+        layer_scale_init: float | None = None,
     ) -> None:
         super().__init__()
         if kernel_size < 1 or stride < 1:
@@ -67,22 +72,11 @@ class AdaptiveBottleneck(nn.Module):
             raise ValueError(f"a stride-1 bottleneck needs an odd kernel to keep its size, got {kernel_size}")
         dd: Any = {"device": device, "dtype": dtype}
         self.expansion = expansion
-        self.depthwise = Layers(
-            nn.Conv2d(
-                expanded,
-                expanded,
-                kernel_size,
-                stride=stride,
-                padding=(kernel_size - 1) // 2,
-                groups=expanded,
-                bias=False,
-                **dd,
-            ),
-            nn.BatchNorm2d(expanded, **dd),
-            act_layer(),
-        )
+        self.depthwise = depthwise(expanded, kernel_size, stride, act_layer(), reparam=reparam, **dd)
         self.project = Layers(
-            nn.Conv2d(expanded, out_channels, 1, bias=False, **dd), nn.BatchNorm2d(out_channels, **dd)
+            nn.Conv2d(expanded, out_channels, 1, bias=False, **dd),
+            nn.BatchNorm2d(out_channels, **dd),
+            *(layer_scale(out_channels, layer_scale_init, **dd) if self.residual else ()),
         )
         self.drop_path = DropPath(drop_path) if self.residual and drop_path > 0 else nn.Identity()
 

@@ -4,6 +4,7 @@ import math
 
 SELECTIONS = ("sample", "static", "grouped", "random")
 ORDERS = ("rank", "index")
+JOINS = ("concat", "add")
 SURROGATES = ("softmax", "softmax_k", "simple", "sfess")
 
 

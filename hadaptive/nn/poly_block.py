@@ -11,6 +11,7 @@ from torch.types import Device
 
 from hadaptive.nn.bottleneck import DropPath
 from hadaptive.nn.layers import Layers
+from hadaptive.nn.reparam import depthwise, layer_scale
 
 
 class PolyBlock(nn.Module):
@@ -25,6 +26,8 @@ class PolyBlock(nn.Module):
         drop_path: stochastic-depth rate of the residual branch.
         device, dtype: of parameters and buffers.
         act_layer: of the 3x3 factor; None for none.
+        reparam: whether the depthwise convolutions are trained as :class:`hadaptive.nn.RepDepthwise`.
+        layer_scale_init: of a learnt scale of each channel of the residual branch; None for none.
 
     Shape:
         (B, C, H, W) -> (B, C, H, W).
@@ -42,6 +45,8 @@ class PolyBlock(nn.Module):
         dtype: torch.dtype | None = None,
         *,
         act_layer: type[nn.Module] | None = nn.ReLU6,
+        reparam: bool = False,
+        layer_scale_init: float | None = None,
     ) -> None:
         super().__init__()
         if channels < 2 or channels % 2:
@@ -50,16 +55,15 @@ class PolyBlock(nn.Module):
             raise ValueError(f"kernel_size must be odd, to keep the map's size, got {kernel_size}")
         dd: Any = {"device": device, "dtype": dtype}
 
-        def conv(kernel: int, groups: int) -> Layers:
-            layer = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=groups, bias=False, **dd)
-            return Layers(layer, nn.BatchNorm2d(channels, **dd))
+        def conv() -> list[nn.Module]:
+            return [nn.Conv2d(channels, channels, 1, bias=False, **dd), nn.BatchNorm2d(channels, **dd)]
 
         self.shift = channels // 2
-        self.mix = conv(1, 1)
-        self.wide = conv(kernel_size, channels)
-        self.narrow = conv(3, channels)
+        self.mix = Layers(*conv())
+        self.wide = depthwise(channels, kernel_size, reparam=reparam, **dd)
+        self.narrow = depthwise(channels, 3, reparam=reparam, **dd)
         self.act = nn.Identity() if act_layer is None else act_layer()
-        self.project = conv(1, 1)
+        self.project = Layers(*conv(), *layer_scale(channels, layer_scale_init, **dd))
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from hadaptive import ops
 from hadaptive.nn.bottleneck import DropPath
 from hadaptive.nn.layers import Layers
 from hadaptive.nn.normalisation import create_norm
+from hadaptive.nn.reparam import depthwise, layer_scale
 from hadaptive.ops import num_pairs
 
 
@@ -67,6 +68,8 @@ class ProductBlock(nn.Module):
         after: whether there is the second depthwise convolution, which StarNet has.
         drop_path: stochastic-depth rate of the residual branch.
         device, dtype: of parameters and buffers.
+        reparam: whether the depthwise convolutions are trained as :class:`hadaptive.nn.RepDepthwise`.
+        layer_scale_init: of a learnt scale of each channel of the residual branch; None for none.
 
     Shape:
         (B, C, H, W) -> (B, C, H, W).
@@ -88,6 +91,8 @@ class ProductBlock(nn.Module):
         *,
         act_layer: type[nn.Module] | None = nn.ReLU6,
         after: bool = True,
+        reparam: bool = False,
+        layer_scale_init: float | None = None,
     ) -> None:
         super().__init__()
         if k < 2 or width < 1:
@@ -95,18 +100,20 @@ class ProductBlock(nn.Module):
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, to keep the map's size, got {kernel_size}")
         dd: Any = {"device": device, "dtype": dtype}
-        around: Any = {"padding": kernel_size // 2, "groups": channels, **dd}
         pairs = num_pairs(k * width, width)
-        self.depthwise = Layers(
-            nn.Conv2d(channels, channels, kernel_size, bias=False, **around), nn.BatchNorm2d(channels, **dd)
-        )
+        scale = layer_scale(channels, layer_scale_init, **dd)
+        self.depthwise = depthwise(channels, kernel_size, reparam=reparam, **dd)
         self.factors = nn.Conv2d(channels, k * width, 1, **dd)
         self.products = BlockProducts(k, width, act_layer)
         self.norm = create_norm(norm, pairs, **dd)
-        self.project = Layers(nn.Conv2d(pairs, channels, 1, bias=False, **dd), nn.BatchNorm2d(channels, **dd))
+        project = nn.Conv2d(pairs, channels, 1, bias=False, **dd)
+        self.project = Layers(project, nn.BatchNorm2d(channels, **dd), *(() if after else scale))
         self.after: nn.Module = nn.Identity()
-        if after:
-            self.after = Layers(nn.Conv2d(channels, channels, kernel_size, **around))
+        if after and reparam:
+            self.after = depthwise(channels, kernel_size, 1, *scale, reparam=True, **dd)
+        elif after:
+            pad = kernel_size // 2
+            self.after = Layers(nn.Conv2d(channels, channels, kernel_size, 1, pad, groups=channels, **dd), *scale)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -2,14 +2,12 @@
 
 import itertools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from torch import nn
 
 from hadaptive.measure.deploy import layers_of
-from hadaptive.measure.runner import runners
 from hadaptive.measure.setting import LOWERED, Setting
 from hadaptive.models import HadaptiveNet
 from hadaptive.search.position import Skip, is_dense
@@ -41,6 +39,10 @@ class Candidates:
 
     def __init__(self, space: SearchSpace, setting: Setting) -> None:
         self.setting = setting
+        # What is not the same in all networks of a space; deployed, a scale is part of a convolution.
+        self.kind = f", {space.activation}"
+        if setting.runtime not in LOWERED and space.layer_scale is not None:
+            self.kind += ", scaled"
         self.parts: dict[str, tuple[nn.Sequential, Size]] = {}
         shapes = [(c, side, side) for c, side in space.input_shapes(setting.in_chans, setting.image_size)]
         modules: Any = Supernet(space, setting.num_classes, setting.in_chans).positions
@@ -64,17 +66,15 @@ class Candidates:
         network = HadaptiveNet(space.build((0,) * len(space.positions)), setting.num_classes, setting.in_chans)
         layers = layers_of(network)
         start = next(i for i, layer in enumerate(layers) if layer is network.last)
-        self.head = self._add("head", layers[start:], shapes[-1])
+        self.head = self._add(
+            f"head of {space.last_channels} and {space.head_channels}", layers[start:], shapes[-1]
+        )
         self._add(CALL, [nn.ReLU()], (shapes[-1][0], 1, 1))
 
     def _add(self, key: str, layers: list[nn.Module], size: Size) -> str:
-        name = f"{key} on {size[0]}x{size[1]}" if key != CALL else CALL
+        name = f"{key} on {size[0]}x{size[1]}{self.kind}" if key != CALL else CALL
         self.parts.setdefault(name, (nn.Sequential(*layers), size))
         return name
-
-    def runs(self) -> dict[str, Callable[[], Any]]:
-        """What runs each part, by name."""
-        return dict(zip(self.parts, runners(list(self.parts.values()), self.setting), strict=True))
 
     def times(self, medians: dict[str, float]) -> tuple[tuple[tuple[float, ...], ...], float]:
         """Milliseconds of each candidate at each position (0 for skip), and of the head.

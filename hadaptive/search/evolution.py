@@ -26,8 +26,9 @@ from hadaptive.search.doubts import collapsed, few_turns, misses, no_better_than
 from hadaptive.search.folder import SearchFolder
 from hadaptive.search.front import Judged, front_of, generations, limits_of
 from hadaptive.search.plots import draw_network, plot_front, plot_weights
-from hadaptive.search.shared import SharedSupernet, fair_choice, most_turns
+from hadaptive.search.shared import SharedSupernet
 from hadaptive.search.space import Choice
+from hadaptive.search.turns import fair_choice, most_turns
 
 JUDGING_BATCHES = 8  # for the running statistics of a network that is judged
 MEASURED = 8  # networks of the front that are timed whole, from the most accurate on

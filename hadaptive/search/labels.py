@@ -7,9 +7,10 @@ from hadaptive.search.position import Candidate, Skip
 def label(candidate: Candidate) -> str:
     """A candidate in the notation of the paper's tables: A16/5b is ACH of k 16, kernel 5, with BatchNorm.
 
-    B is ACH of whole blocks, G Ghost and I the inverted bottleneck, with their ratios (I4g2 in two groups); C a
-    plain convolution; P4x32 products of four blocks of 32 channels, with a + where a second depthwise convolution
-    follows; D7 the product of a 7x7 and a 3x3 depthwise convolution.
+    B is ACH of whole blocks, G Ghost and I the inverted bottleneck, with their ratios (I4g2 in two groups); a +
+    behind A, B or G says that channels are added in place of appended. C is a plain convolution; P4x32 products of
+    four blocks of 32 channels, with a + where a second depthwise convolution follows; D7 the product of a 7x7 and
+    a 3x3 depthwise convolution.
     """
     if isinstance(candidate, Skip):
         return "skip"
@@ -29,6 +30,7 @@ def label(candidate: Candidate) -> str:
     )
     wide += f"g{candidate.groups}" if candidate.groups > 1 else ""
     wide += "" if candidate.act else "-linear"
+    wide += "+" if candidate.join == "add" else ""
     end = "b" if candidate.kind == "ach" and candidate.norm == "batchnorm" else ""
     end = end or (f"-{candidate.norm}" if candidate.kind == "ach" and candidate.norm != "dysoft" else "")
     return f"{wide}/{candidate.kernel}{stride}{end}"

@@ -71,12 +71,13 @@ def measure_table(
     rounds = ROUNDS if rounds is None else rounds
     with threads(setting.threads or None), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        widths = [Candidates(space.at_width(number), setting) for number in range(len(space.widths))]
-        number = len({name for candidates in widths for name in candidates.parts})
+        wholes = [Candidates(space.of_whole(number), setting) for number in range(len(space.wholes))]
+        number = len({name for candidates in wholes for name in candidates.parts})
         tell(f"making ready and timing {number} different candidates of {space.name} in {setting.runtime}")
-        runs = {name: run for candidates in widths for name, run in candidates.runs().items()}
+        parts = {name: part for candidates in wholes for name, part in candidates.parts.items()}
+        runs = dict(zip(parts, runners(list(parts.values()), setting), strict=True))
         medians = _medians(runs, rounds, setting)
-        (times, rest), *narrower = (candidates.times(medians) for candidates in widths)
+        (times, rest), *others = (candidates.times(medians) for candidates in wholes)
         generator = torch.Generator().manual_seed(2024)
         choices = [space.random(generator) for _ in range(networks)]
         specs = {str(i): space.build(choice) for i, choice in enumerate(choices)}
@@ -93,7 +94,7 @@ def measure_table(
         {name: measured[name] for name in known if name in measured},
         {},
         provenance(setting.device),
-        tuple(narrower),
+        tuple(others),
     )
     sums = [table.predict(choice) for choice in choices]
     slope, offset, error = _fit(sums, [measured[str(i)] for i in range(networks)])

@@ -100,9 +100,9 @@ def random_within(space: SearchSpace, table: LatencyTable, target: float, genera
     Raises:
         UserError: no network is within the target.
     """
-    if table.narrower:
-        number = _width_within(space, table, target, generator)
-        inside = random_within(space.at_width(number), table.at_width(number), target, generator)
+    if table.others:
+        number = _whole_within(space, table, target, generator)
+        inside = random_within(space.of_whole(number), table.of_whole(number), target, generator)
         return (*inside, number)
     knapsack = _Knapsack(table, target)
     scores = [[0.0] * len(position) for position in space.positions]
@@ -114,11 +114,11 @@ def random_within(space: SearchSpace, table: LatencyTable, target: float, genera
     return knapsack.trace(tables, scores, draw)
 
 
-def _width_within(space: SearchSpace, table: LatencyTable, target: float, generator: torch.Generator) -> int:
-    """The number of a width, drawn by how many of its networks are in the band, or within where none is in it."""
+def _whole_within(space: SearchSpace, table: LatencyTable, target: float, generator: torch.Generator) -> int:
+    """The number of a whole, drawn by how many of its networks are in the band, or within where none is in it."""
     band, within = [], []
-    for number in range(len(space.widths)):
-        own = table.at_width(number)
+    for number in range(len(space.wholes)):
+        own = table.of_whole(number)
         if own.range()[0] > target:
             band.append(-math.inf)
             within.append(-math.inf)

@@ -58,10 +58,10 @@ class Searcher(SearchEngine):
     def set_up(self) -> None:
         config, space, batches = self.config, self.space, self.batches
         assert batches.alpha is not None
-        if space.has_widths:
+        if space.varies:
             raise UserError(
-                f"{space.name} has networks of several widths, which no gradient compares: use --method "
-                "evolution, or a space of one width"
+                f"{space.name} has networks of several widths or alternatives, which no gradient compares: use "
+                "--method evolution, or a space of one of each"
             )
         self.alpha_batches = batches.alpha
         in_chans = config.preprocessing.in_chans

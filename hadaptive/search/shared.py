@@ -9,141 +9,24 @@ Source: Once-for-All (arXiv 1908.09791) for kernels and widths that are parts of
 """
 
 import dataclasses
-import functools
 import itertools
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.types import Device
 
-from hadaptive.data import derive_seed
 from hadaptive.models import HadaptiveNet, NetSpec
 from hadaptive.models.blocks import build_block, conv_norm_act
 from hadaptive.models.layer_spec import BlockSpec, ConvSpec
-from hadaptive.search.position import Candidate, Position, Skip, layers_at, scaled
+from hadaptive.search.cuts import Cut, Layer, Parts, family_of, is_alone, parts_of
+from hadaptive.search.position import SKIP, Skip, layers_at, scaled
 from hadaptive.search.space import Choice, SearchSpace
-
-Layer = ConvSpec | BlockSpec
-Parts = tuple[int, ...]  # widths of what lies side by side among the channels
-
-# Of each kind of block, by the beginning of its parameters' names: what its channels out and in are.
-_CHANNELS = {
-    "ghost": {
-        "expansion.primary": ("half", "in"),
-        "expansion.cheap": ("half", ""),
-        "depthwise": ("inner", ""),
-        "project": ("out", "inner"),
-    },
-    "inverted": {"expansion": ("inner", "in"), "depthwise": ("inner", ""), "project": ("out", "inner")},
-    "ach": {
-        "expansion.mix": ("in", "in"),
-        "expansion.bn": ("in", ""),
-        "depthwise": ("inner", ""),
-        "project": ("out", "inner"),
-    },
-    "products": {
-        "depthwise": ("in", ""),
-        "factors": ("factors", "in"),
-        "norm": ("inner", ""),
-        "project": ("out", "inner"),
-        "after": ("out", ""),
-    },
-    "poly": {
-        "mix": ("inner", "in"),
-        "wide": ("inner", ""),
-        "narrow": ("inner", ""),
-        "project": ("out", "inner"),
-    },
-    "conv": {"": ("out", "in")},
-    "head": {"last": ("last", "in"), "conv_head": ("hidden", "last"), "classifier": ("", "hidden")},
-}
-
-
-def _is_alone(layer: Layer) -> bool:
-    """Whether its channels have other roles at each width, so that it shares no weights."""
-    return isinstance(layer, BlockSpec) and (layer.groups > 1 or layer.pairing == "blocks")
-
-
-def _family(block: BlockSpec, position: Position) -> BlockSpec:
-    """The largest of a position's candidates that share weights with this one."""
-    own = [x for x in position if isinstance(x, BlockSpec) and _kind(x) == _kind(block)]
-    return dataclasses.replace(
-        block,
-        kernel=max(x.kernel for x in own),
-        ratio=block.ratio and max(x.ratio or 0 for x in own),
-        width=block.width and max(x.width or 0 for x in own),
-        after=any(x.after for x in own),
-    )
-
-
-@functools.cache
-def _kind(layer: Layer) -> Layer:
-    """A candidate without its sizes: two of a position that are equal so share their weights."""
-    if not isinstance(layer, BlockSpec) or layer.kind == "conv":
-        return layer
-    kernel = 3 if layer.kernel % 2 else 2  # the middle of an odd kernel is no even one
-    width = layer.width and min(2, layer.width)
-    return dataclasses.replace(layer, kernel=kernel, ratio=layer.ratio and 1.0, width=width, after=False)
-
-
-def _parts(block: BlockSpec, channels: int) -> dict[str, Parts]:
-    """What lies side by side among a block's channels."""
-    parts: dict[str, Parts] = {"in": (channels,), "out": (block.channels,)}
-    if block.kind == "ghost":
-        half = -(-int(channels * (block.ratio or 1)) // 2)
-        parts |= {"half": (half,), "inner": (half, half)}
-    elif block.kind == "inverted":
-        parts["inner"] = (int(channels * (block.ratio or 1)),)
-    elif block.kind == "ach":
-        k = block.k or 0
-        parts["inner"] = (channels, k * (k - 1) // 2)
-    elif block.kind == "products":
-        k, width = block.k or 0, block.width or 0
-        parts |= {"factors": (width,) * k, "inner": (width,) * (k * (k - 1) // 2)}
-    elif block.kind == "poly":
-        parts["inner"] = (channels // 2,) * 2
-    return parts
-
-
-def _rows(small: Parts, large: Parts) -> Tensor:
-    """Numbers of the larger one's channels that the smaller one has."""
-    starts = [sum(large[:n]) for n in range(len(large))]
-    return torch.cat([torch.arange(start, start + width) for start, width in zip(starts, small, strict=True)])
-
-
-class _Cut:
-    """Takes a layer's weights out of those of its family's largest.
-
-    Args:
-        kind: of block, or "head".
-        small, large: what lies side by side among the channels of either.
-    """
-
-    def __init__(self, kind: str, small: dict[str, Parts], large: dict[str, Parts]) -> None:
-        self.names = _CHANNELS[kind]
-        self.rows = {name: _rows(parts, large[name]) for name, parts in small.items()}
-        self.first = {name for name, parts in small.items() if len(parts) == 1}
-
-    def __call__(self, name: str, weight: Tensor, like: torch.Size) -> Tensor:
-        """The part of `weight` that has the shape `like`."""
-        own = next((pair for prefix, pair in self.names.items() if name.startswith(prefix)), ("", ""))
-        for dim, key in enumerate(own[: weight.dim()]):
-            if weight.shape[dim] == like[dim]:
-                continue
-            if key in self.first:
-                weight = weight.narrow(dim, 0, like[dim])
-            else:
-                if self.rows[key].device != weight.device:
-                    self.rows[key] = self.rows[key].to(weight.device)
-                weight = weight.index_select(dim, self.rows[key])
-        if weight.dim() == 4 and weight.shape[-1] > like[-1]:
-            edge, kernel = (weight.shape[-1] - like[-1]) // 2, like[-1]
-            weight = weight[..., edge : edge + kernel, edge : edge + kernel]
-        return weight
+from hadaptive.search.whole import Whole
 
 
 def _without_statistics(layer: nn.Module) -> nn.Module:
@@ -167,7 +50,7 @@ class _Slice:
 
     shell: nn.Module
     bank: nn.Module
-    cut: _Cut
+    cut: Cut
 
     def weights(self) -> dict[str, Tensor]:
         """Its weights by their names, parts of the bank's."""
@@ -205,7 +88,7 @@ class SharedSupernet(nn.Module):
     statistics, which are still to be estimated. Temperatures of selections stay where they begin.
 
     Args:
-        space: the positions, their candidates, and the widths.
+        space: the positions, their candidates, the widths and alternatives.
         num_classes: outputs.
         in_chans: image channels.
         drop_rate: dropout before the classifier.
@@ -217,78 +100,125 @@ class SharedSupernet(nn.Module):
     def __init__(self, space: SearchSpace, num_classes: int, in_chans: int = 3, drop_rate: float = 0.3) -> None:
         super().__init__()
         self.space, self.num_classes, self.in_chans, self.drop_rate = space, num_classes, in_chans, drop_rate
-        convs = 1 + len(space.stage1)
-        widths = [in_chans, *(layers_at(position)[0].channels for position in space.positions)]
+        self._widths = [in_chans, *(layers_at(position)[0].channels for position in space.positions)]
+        self._template = dataclasses.replace(space, widths=(1.0,), alternatives={}).build(
+            (0,) * len(space.positions)
+        )
+        self._slices: dict[Any, _Slice] = {}
+        self._shells: dict[Any, nn.Module] = {}
         self.banks = nn.ModuleList(nn.ModuleDict() for _ in space.positions)
-        self.tail = _without_statistics(_tail(self._network(0, 1.0), drop_rate))
-        self._slices: dict[tuple[int, float, Layer], _Slice] = {}
-        self._tails: dict[float, _Slice] = {}
-        self._shells: dict[tuple[int, Layer], nn.Module] = {}
-        for which, factor in enumerate(space.widths):
-            entering = [w if n <= convs else round(w * factor) for n, w in enumerate(widths)]
+        self.tails = nn.ModuleDict()
+        widest: dict[Any, Whole] = {}
+        for whole in space.wholes:
+            spec = self._spec(whole)
+            self._tail_bank(whole)
+            if (whole.width, spec.reparam) not in widest:
+                widest[whole.width, spec.reparam] = whole
+        for whole in widest.values():
             for number, position in enumerate(space.positions):
                 for candidate in layers_at(position):
-                    own = self._slice(number, candidate, factor, entering[number], widths[number])
-                    self._slices[number, factor, candidate] = own
-            shell = _without_statistics(_tail(self._network(which, factor), drop_rate))
-            cut = _Cut("head", self._of_tail(entering[-1]), self._of_tail(widths[-1]))
-            self._tails[factor] = _Slice(shell, self.tail, cut)
+                    self._bank(number, candidate, whole)
 
-    def _network(self, which: int, factor: float) -> HadaptiveNet:
-        """Any network of a width, on no device."""
-        space = self.space if factor != 1 else dataclasses.replace(self.space, widths=(1.0,))
-        choice = (*(0,) * len(space.positions), *([which] if space.has_widths else []))
-        return HadaptiveNet(space.build(choice), self.num_classes, self.in_chans)
+    def _spec(self, whole: Whole) -> NetSpec:
+        """Any network, of which what stands beside the layers is as `whole` says."""
+        return dataclasses.replace(self._template, **dict(whole.fields))
 
-    def _of_tail(self, channels: int) -> dict[str, Parts]:
-        last = self.space.last_channels or channels
-        return {"in": (channels,), "last": (last,), "hidden": (self.space.head_channels or last,)}
+    def _entering(self, number: int, whole: Whole) -> int:
+        """Channels that enter a position, or, behind the last, the head."""
+        channels = self._widths[number]
+        return channels if number <= 1 + len(self.space.stage1) else round(channels * whole.width)
 
-    def _slice(self, number: int, candidate: Layer, factor: float, channels: int, most: int) -> _Slice:
-        """A candidate at a width, which reads `channels` of at most `most`."""
-        small = scaled(candidate, factor)
-        assert not isinstance(small, Skip)
-        family: Layer = small
-        if isinstance(candidate, BlockSpec) and not _is_alone(candidate):
-            family = _family(candidate, self.space.positions[number])
-        before = channels if _is_alone(candidate) else most
-        if isinstance(family, ConvSpec) or isinstance(small, ConvSpec):
-            kind, sizes = "conv", ({"in": (channels,), "out": (small.channels,)},) * 2
-        else:
-            kind, sizes = family.kind, (_parts(small, channels), _parts(family, before))
-        name, banks = repr(family).replace(".", "_"), self.banks[number]
+    # -- layers of the positions --------------------------------------------------------------------------------
+
+    def _bank(self, number: int, candidate: Layer, whole: Whole) -> tuple[nn.Module, Layer, int]:
+        """The layer that has a candidate's weights, what it is, and how many channels it reads."""
+        alone, family = is_alone(candidate), scaled(candidate, whole.width)
+        assert not isinstance(family, Skip)
+        if isinstance(candidate, BlockSpec) and not alone:
+            family = family_of(candidate, self.space.positions[number])
+        channels = self._entering(number, whole) if alone else self._widths[number]
+        spec, banks = self._spec(whole), self.banks[number]
         assert isinstance(banks, nn.ModuleDict)
+        name = repr(family).replace(".", "_") + " reparam" * spec.reparam
         if name not in banks:
-            banks[name] = _without_statistics(self._layer(before, family))
-        if (channels, small) not in self._shells:
-            shell = _without_statistics(self._layer(channels, small, "meta"))
+            scales = self.space.alternatives.get("layer_scale", (spec.layer_scale,))
+            spec = dataclasses.replace(spec, layer_scale=next((s for s in scales if s is not None), None))
+            banks[name] = _without_statistics(self._layer(channels, family, spec))
+        return banks[name], family, channels
+
+    def _part(self, number: int, candidate: Layer, whole: Whole) -> _Slice:
+        """A candidate of a position in a network."""
+        spec = self._spec(whole)
+        key = (number, candidate, whole.width, spec.activation, spec.reparam, spec.layer_scale)
+        if key not in self._slices:
+            small, channels = scaled(candidate, whole.width), self._entering(number, whole)
+            assert not isinstance(small, Skip)
+            bank, family, before = self._bank(number, candidate, whole)
+            if isinstance(family, ConvSpec) or isinstance(small, ConvSpec):
+                kind, sizes = "conv", ({"in": (channels,), "out": (small.channels,)},) * 2
+            else:
+                kind, sizes = family.kind, (parts_of(small, channels), parts_of(family, before))
+            shell = self._shell((channels, small, *key[3:]), lambda d: self._layer(channels, small, spec, d))
+            self._slices[key] = _Slice(shell, bank, Cut(kind, *sizes))
+        return self._slices[key]
+
+    def _shell(self, key: Any, make: Callable[[Device], nn.Module]) -> nn.Module:
+        if key not in self._shells:
+            shell = _without_statistics(make("meta"))
             if any(True for _ in shell.buffers()):  # they are not weights: the layer needs its own
-                shell = _without_statistics(self._layer(channels, small))
-            self._shells[channels, small] = shell
-        return _Slice(self._shells[channels, small], banks[name], _Cut(kind, *sizes))
+                shell = _without_statistics(make(None))
+            self._shells[key] = shell.train(self.training)
+        return self._shells[key]
 
-    def _layer(self, channels: int, layer: Layer, device: Device = None) -> nn.Module:
+    def _layer(self, channels: int, layer: Layer, spec: NetSpec, device: Device = None) -> nn.Module:
         if isinstance(layer, ConvSpec):
-            return conv_norm_act(channels, layer, device, activation=self.space.activation)
-        return build_block(channels, layer, self._template, 0.0, device=device)
+            return conv_norm_act(channels, layer, device, activation=spec.activation)
+        return build_block(channels, layer, spec, 0.0, device=device)
 
-    @functools.cached_property
-    def _template(self) -> NetSpec:
-        return dataclasses.replace(self.space, widths=(1.0,)).build((0,) * len(self.space.positions))
+    # -- the head -----------------------------------------------------------------------------------------------
+
+    def _tail_bank(self, whole: Whole) -> nn.Module:
+        spec = self._spec(whole)
+        name = f"{spec.last_channels} {spec.head_channels}"
+        if name not in self.tails:
+            self.tails[name] = _without_statistics(self._new_tail(dataclasses.replace(whole, width=1.0)))
+        return self.tails[name]
+
+    def _tail(self, whole: Whole) -> _Slice:
+        """The last layers of a network."""
+        if whole not in self._slices:
+            shell = self._shell(whole, lambda device: self._new_tail(whole, device))
+            sizes = (self._of_tail(whole, self._entering(-1, whole)), self._of_tail(whole, self._widths[-1]))
+            self._slices[whole] = _Slice(shell, self._tail_bank(whole), Cut("head", *sizes))
+        return self._slices[whole]
+
+    def _new_tail(self, whole: Whole, device: Device = None) -> nn.Module:
+        spec = self._spec(whole)
+        if whole.width != 1:
+            which = self.space.wholes.index(whole)
+            spec = self.space.build((*(0,) * len(self.space.positions), which))
+        return _tail(HadaptiveNet(spec, self.num_classes, self.in_chans, device=device), self.drop_rate)
+
+    def _of_tail(self, whole: Whole, channels: int) -> dict[str, Parts]:
+        spec = self._spec(whole)
+        last = spec.last_channels or channels
+        return {"in": (channels,), "last": (last,), "hidden": (spec.head_channels or last,)}
+
+    # -- networks -----------------------------------------------------------------------------------------------
 
     def train(self, mode: bool = True) -> "SharedSupernet":
-        for shell in (*self._shells.values(), *(part.shell for part in self._tails.values())):
+        for shell in self._shells.values():
             shell.train(mode)
         return super().train(mode)
 
     def _along(self, choice: Choice) -> Iterator[_Slice]:
         self.space.check_choice(choice)
-        factor = self.space.width_of(choice)
+        whole = self.space.whole_of(choice)
         for number, position in enumerate(self.space.positions):
             candidate = position[choice[number]]
             if not isinstance(candidate, Skip):
-                yield self._slices[number, factor, candidate]
-        yield self._tails[factor]
+                yield self._part(number, candidate, whole)
+        yield self._tail(whole)
 
     def forward(self, x: Tensor, choice: Choice) -> Tensor:
         """Run the network of one choice."""
@@ -298,16 +228,23 @@ class SharedSupernet(nn.Module):
 
     def smallest(self) -> tuple[Choice, int]:
         """The network of fewest parameters, and their number."""
+        sizes: dict[Any, int] = {SKIP: 0}
         found = []
-        for which, factor in enumerate(self.space.widths):
-            total, choice = _count(self._tails[factor].shell), []
+        for which, whole in enumerate(self.space.wholes):
+            spec, choice = self._spec(whole), []
+            total = _count(self._new_tail(whole, "meta"))
             for number, position in enumerate(self.space.positions):
-                own = [
-                    0 if isinstance(c, Skip) else _count(self._slices[number, factor, c].shell) for c in position
-                ]
+                channels, own = self._entering(number, whole), []
+                for candidate in position:
+                    small = scaled(candidate, whole.width)
+                    key = small if isinstance(small, Skip) else (channels, small, spec.reparam, spec.layer_scale)
+                    if key not in sizes:
+                        assert not isinstance(small, Skip)
+                        sizes[key] = _count(self._layer(channels, small, spec, "meta"))
+                    own.append(sizes[key])
                 choice.append(own.index(min(own)))
                 total += min(own)
-            found.append((total, (*choice, *([which] if self.space.has_widths else []))))
+            found.append((total, (*choice, *([which] if self.space.varies else []))))
         total, choice = min(found)
         return choice, total
 
@@ -321,46 +258,3 @@ class SharedSupernet(nn.Module):
             block.load_state_dict({**part.weights(), **dict(part.shell.named_buffers())}, strict=False)
         network.load_state_dict(tail.weights(), strict=False)
         return network.to(next(self.parameters()).device)
-
-
-def fair_choice(space: SearchSpace, seed: int, step: int) -> Choice:
-    """The choice whose turn it is: over many steps, every kind of block and every size of it equally often.
-
-    At each position the kinds take turns in an order drawn anew for each round, and in each round another of a
-    kind's sizes, in an order drawn for as many rounds as there are. A position that may be skipped is skipped in a
-    quarter of the turns, so that networks of few blocks are trained as well.
-    """
-
-    def turn(place: int, number: int, kinds: list[list[int]]) -> int:
-        round_, at = divmod(number, len(kinds))
-        kind = int(_order(len(kinds), seed, place, round_)[at])
-        cycle, own = divmod(round_, len(kinds[kind]))
-        return kinds[kind][int(_order(len(kinds[kind]), seed, place, kind, cycle)[own])]
-
-    choice = [turn(place, step, _kinds(position)) for place, position in enumerate(space.positions)]
-    if space.has_widths:
-        choice.append(turn(len(choice), step, [[n] for n in range(len(space.widths))]))
-    return tuple(choice)
-
-
-def _order(count: int, *numbers: int) -> Tensor:
-    return torch.randperm(count, generator=torch.Generator().manual_seed(derive_seed(*numbers)))
-
-
-def most_turns(space: SearchSpace) -> int:
-    """After how many steps every candidate of a space has had a turn."""
-    kinds = [_kinds(position) for position in space.positions]
-    return max(len(own) * max(map(len, own)) for own in kinds)
-
-
-def _kinds(position: Position) -> list[list[int]]:
-    """Numbers of a position's candidates by what kind they are, in the turns of a round: a quarter are to skip."""
-    kinds: dict[Candidate, list[int]] = {}
-    skip: list[int] = []
-    for number, candidate in enumerate(position):
-        if isinstance(candidate, Skip):
-            skip.append(number)
-        else:
-            kinds.setdefault(_kind(candidate), []).append(number)
-    found = list(kinds.values())
-    return [*found, *found, *found, *([skip] * len(found))] if skip else found

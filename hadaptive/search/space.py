@@ -3,7 +3,7 @@
 A space has the shape of a :class:`NetSpec` with a tuple of candidates wherever the spec has one layer. The
 candidates of a position agree on stride and channels, so that any of them fits between its neighbours; `skip`
 stands for no block. A choice is one candidate's number for each position, in order, and then, where a space has
-several, the number of a width; it builds a NetSpec.
+several widths or alternatives, the number of one of their combinations; it builds a NetSpec.
 
     >>> space = SearchSpace.load("my_space.json")
     >>> spec = space.build(space.random(torch.Generator().manual_seed(0)))
@@ -17,7 +17,8 @@ import itertools
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ import torch
 
 from hadaptive.errors import UserError
 from hadaptive.files import json_text, write_json
-from hadaptive.models.documents import as_fields, as_list, contents, is_positive_number, without_later
+from hadaptive.models.documents import as_fields, as_list, contents, without_later
 from hadaptive.models.layer_spec import BlockSpec, ConvSpec
 from hadaptive.models.spec import NetSpec, check_block
 from hadaptive.search.position import (
@@ -39,24 +40,12 @@ from hadaptive.search.position import (
     scaled,
     sides_after,
 )
+from hadaptive.search.whole import OF_THE_NETWORK, Alternatives, Whole, as_alternatives, check_widths, wholes_of
 
 FORMAT = "hadaptive-space"
 VERSION = 1
 
 Choice = tuple[int, ...]
-
-OF_THE_NETWORK = (
-    "last_channels",
-    "head_channels",
-    "order",
-    "surrogate",
-    "selection",
-    "noise",
-    "temperature",
-    "score_kernel",
-    "mix",
-    "activation",
-)
 
 
 @dataclass(frozen=True)
@@ -70,9 +59,11 @@ class SearchSpace:
         stages: for each stage a tuple of positions; a position is a tuple of blocks, with a `Skip` where the block
             may be left out (stride 1 and unchanged width only).
         last_channels, head_channels, order, surrogate, selection, noise, temperature, score_kernel, mix,
-            activation: as in :class:`NetSpec`.
+            activation, reparam, layer_scale: as in :class:`NetSpec`.
         widths: factors of all widths in the stages, each above 0 and at most 1; candidates are written for 1.
             Numbers of single channels (k of ACH and of products of width 1) stay.
+        alternatives: values of some of these fields, by name, of which each network takes one of each: of
+            `activation`, `last_channels`, `head_channels`, `reparam` and `layer_scale`.
 
     Raises:
         UserError: candidates do not fit each other or their position, or a factor leaves parts of channels.
@@ -92,10 +83,14 @@ class SearchSpace:
     score_kernel: int = 5
     mix: bool = True
     activation: str = "hardswish"
+    reparam: bool = False
+    layer_scale: float | None = None
     widths: tuple[float, ...] = (1.0,)
+    alternatives: Alternatives = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        self._check_widths()
+        check_widths(self.widths)
+        object.__setattr__(self, "alternatives", as_alternatives(self.alternatives))
         if self.surrogate == "sfess":
             raise UserError("a search does not know the losses that surrogate 'sfess' learns from: choose another")
         for number, position in enumerate(self.positions, start=1):
@@ -110,13 +105,13 @@ class SearchSpace:
             number += len(stage)
         for width in self.widths:
             self._check_blocks(width)
-        for width in range(len(self.widths)):  # what is left to check is NetSpec's
-            self.build((*(0,) * len(self.positions), *([width] if self.has_widths else [])))
+        for number in range(len(self.wholes)):  # what is left to check is NetSpec's
+            self.build((*(0,) * len(self.positions), *([number] if self.varies else [])))
 
     def _check_blocks(self, width: float) -> None:
         """Every block fits what comes before it, in networks of this width."""
         channels = (self.stage1[-1] if self.stage1 else self.stem)[0].channels
-        at = f" at {width:g} of the width" if self.has_widths else ""
+        at = f" at {width:g} of the width" if len(self.widths) > 1 else ""
         for number, position in enumerate(itertools.chain.from_iterable(self.stages), 2 + len(self.stage1)):
             try:
                 blocks = [b for b in (scaled(c, width) for c in position) if isinstance(b, BlockSpec)]
@@ -130,44 +125,41 @@ class SearchSpace:
                 raise UserError(f"position {number} changes the map's shape and cannot be skipped")
             channels = blocks[0].channels
 
-    def _check_widths(self) -> None:
-        widths = self.widths
-        if not widths or not all(is_positive_number(w) and w <= 1 for w in widths) or len({*widths}) < len(widths):
-            raise UserError(f"widths must be different factors above 0 and at most 1, got {list(widths)}")
-        if len(widths) == 1 and widths != (1.0,):
-            raise UserError(
-                f"a single width must be 1, got {widths[0]:g}: write the candidates as wide as they are"
-            )
+    @cached_property
+    def wholes(self) -> tuple[Whole, ...]:
+        """What the last number of a choice says of a whole network."""
+        return wholes_of(self.widths, self.alternatives)
 
     @property
-    def has_widths(self) -> bool:
-        """Whether a choice says how wide its network is."""
-        return len(self.widths) > 1
+    def varies(self) -> bool:
+        """Whether a choice has that number: the space has several widths, or alternatives."""
+        return len(self.wholes) > 1
 
     @property
     def counts(self) -> tuple[int, ...]:
         """How many numbers there are at each place of a choice."""
-        return (*map(len, self.positions), *([len(self.widths)] if self.has_widths else []))
+        return (*map(len, self.positions), *([len(self.wholes)] if self.varies else []))
 
-    def width_of(self, choice: Choice) -> float:
-        """The factor of a choice's widths."""
-        return self.widths[choice[-1] if self.has_widths else 0]
+    def whole_of(self, choice: Choice) -> Whole:
+        """How wide a choice's network is, and which alternatives it takes."""
+        return self.wholes[choice[-1] if self.varies else 0]
 
     def taken(self, choice: Choice) -> list[Candidate]:
         """The candidates that a choice takes, as wide as it says."""
         self.check_choice(choice)
-        width, convs = self.width_of(choice), 1 + len(self.stage1)
+        width, convs = self.whole_of(choice).width, 1 + len(self.stage1)
         found = [position[number] for position, number in zip(self.positions, choice, strict=False)]
         return [*found[:convs], *(scaled(candidate, width) for candidate in found[convs:])]
 
-    def at_width(self, number: int) -> "SearchSpace":
-        """The space of one of its widths alone."""
-        width = self.widths[number]
+    def of_whole(self, number: int) -> "SearchSpace":
+        """The space of one of its widths and of one of each of its alternatives alone."""
+        whole = self.wholes[number]
         stages = tuple(
-            tuple(tuple(scaled(candidate, width) for candidate in position) for position in stage)
+            tuple(tuple(scaled(candidate, whole.width) for candidate in position) for position in stage)
             for stage in self.stages
         )
-        return dataclasses.replace(self, stages=stages, widths=(1.0,))
+        fields: dict[str, Any] = dict(whole.fields)
+        return dataclasses.replace(self, stages=stages, widths=(1.0,), alternatives={}, **fields)
 
     @property
     def positions(self) -> tuple[Position, ...]:
@@ -251,7 +243,9 @@ class SearchSpace:
             raise UserError(f"a choice needs {len(counts)} numbers, got {len(choice)}")
         for number, (chosen, count) in enumerate(zip(choice, counts, strict=True), start=1):
             if not 0 <= chosen < count:
-                what = f"position {number} has candidates" if number <= len(self.positions) else "there are widths"
+                what = f"position {number} has candidates"
+                if number > len(self.positions):
+                    what = "there are widths and alternatives"
                 raise UserError(f"{what} 0 to {count - 1}, got {chosen}")
 
     def build(self, choice: Choice, name: str | None = None) -> NetSpec:
@@ -272,7 +266,7 @@ class SearchSpace:
             stem,
             tuple(conv for conv in stage1 if isinstance(conv, ConvSpec)),
             tuple(stages),
-            **self._of_the_network(),
+            **{**self._of_the_network(), **dict(self.whole_of(choice).fields)},
         )
 
     def _of_the_network(self) -> dict[str, Any]:
@@ -292,14 +286,15 @@ class SearchSpace:
 
     def find(self, spec: NetSpec) -> Choice | None:
         """A choice that builds `spec`, whatever its name, or None if the space does not hold it."""
-        if any(value != getattr(spec, name) for name, value in self._of_the_network().items()):
-            return None
         if len(spec.stage1) != len(self.stage1) or len(spec.stages) != len(self.stages):
             return None
-        for number, width in enumerate(self.widths):
-            choice = self._find_at(width, spec)
+        for number, whole in enumerate(self.wholes):
+            fields = {**self._of_the_network(), **dict(whole.fields)}
+            if any(value != getattr(spec, name) for name, value in fields.items()):
+                continue
+            choice = self._find_at(whole.width, spec)
             if choice is not None:
-                return (*choice, number) if self.has_widths else choice
+                return (*choice, number) if self.varies else choice
         return None
 
     def _find_at(self, width: float, spec: NetSpec) -> Choice | None:
@@ -337,6 +332,7 @@ class SearchSpace:
             "stages": [all_plain(stage) for stage in self.stages],
             **rest,
             **({} if self.widths == (1.0,) else {"widths": list(self.widths)}),
+            **({"alternatives": {k: list(v) for k, v in self.alternatives.items()}} if self.alternatives else {}),
         }
 
     @classmethod

@@ -118,6 +118,7 @@ def rich_space(skeleton: str) -> SearchSpace:
 
 STAR_DEPTHS = (2, 3, 5, 3)
 STAR_WIDTHS = (16, 20, 24, 32)  # of the first stage; each doubles the one before
+STAR_HEAD = 256
 
 
 def star_space() -> SearchSpace:
@@ -126,7 +127,8 @@ def star_space() -> SearchSpace:
     A stem, then in each of four stages a dense convolution that halves the map and up to 2, 3, 5 and 3 blocks: 12
     or 16 channels of which all pairs are multiplied, three or four whole blocks of channels, the star operation,
     one product of two depthwise convolutions, the inverted bottleneck, also in groups, Ghost, static ACH, or none;
-    with depthwise kernels of 3, 5 or 7, and one depthwise convolution or two where there are bare products.
+    with depthwise kernels of 3, 5 or 7, and one depthwise convolution or two where there are bare products. The
+    activation is ReLU6 or Hardswish, and the head has a hidden layer or none.
     """
 
     def blocks(width: int) -> tuple[BlockSpec | Skip, ...]:
@@ -136,7 +138,12 @@ def star_space() -> SearchSpace:
         for kernel in RICH_KERNELS:
             own += [products(k, w, kernel, width, after=after) for k, w in sizes for after in (False, True)]
             own += [poly(kernel, width), inverted(2, kernel, width), inverted(4, kernel, width)]
-            own += [inverted(4, kernel, width, groups=2), ghost(4, kernel, width), ach(16, kernel, width)]
+            own += [
+                inverted(4, kernel, width, groups=2),
+                ghost(4, kernel, width),
+                ghost(4, kernel, width, join="add"),
+            ]
+            own += [ach(16, kernel, width)]
         return (*own, SKIP)
 
     widest = STAR_WIDTHS[-1]
@@ -153,6 +160,7 @@ def star_space() -> SearchSpace:
         head_channels=None,
         selection="static",
         activation="relu6",
+        alternatives={"activation": ("relu6", "hardswish"), "head_channels": (None, STAR_HEAD)},
         widths=tuple(width / widest for width in STAR_WIDTHS),
     )
 
@@ -182,5 +190,7 @@ def spaces_command(name: str | None, save: Path | None) -> None:
     for number, position in enumerate(space.positions, start=1):
         channels = next(c.channels for c in position if isinstance(c, ConvSpec | BlockSpec))
         say(f"{number:3} to {channels:3} channels: {', '.join(label(candidate) for candidate in position)}")
-    if space.has_widths:
+    if len(space.widths) > 1:
         say(f"all of it {', '.join(f'{width:g}' for width in space.widths)} times as wide")
+    for name, values in space.alternatives.items():
+        say(f"{name} {' or '.join(map(str, values))}")

@@ -39,7 +39,7 @@ class LatencyTable:
         references: measured latency of the published networks that fit the setting, ms.
         networks: whole networks the line was fitted to: how many, and the median relative error left.
         where: device, versions and commit.
-        narrower: `times` and `rest` of each further width of the space.
+        others: `times` and `rest` of each further one of the space's wholes.
     """
 
     space: str
@@ -51,17 +51,17 @@ class LatencyTable:
     references: dict[str, float]
     networks: dict[str, float]
     where: dict[str, Any]
-    narrower: tuple[tuple[Times, float], ...] = ()
+    others: tuple[tuple[Times, float], ...] = ()
 
-    def at_width(self, number: int) -> "LatencyTable":
-        """The table of one of the space's widths alone."""
-        times, rest = ((self.times, self.rest), *self.narrower)[number]
-        return replace(self, times=times, rest=rest, narrower=())
+    def of_whole(self, number: int) -> "LatencyTable":
+        """The table of one of the space's wholes alone."""
+        times, rest = ((self.times, self.rest), *self.others)[number]
+        return replace(self, times=times, rest=rest, others=())
 
     def predict(self, choice: Choice) -> float:
         """Latency of one network of the space, ms."""
-        if self.narrower:
-            return self.at_width(choice[-1]).predict(choice[:-1])
+        if self.others:
+            return self.of_whole(choice[-1]).predict(choice[:-1])
         total = sum(times[chosen] for times, chosen in zip(self.times, choice, strict=True))
         return self.slope * (total + self.rest) + self.offset
 
@@ -87,10 +87,10 @@ class LatencyTable:
 
     def _extreme(self, which: Callable[..., Any]) -> Choice:
         found = []
-        for number in range(1 + len(self.narrower)):
-            times = self.at_width(number).times
+        for number in range(1 + len(self.others)):
+            times = self.of_whole(number).times
             choice = tuple(which(range(len(own)), key=own.__getitem__) for own in times)
-            found.append((*choice, number) if self.narrower else choice)
+            found.append((*choice, number) if self.others else choice)
         return which(found, key=self.predict)
 
     def target(self, text: str) -> float:
@@ -138,8 +138,8 @@ class LatencyTable:
 
     def check(self, space: SearchSpace, setting: Setting, foreign: bool = False) -> None:
         """Raise one clear UserError unless this table is of that space, setting and (unless foreign) device."""
-        tables = [self.at_width(number).times for number in range(1 + len(self.narrower))]
-        shape = [[len(p) for p in space.positions]] * len(space.widths)
+        tables = [self.of_whole(number).times for number in range(1 + len(self.others))]
+        shape = [[len(p) for p in space.positions]] * len(space.wholes)
         if self.space != space.fingerprint or [[len(t) for t in times] for times in tables] != shape:
             raise UserError(f"the latency table is of another space than {space.name}: measure this one's")
         for field in fields(Setting):
@@ -192,11 +192,12 @@ class LatencyTable:
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
             version = data.get("version")
+            if "narrower" in data:  # as it was called where there were widths alone
+                data["others"] = data.pop("narrower")
             data = contents(cls, "latency table", data, FORMAT, 1 if version == 1 else VERSION)
             data["setting"] = Setting(**data["setting"])
             data["times"] = _times(data["times"])
-            narrower = data.get("narrower", ())
-            data["narrower"] = tuple((_times(times), float(rest)) for times, rest in narrower)
+            data["others"] = tuple((_times(times), float(rest)) for times, rest in data.get("others", ()))
             for name in ("rest", "slope", "offset"):
                 data[name] = float(data[name])
             data["references"] = {str(name): float(ms) for name, ms in data["references"].items()}
@@ -233,8 +234,8 @@ def print_table(space: SearchSpace, table: LatencyTable) -> None:
             shown.add_row(", ".join(map(str, places)) if i == 0 else "", label(candidate), f"{ms:.3f}")
     shown.add_row("", "last convolution and head", f"{table.rest:.3f}")
     console().print(shown)
-    if table.narrower:
-        say(f"at {space.widths[0]:g} of the width; the file has the others, too")
+    if table.others:
+        say(f"of networks {space.wholes[0]}; the file has the others, too")
     low, high = table.range()
     say(f"a network of {space.name}: {low:.2f} to {high:.2f} ms")
     say(
