@@ -50,7 +50,7 @@ from hadaptive.models.layer_spec import KINDS, ach, conv, ghost, inverted, poly,
 from hadaptive.models.variants import PLUGS, VARIANTS
 from hadaptive.nn import ACTIVATIONS, NORMS
 from hadaptive.nn.ach import PAIRINGS
-from hadaptive.nn.checks import ORDERS, SELECTIONS, SURROGATES
+from hadaptive.nn.checks import JOINS, ORDERS, SELECTIONS, SURROGATES
 from hadaptive.runs import RunFolder
 from hadaptive.search import LatencyTable, SearchSpace, Setting, latency
 from hadaptive.search.config import SearchConfig, StudyConfig
@@ -95,6 +95,9 @@ REGISTERED: dict[tuple[str, str], tuple[str, ...]] = {
     ("network", "surrogate"): SURROGATES,
     ("network", "selection"): SELECTIONS,
     ("network", "pairing"): PAIRINGS,
+    ("network", "join"): JOINS,
+    ("network", "reparam"): (True, False),
+    ("network", "layer_scale"): (1.0, None),
     ("network", "variant"): tuple(VARIANTS),
     ("network", "plug"): tuple(PLUGS),
 }
@@ -138,11 +141,12 @@ def offered() -> set[Choice]:
 # ---------------------------------------------------------------- what is chosen
 
 
-def network(**options: str) -> NetSpec:
-    """Every kind of block, and every norm in a layer of its own."""
+def network(**options: Any) -> NetSpec:
+    """Every kind of block, every norm in a layer of its own, and all that can be added."""
     linear, whole = inverted(2, 3, 12, act=False), ach(3, 3, 12, pairing="blocks")
     others = (conv(12, 3, 1), products(2, 16, 3, 12, after=True), products(4, 1, 3, 12, act=False, norm="dysoft"))
     others += (poly(3, 12), inverted(2, 3, 12, groups=2))
+    others += (ghost(2, 3, 12, join="add"), dataclasses.replace(ach(4, 3, 12), join="add"))
     expansions = (ghost(2, 3, 12), inverted(2, 3, 12), linear, whole)
     blocks = (*others, *expansions, *(ach(4, 3, 12, norm=norm) for norm in NORMS))
     return NetSpec("all", ConvSpec(8, 3, 1), (ConvSpec(8, 2, 2),), (blocks,), 16, 16, **options)
@@ -152,7 +156,8 @@ SPECS = {
     f"{order}-{s}.json": network(order=order, surrogate=s) for order, s in itertools.product(ORDERS, SURROGATES)
 }
 SPECS |= {f"{name}.json": network(selection=name) for name in SELECTIONS if name != "sample"}
-SPECS |= {f"{name}.json": network(activation=name) for name in ACTIVATIONS if name != "hardswish"}
+SPECS |= {"relu6.json": network(activation="relu6", reparam=True)}
+SPECS |= {"relu.json": network(activation="relu", layer_scale=1.0)}
 ONE = SearchSpace(
     "one", (ConvSpec(8, 2, 2),), (), (((ghost(2, 3, 8), ach(4, 3, 8), products(2, 8, 3, 8)),),), 8, 8
 )
@@ -266,12 +271,13 @@ def chosen(line: str) -> set[Choice]:
             found.add((owner, name, rest[0]))
     for name, spec in SPECS.items():
         if name in words and words[0] == "train":
-            for name in ("order", "surrogate", "selection", "activation"):
+            for name in ("order", "surrogate", "selection", "activation", "reparam", "layer_scale"):
                 found.add(("network", name, getattr(spec, name)))
             blocks = [block for stage in spec.stages for block in stage]
             found |= {("network", "kind", block.kind) for block in blocks}
             found |= {("network", "norm", block.norm) for block in blocks}
             found |= {("network", "pairing", block.pairing) for block in blocks}
+            found |= {("network", "join", block.join) for block in blocks}
     found |= {("network", "variant", word.rpartition(":")[2]) for word in words if ".json:" in word}
     return found
 

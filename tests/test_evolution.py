@@ -442,7 +442,7 @@ def test_no_random_network_issmall_enough(tmp_path: Path, space: SearchSpace) ->
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--method", "gradient"], "has networks of several widths, which no gradient compares"),
+        (["--method", "gradient"], "has networks of several widths or alternatives, which no gradient"),
         (["--paths", "3"], "--paths has no effect here, for --method evolution does not use it"),
         (["--population", "3"], "population must be at least 4, got 3"),
         (["--max-params", "many"], "max_params is written like 400k, 1.5M or 800000, got 'many'"),

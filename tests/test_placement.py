@@ -36,6 +36,7 @@ from hadaptive.nn import (
     InvertedExpansion,
     PolyBlock,
     ProductBlock,
+    RepDepthwise,
     SelectionRecorder,
     StaticSelection,
     create_norm,
@@ -54,7 +55,10 @@ LAYERS = {
     CrossHadamardExpansion: lambda **dd: CrossHadamardExpansion(6, 3, norm="batchnorm", selection="sample", **dd),
     CrossHadamardMlp: lambda **dd: CrossHadamardMlp(6, k=3, norm_layer=nn.LayerNorm, selection="sample", **dd),
     PolyBlock: lambda **dd: PolyBlock(4, 3, 0.1, **dd),
-    ProductBlock: lambda **dd: ProductBlock(4, 2, 3, 3, "batchnorm", 0.1, **dd),
+    ProductBlock: lambda **dd: ProductBlock(
+        4, 2, 3, 3, "batchnorm", 0.1, **dd, reparam=True, layer_scale_init=1.0
+    ),
+    RepDepthwise: lambda **dd: RepDepthwise(4, 5, **dd),
     DyAlge: lambda **dd: DyAlge(4, **dd),
     DySig: lambda **dd: DySig(4, **dd),
     DySoft: lambda **dd: DySoft(4, **dd),

@@ -215,7 +215,7 @@ def test_a_network_of_them_and_what_is_deployed(last: int | None, head: int | No
 
 @pytest.mark.parametrize("pool", ["avg", "max", "avgmax", "catavgmax"])
 def test_a_last_norm_goes_into_what_reads_it_where_the_pool_lets_it(pool: str) -> None:
-    net = randomise(HadaptiveNet(network(), 5, global_pool=pool)).eval()
+    net = normed(HadaptiveNet(network(), 5, global_pool=pool))
     x = torch.randn(2, 3, 32, 32)
     small, said = prepare(net)
     torch.testing.assert_close(small(x), net(x), rtol=1e-3, atol=1e-4)

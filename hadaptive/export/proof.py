@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hadaptive.errors import UserError
 from hadaptive.files import write_atomically
 from hadaptive.measure.alone import Task, alone, session
+from hadaptive.measure.executorch import pool_threads
 from hadaptive.measure.sessions import Run, load
 from hadaptive.measure.timing import quartiles
 from hadaptive.nn import ChannelSelection, expansions
@@ -158,8 +159,9 @@ def latency(path: Path, size: tuple[int, int, int], threads: int) -> dict[str, f
     """Milliseconds for one image, warm: median and 95th percentile."""
     file = str(path.resolve())
     task = Task(threads, CALLS, file, image_size=size[1], in_chans=size[0], warm_calls=CALLS // 6)
-    # ExecuTorch has one pool of threads for each process, whose number is set once.
-    times = (alone if path.suffix == ".pte" else session)(task)["times"]
+    # ExecuTorch has one pool of threads for each process, whose number is set once: another needs a process.
+    here = path.suffix != ".pte" or pool_threads() == threads
+    times = (session if here else alone)(task)["times"]
     return {"p50_ms": quartiles(times)["median_ms"], "p95_ms": round(float(np.percentile(times, 95)), 4)}
 
 

@@ -58,6 +58,14 @@ def write_executorch(net: nn.Module, path: Path, size: tuple[int, int, int], met
     write_atomically(path, save)
 
 
+def pool_threads() -> int:
+    """How many threads the one pool of this process has."""
+    with _quiet():
+        import executorch.extension.pybindings.portable_lib as library
+
+        return library._threadpool_get_thread_count()  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def set_threads(threads: int) -> None:
     """Give the one pool of this process so many threads; 0 leaves it as it is.
 
