@@ -120,7 +120,13 @@ def _latency(arguments: list[str]) -> None:
     from hadaptive.search.latency import latency_command
 
     latency_command(
-        command.space, command.setting, command.output, command.rounds, command.networks, command.stem_strides
+        command.space,
+        command.setting,
+        command.output,
+        command.rounds,
+        command.networks,
+        command.stem_strides,
+        command.references,
     )
 
 

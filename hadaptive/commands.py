@@ -56,6 +56,7 @@ class LatencyCommand:
         rounds: timed runs of each candidate.
         networks: whole networks the sum is fitted to; default as many as are ready in minutes in the runtime.
         stem_strides: strides of the first convolutions, as the search will have them.
+        references: networks beside S, M and L that a search's target may be relative to, by name.
     """
 
     space: Positional[str] = "published"
@@ -64,6 +65,7 @@ class LatencyCommand:
     rounds: int = 60
     networks: int | None = None
     stem_strides: tuple[int, ...] | None = None
+    references: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Spaces of networks that differ as a whole: in activation, in head, and in what they are trained with."""
 
 import dataclasses
+import itertools
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from hadaptive.measure.setting import Setting
 from hadaptive.models import ConvSpec, HadaptiveNet
 from hadaptive.models.layer_spec import ach, conv, ghost, inverted, poly, products
 from hadaptive.search import SearchSpace, Skip
-from hadaptive.search.candidates import Candidates
+from hadaptive.search.candidates import Candidates, Parts
 from hadaptive.search.latency import measure_table
 from hadaptive.search.shared import SharedSupernet
 from hadaptive.search.table import LatencyTable
@@ -26,9 +27,10 @@ ALL: dict[str, tuple[Any, ...]] = {
     "reparam": (False, True),
     "layer_scale": (None, 0.5),
 }
+DOWN = (inverted(2, 3, 8, 2), inverted(2, 7, 8, 2), ghost(2, 2, 8, 2), conv(8))
 BLOCKS = (
     products(2, 8, 7, 8, after=True),
-    products(2, 8, 3, 8, after=True),
+    products(2, 8, 3, 8, after=False),
     products(3, 4, 3, 8, norm="dysoft"),
     poly(5, 8),
     inverted(2, 5, 8),
@@ -43,7 +45,7 @@ BLOCKS = (
 
 def space_of(**how: Any) -> SearchSpace:
     space = {"alternatives": ALL, "widths": (1.0, 0.5), "selection": "static", **how}
-    return SearchSpace("some", (ConvSpec(6, 3, 2),), (), (((conv(8, stride=1),), BLOCKS),), None, None, **space)
+    return SearchSpace("some", (ConvSpec(6, 3, 2),), (), ((DOWN, BLOCKS),), None, None, **space)
 
 
 def test_all_that_there_can_be_is_tried_here() -> None:
@@ -57,7 +59,7 @@ def test_every_network_is_what_it_is_alone() -> None:
     assert len(space.wholes) == 2 * 48
     seen = set()
     for number in range(96):
-        choice = (0, 0, number % len(BLOCKS), number)
+        choice = (0, number % len(DOWN), number % len(BLOCKS), number)
         with torch.no_grad():
             network = supernet.network(choice)
             spec = space.build(choice)
@@ -91,7 +93,10 @@ def test_every_whole_has_its_turn() -> None:
     space = space_of()
     turns = [fair_choice(space, 0, step)[-1] for step in range(96)]
     assert sorted(turns) == list(range(96))
-    assert most_turns(space) == 96
+    assert most_turns(space) == 2 * 64  # of each position, with branches and without
+    few = space_of(widths=(1.0,), alternatives={"reparam": (False, True)})
+    plain = space_of(widths=(1.0,), alternatives={})
+    assert most_turns(few) == 2 * most_turns(plain)  # of weights that branches have of their own
 
 
 def test_the_smallest_network() -> None:
@@ -110,11 +115,18 @@ def test_as_data() -> None:
     assert hash(space) == hash(SearchSpace.from_dict(space.to_dict()))
     assert "alternatives" not in space_of(alternatives={}).to_dict()
     assert space.fingerprint != space_of(alternatives={}).fingerprint
+    # Neither their order nor the value of the field itself says anything.
+    other = space_of(alternatives=dict(reversed(ALL.items())), activation="relu")
+    assert (other, other.wholes) == (space, space.wholes)
+    assert space.activation == "relu6"
     alone = space.of_whole(95)
     assert (alone.wholes, alone.varies) == ((Whole(),), False)
     assert alone.build((0, 0, 4), name="x") == space.build((0, 0, 4, 95), name="x")
     assert str(space.wholes[95]) == (
         "0.5 times as wide, last_channels 10, head_channels 5, activation hardswish, reparam True, layer_scale 0.5"
+    )
+    assert str(space.wholes[0]) == (
+        "last_channels none, head_channels 7, activation relu6, reparam False, layer_scale none"
     )
 
 
@@ -126,7 +138,10 @@ def test_as_data() -> None:
         ({"activation": "relu6"}, "alternatives of activation must be a list, got 'relu6'"),
         ({"activation": ["relu6"]}, "alternatives of activation must be two or more different values"),
         ({"reparam": [True, True]}, "alternatives of reparam must be two or more different values"),
-        ({"reparam": [True, 1]}, "reparam must be true or false, got 1"),
+        ({"reparam": [True, 1]}, "alternatives of reparam must be two or more different values"),
+        ({"reparam": [True, "yes"]}, "reparam must be true or false, got 'yes'"),
+        ({"layer_scale": [1, 1.0]}, "alternatives of layer_scale must be two or more different values"),
+        ({"layer_scale": [0.5, 1.0]}, "alternatives of layer_scale can only be null and a number"),
         ({"activation": ["relu6", "gelu"]}, "activation must be one of hardswish, relu6, relu; got 'gelu'"),
         ({"head_channels": [None, 0]}, "head_channels must be a positive whole number, got 0"),
     ],
@@ -137,18 +152,74 @@ def test_alternatives_that_there_cannot_be(alternatives: Any, message: str) -> N
         space_of(alternatives=alternatives)
 
 
+def test_blocks_that_are_residual_at_one_width_only() -> None:
+    torch.manual_seed(0)
+    stages = (((inverted(2, 3, 8), inverted(3, 5, 8)),),)
+    how: Any = {"widths": (1.0, 0.5), "alternatives": {"layer_scale": (None, 0.5)}}
+    space = SearchSpace("x", (ConvSpec(4, 3, 2),), (), stages, None, None, **how)
+    supernet, x = SharedSupernet(space, 3, 1).eval(), torch.randn(2, 1, 12, 12)
+    for choice in itertools.product(range(1), range(2), range(4)):
+        with torch.no_grad():
+            network = supernet.network(choice)
+            torch.testing.assert_close(supernet(x, choice), with_its_batch(network)(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("selection", ["static", "sample", "grouped", "random"])
+def test_what_a_step_draws_does_not_hang_on_the_steps_before(selection: str) -> None:
+    """A layer that is made in the middle of one draws nothing from its generator."""
+    space = space_of(selection=selection, alternatives={"layer_scale": (None, 0.5)})
+    supernet = SharedSupernet(space, 3, 1, drop_rate=0.5).train()
+    choice, x = (0, 0, 8, 1), torch.randn(4, 1, 12, 12)
+    found = []
+    for _ in range(2):
+        torch.manual_seed(7)
+        found.append(supernet(x, choice))
+    assert torch.equal(*found)
+
+
+def test_weights_of_before_there_were_alternatives() -> None:
+    """One head, called tail, and blocks that could be joined in one way."""
+    space = space_of(alternatives={}, widths=(1.0,))
+    supernet = SharedSupernet(space, 3, 1)
+    state = supernet.state_dict()
+    (head,) = supernet.tails
+    older = {name.replace(f"tails.{head}.", "tail."): value for name, value in state.items()}
+    assert any(name.startswith("tail.") for name in older)
+    assert not any("concat" in name for name in older)
+    other = SharedSupernet(space, 3, 1)
+    other.load_state_dict(older)
+    assert all(torch.equal(value, state[name]) for name, value in other.state_dict().items())
+
+
+def test_what_pytorch_runs_with_branches_and_scales_is_timed_as_such() -> None:
+    space = space_of(widths=(1.0,), alternatives={"reparam": (False, True), "layer_scale": (None, 0.5)})
+    parts: Parts = {}
+    setting = Setting("pytorch", threads=1, image_size=16, num_classes=3, in_chans=1)
+    for number in range(4):
+        Candidates(space.of_whole(number), setting, parts)
+    # The stem, and all of 4 + 10 blocks but the linear convolution, in each of four kinds; a head; a call.
+    names = [name for name in parts if name.startswith(repr(BLOCKS[3]))]
+    assert len(names) == 4
+    assert {name.partition("hardswish")[2] for name in names} == {
+        "",
+        ", scaled",
+        ", with branches",
+        ", scaled, with branches",
+    }
+
+
 @pytest.mark.slow
 def test_each_has_latencies_of_its_own() -> None:
     """Of what is deployed: branches and scales cost nothing there."""
     space = space_of(widths=(1.0,))
     setting = Setting("onnxruntime", threads=1, image_size=16, num_classes=3, in_chans=1)
-    parts = {}
+    found = {}
     for number, whole in enumerate(space.wholes):
         own = Candidates(space.of_whole(number), setting)
         fields = dict(whole.fields)
         key = (fields["activation"], fields["last_channels"], fields["head_channels"])
-        assert parts.setdefault(key, set(own.parts)) == set(own.parts)
-    assert len(set(map(frozenset, parts.values()))) == 12
+        assert found.setdefault(key, set(own.parts)) == set(own.parts)
+    assert len(set(map(frozenset, found.values()))) == 12
     table = measure_table(space, setting, known={}, rounds=5, networks=4, quiet=True)
     assert len(table.others) == 47
     table.check(space, setting)

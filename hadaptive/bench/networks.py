@@ -13,6 +13,7 @@ from hadaptive.files import append_csv
 from hadaptive.measure.timing import interleaved, quartiles, threads
 from hadaptive.models import create_model
 from hadaptive.nn import learns_by_score_function, score_function_term
+from hadaptive.nn.reparam import reparameterized
 from hadaptive.provenance import provenance
 
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -47,7 +48,7 @@ def _training_step(name: str, config: NetworksConfig, memory_format: torch.memor
 
 def _latency(name: str, config: NetworksConfig, memory_format: torch.memory_format) -> Callable[[], None]:
     model, x = _model_and_images(name, 1, config, memory_format)
-    model.eval()
+    model = reparameterized(model.eval())
 
     def run() -> None:
         with torch.inference_mode():

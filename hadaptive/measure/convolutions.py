@@ -53,20 +53,25 @@ def one_hot(rows: Tensor, channels: int) -> nn.Conv2d:
 
 
 def folded(layers: nn.Sequential) -> nn.Module:
-    """Convolution (+ BatchNorm) (+ scale) (+ activation) as a convolution with bias (+ activation)."""
+    """Convolution (+ BatchNorm) (+ activation) as a convolution with bias (+ activation)."""
     conv, *behind = copy.deepcopy(list(layers))
     assert isinstance(conv, nn.Conv2d)
     rest = []
     for layer in behind:
         if isinstance(layer, nn.BatchNorm2d):
             conv = fuse_conv_bn_eval(conv, layer)
-        elif isinstance(layer, LayerScale2d):
-            assert conv.bias is not None
-            conv.weight.data *= layer.gamma.data.reshape(-1, 1, 1, 1)
-            conv.bias.data *= layer.gamma.data
         else:
             rest.append(layer)
     return nn.Sequential(conv, *rest) if rest else conv
+
+
+def scaled_by(conv: nn.Conv2d, scale: nn.Module) -> nn.Conv2d:
+    """A convolution with a bias that takes in the learnt scale of a residual branch, where there is one."""
+    if isinstance(scale, LayerScale2d):
+        assert conv.bias is not None
+        conv.weight.data *= scale.gamma.data.reshape(-1, 1, 1, 1)
+        conv.bias.data *= scale.gamma.data
+    return conv
 
 
 def absorb_before(norm: nn.BatchNorm2d, layer: nn.Linear | nn.Conv2d) -> None:

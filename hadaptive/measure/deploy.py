@@ -20,6 +20,7 @@ from hadaptive.measure.convolutions import (
     fill,
     folded,
     one_hot,
+    scaled_by,
     take,
     take_depthwise,
     take_inputs,
@@ -218,7 +219,8 @@ class DeployBlock(nn.Module):
         self.primary = primary
         self.cheap = cheap
         self.derived = derived
-        self.depthwise, self.project = folded(block.depthwise), conv_of(folded(block.project))
+        self.depthwise = folded(block.depthwise)
+        self.project = scaled_by(conv_of(folded(block.project)), block.scale)
         self.derived_depthwise: nn.Module | None = None
         self.derived_project: nn.Conv2d | None = None
         self.residual = block.residual
@@ -316,7 +318,8 @@ def fold(network: HadaptiveNet | nn.Sequential) -> DeployNet:
     Args:
         network: the whole, or some of its :func:`layers_of` in a row.
     """
-    network = reparameterized(copy.deepcopy(network).eval())
+    fused = reparameterized(network)
+    network = copy.deepcopy(network).eval() if fused is network else fused
     layers: list[nn.Module] = []
     head: list[nn.Module] = []
     modules = layers_of(network) if isinstance(network, HadaptiveNet) else list(network)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hadaptive.measure.convolutions import conv_of, folded, one_hot, take, take_depthwise
+from hadaptive.measure.convolutions import conv_of, folded, one_hot, scaled_by, take, take_depthwise
 from hadaptive.nn import BatchNorm, DySoft, PolyBlock, ProductBlock
 from hadaptive.ops import pair_indices
 
@@ -89,6 +89,7 @@ class DeployProductBlock(nn.Module):
         self.depthwise = conv_of(folded(block.depthwise))
         self.project = conv_of(folded(block.project))
         self.after = conv_of(folded(block.after)) if isinstance(block.after, nn.Sequential) else None
+        scaled_by(self.project if self.after is None else self.after, block.scale)
         alpha, weight, bias, norm = constants_of(block.norm)
         if weight is not None and bias is not None:
             assert self.project.bias is not None
@@ -128,7 +129,7 @@ class DeployPolyBlock(nn.Module):
         self.mix = split(block.mix, depthwise=False)
         self.wide, self.narrow = (split(layers, depthwise=True) for layers in (block.wide, block.narrow))
         self.act = None if isinstance(block.act, nn.Identity) else copy.deepcopy(block.act)
-        self.project = conv_of(folded(block.project))
+        self.project = scaled_by(conv_of(folded(block.project)), block.scale)
 
     def forward(self, x: Tensor) -> Tensor:
         halves = [mix(x) for mix in self.mix]

@@ -1,4 +1,4 @@
-"""A network, or layers of one in a row, as a setting runs it: what latency tables time."""
+"""Any network, or layers of one of ours in a row, as a setting runs it: what latency tables time."""
 
 import tempfile
 import types
@@ -25,9 +25,7 @@ TOGETHER = 24  # graphs that are exported in one call
 IMAGES = 8  # of noise, that give an untrained network its statistics
 
 
-def runner(
-    network: HadaptiveNet | nn.Sequential, setting: Setting, size: tuple[int, int, int]
-) -> Callable[[], Any]:
+def runner(network: nn.Module, setting: Setting, size: tuple[int, int, int]) -> Callable[[], Any]:
     """A function that runs an untrained network on one batch of noise, as the setting says.
 
     Args:
@@ -39,7 +37,7 @@ def runner(
 
 
 def runners(
-    networks: Sequence[tuple[HadaptiveNet | nn.Sequential, tuple[int, int, int]]], setting: Setting
+    networks: Sequence[tuple[nn.Module, tuple[int, int, int]]], setting: Setting
 ) -> list[Callable[[], Any]]:
     """As :func:`runner` of each; what is exported is made ready together, which takes far less time."""
     for network, size in networks:
@@ -55,18 +53,24 @@ def runners(
 
 
 def _exported(
-    networks: Sequence[tuple[HadaptiveNet | nn.Sequential, tuple[int, int, int]]], setting: Setting
+    networks: Sequence[tuple[nn.Module, tuple[int, int, int]]], setting: Setting
 ) -> list[Callable[[], Any]]:
     form = LOWERED[setting.runtime]
     if form == "executorch":
         set_threads(setting.threads)
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"net{number}{SUFFIXES[form]}" for number in range(len(networks))]
-        nets = [prepare(network)[0] for network, _ in networks]
+        nets = [_deployed(network) for network, _ in networks]
         lower_each(nets, paths, form, [size for _, size in networks])
         sessions = [open_file(path, setting.threads, in_turns=True)[0] for path in paths]
     images = [torch.randn(setting.batch, *size).numpy() for _, size in networks]
     return [partial(session, x) for session, x in zip(sessions, images, strict=True)]
+
+
+def _deployed(network: nn.Module) -> nn.Module:
+    if isinstance(network, HadaptiveNet) or type(network) is nn.Sequential:
+        return prepare(network)[0]
+    return reparameterized(network)
 
 
 def _in_pytorch(network: nn.Module, setting: Setting, size: tuple[int, int, int]) -> Callable[[], Any]:

@@ -59,4 +59,4 @@ def untrained(name: str, image_size: int) -> nn.Module:
     liven(network, torch.randn(4, 3, image_size, image_size))
     if variant and type(network) is HadaptiveNet:
         fix_selections(network)
-    return network if type(network) is HadaptiveNet else reparameterized(network)
+    return reparameterized(network)

@@ -40,6 +40,13 @@ def conv_norm_act(
     return Layers(*layers, ACTIVATIONS[activation]()) if spec.act else Layers(*layers)
 
 
+def build_layer(in_channels: int, layer: ConvSpec | BlockSpec, spec: NetSpec, device: Device = None) -> nn.Module:
+    """A plain convolution, or a block without stochastic depth, of a network that `spec` describes."""
+    if isinstance(layer, ConvSpec):
+        return conv_norm_act(in_channels, layer, device, activation=spec.activation)
+    return build_block(in_channels, layer, spec, 0.0, device=device)
+
+
 def build_block(
     in_channels: int,
     block: BlockSpec,

@@ -67,8 +67,9 @@ class NetSpec:
         score_kernel: odd width of the convolution over channels that scores them; 0 for none.
         mix: whether ACH mixes channels by a 1x1 convolution before it multiplies them.
         activation: of all layers that have one, "hardswish" (the paper's), "relu6" or "relu".
-        reparam: whether depthwise convolutions of blocks are trained with a 3x3 one and the identity beside them,
-            see :class:`hadaptive.nn.RepDepthwise`; deployed they are one.
+        reparam: whether depthwise convolutions of blocks with odd kernels are trained as
+            :class:`hadaptive.nn.RepDepthwise`, with a 3x3 one beside a larger one and the identity where the map
+            keeps its size; deployed they are one.
         layer_scale: initial value of a learnt scale of each channel of every residual branch; None for none.
             Deployed it is part of the branch's last convolution.
     """

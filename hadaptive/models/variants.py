@@ -45,7 +45,9 @@ def _each(change: Callable[[BlockSpec, int, int], BlockSpec]) -> Change:
             for block in stage:
                 if block.kind == "ach" and block.k is not None:
                     size = block_size(channels, block.k, block.pairing)
-                    blocks.append(change(block, channels, channels + num_pairs(size * block.k, size)))
+                    pairs = num_pairs(size * block.k, size)
+                    width = max(channels, pairs) if block.join == "add" else channels + pairs
+                    blocks.append(change(block, channels, width))
                 else:
                     blocks.append(block)
                 channels = block.channels

@@ -74,12 +74,11 @@ class AdaptiveBottleneck(nn.Module):
         self.expansion = expansion
         self.depthwise = depthwise(expanded, kernel_size, stride, act_layer(), reparam=reparam, **dd)
         self.project = Layers(
-            nn.Conv2d(expanded, out_channels, 1, bias=False, **dd),
-            nn.BatchNorm2d(out_channels, **dd),
-            *(layer_scale(out_channels, layer_scale_init, **dd) if self.residual else ()),
+            nn.Conv2d(expanded, out_channels, 1, bias=False, **dd), nn.BatchNorm2d(out_channels, **dd)
         )
+        self.scale = layer_scale(out_channels, layer_scale_init if self.residual else None, **dd)
         self.drop_path = DropPath(drop_path) if self.residual and drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.project(self.depthwise(self.expansion(x)))
-        return x + self.drop_path(y) if self.residual else y
+        return x + self.drop_path(self.scale(y)) if self.residual else y

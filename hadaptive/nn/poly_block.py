@@ -63,10 +63,11 @@ class PolyBlock(nn.Module):
         self.wide = depthwise(channels, kernel_size, reparam=reparam, **dd)
         self.narrow = depthwise(channels, 3, reparam=reparam, **dd)
         self.act = nn.Identity() if act_layer is None else act_layer()
-        self.project = Layers(*conv(), *layer_scale(channels, layer_scale_init, **dd))
+        self.project = Layers(*conv())
+        self.scale = layer_scale(channels, layer_scale_init, **dd)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         u = self.mix(x)
         factor = self.act(self.narrow(u)).roll(self.shift, dims=1)
-        return x + self.drop_path(self.project(self.wide(u) * factor))
+        return x + self.drop_path(self.scale(self.project(self.wide(u) * factor)))

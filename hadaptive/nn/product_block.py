@@ -101,21 +101,21 @@ class ProductBlock(nn.Module):
             raise ValueError(f"kernel_size must be odd, to keep the map's size, got {kernel_size}")
         dd: Any = {"device": device, "dtype": dtype}
         pairs = num_pairs(k * width, width)
-        scale = layer_scale(channels, layer_scale_init, **dd)
         self.depthwise = depthwise(channels, kernel_size, reparam=reparam, **dd)
         self.factors = nn.Conv2d(channels, k * width, 1, **dd)
         self.products = BlockProducts(k, width, act_layer)
         self.norm = create_norm(norm, pairs, **dd)
         project = nn.Conv2d(pairs, channels, 1, bias=False, **dd)
-        self.project = Layers(project, nn.BatchNorm2d(channels, **dd), *(() if after else scale))
+        self.project = Layers(project, nn.BatchNorm2d(channels, **dd))
         self.after: nn.Module = nn.Identity()
         if after and reparam:
-            self.after = depthwise(channels, kernel_size, 1, *scale, reparam=True, **dd)
+            self.after = depthwise(channels, kernel_size, reparam=True, **dd)
         elif after:
             pad = kernel_size // 2
-            self.after = Layers(nn.Conv2d(channels, channels, kernel_size, 1, pad, groups=channels, **dd), *scale)
+            self.after = Layers(nn.Conv2d(channels, channels, kernel_size, 1, pad, groups=channels, **dd))
+        self.scale = layer_scale(channels, layer_scale_init, **dd)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         q = self.products(self.factors(self.depthwise(x)))
-        return x + self.drop_path(self.after(self.project(self.norm(q).to(x.dtype))))
+        return x + self.drop_path(self.scale(self.after(self.project(self.norm(q).to(x.dtype)))))

@@ -98,7 +98,8 @@ def reparameterized(network: Network) -> Network:
     timm's networks, too, where their layers have a method for it; any other is handed back as it is.
     """
     methods = ("fuse", "reparameterize", "switch_to_deploy")
-    if not any(hasattr(module, method) for module in network.modules() for method in methods):
+    known = [m for m in network.modules() if type(m).__module__.split(".")[0] in ("timm", "hadaptive")]
+    if not any(hasattr(module, method) for module in known for method in methods):
         return network
     return reparameterize_model(copy.deepcopy(network).eval(), inplace=True)  # pyright: ignore[reportReturnType]
 
@@ -106,14 +107,14 @@ def reparameterized(network: Network) -> Network:
 def depthwise(
     channels: int, kernel_size: int, stride: int = 1, *after: nn.Module, reparam: bool = False, **dd: Any
 ) -> Layers:
-    """Depthwise convolution + BatchNorm; with `reparam` :class:`RepDepthwise`, where it has several branches."""
-    if reparam and kernel_size % 2 and (stride == 1 or kernel_size > 3):
+    """Depthwise convolution + BatchNorm, or, with `reparam`, :class:`RepDepthwise` of an odd kernel."""
+    if reparam and kernel_size % 2:
         return Layers(RepDepthwise(channels, kernel_size, stride, **dd), *after)
     pad = (kernel_size - 1) // 2
     conv = nn.Conv2d(channels, channels, kernel_size, stride, pad, groups=channels, bias=False, **dd)
     return Layers(conv, nn.BatchNorm2d(channels, **dd), *after)
 
 
-def layer_scale(channels: int, init: float | None, **dd: Any) -> list[nn.Module]:
-    """A learnt factor of each channel of a residual branch, to be put behind its last layer; [] for None."""
-    return [] if init is None else [LayerScale2d(channels, init, **dd)]
+def layer_scale(channels: int, init: float | None, **dd: Any) -> nn.Module:
+    """A learnt factor of each channel of a residual branch; an identity for None."""
+    return nn.Identity() if init is None else LayerScale2d(channels, init, **dd)

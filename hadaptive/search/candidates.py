@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from typing import Any
 
 import numpy as np
 from torch import nn
@@ -10,14 +9,22 @@ from torch import nn
 from hadaptive.measure.deploy import layers_of
 from hadaptive.measure.setting import LOWERED, Setting
 from hadaptive.models import HadaptiveNet
-from hadaptive.search.position import Skip, is_dense
+from hadaptive.models.blocks import build_layer
+from hadaptive.models.layer_spec import BlockSpec
+from hadaptive.search.position import Candidate, Skip, is_dense
 from hadaptive.search.space import SearchSpace
-from hadaptive.search.supernet import Supernet
 
 CALL = "a call that does nothing"
 MAX_JOINED = 16  # combinations of candidates that are timed together
 
 Size = tuple[int, int, int]
+Parts = dict[str, tuple[nn.Sequential, Size]]
+
+
+def _has_activation(layer: Candidate) -> bool:
+    if isinstance(layer, BlockSpec) and layer.kind not in ("conv", "products", "poly"):
+        return True  # around its depthwise convolution
+    return not isinstance(layer, Skip) and layer.act
 
 
 class Candidates:
@@ -27,8 +34,9 @@ class Candidates:
     positions are timed together, in every combination.
 
     Args:
-        space: the positions and their candidates.
+        space: the positions and their candidates, of one whole.
         setting: the runtime, and all it depends on.
+        parts: what is timed of other wholes, to which this adds what it has of its own.
 
     Attributes:
         parts: layers in a row by name, and the size of the map they read, (C, H, W).
@@ -37,44 +45,49 @@ class Candidates:
         head: name of the last convolution and the head.
     """
 
-    def __init__(self, space: SearchSpace, setting: Setting) -> None:
+    def __init__(self, space: SearchSpace, setting: Setting, parts: Parts | None = None) -> None:
         self.setting = setting
-        # What is not the same in all networks of a space; deployed, a scale is part of a convolution.
-        self.kind = f", {space.activation}"
-        if setting.runtime not in LOWERED and space.layer_scale is not None:
-            self.kind += ", scaled"
-        self.parts: dict[str, tuple[nn.Sequential, Size]] = {}
+        self.parts: Parts = {} if parts is None else parts
+        self.spec = space.build((0,) * len(space.positions))
         shapes = [(c, side, side) for c, side in space.input_shapes(setting.in_chans, setting.image_size)]
-        modules: Any = Supernet(space, setting.num_classes, setting.in_chans).positions
         count = joined_positions(space) if setting.runtime in LOWERED else 0
         self.joined = {
-            choice: self._add(
-                " then ".join(repr(space.positions[p][c]) for p, c in enumerate(choice)),
-                [modules[p][c] for p, c in enumerate(choice)],
-                shapes[0],
-            )
+            choice: self._add(layers, shapes[0])
             for choice in itertools.product(*(range(len(position)) for position in space.positions[:count]))
-            if choice
+            if (layers := [space.positions[p][c] for p, c in enumerate(choice)])
         }
         self.places = [
-            [
-                "" if isinstance(candidate, Skip) else self._add(repr(candidate), [module], shape)
-                for candidate, module in zip(candidates, row, strict=True)
-            ]
-            for candidates, row, shape in list(zip(space.positions, modules, shapes, strict=False))[count:]
+            ["" if isinstance(candidate, Skip) else self._add([candidate], shape) for candidate in position]
+            for position, shape in list(zip(space.positions, shapes, strict=False))[count:]
         ]
-        network = HadaptiveNet(space.build((0,) * len(space.positions)), setting.num_classes, setting.in_chans)
-        layers = layers_of(network)
-        start = next(i for i, layer in enumerate(layers) if layer is network.last)
-        self.head = self._add(
-            f"head of {space.last_channels} and {space.head_channels}", layers[start:], shapes[-1]
-        )
-        self._add(CALL, [nn.ReLU()], (shapes[-1][0], 1, 1))
+        side = f"on {shapes[-1][0]}x{shapes[-1][1]}"
+        self.head = f"head of {space.last_channels} and {space.head_channels}, {space.activation}, {side}"
+        if self.head not in self.parts:
+            network = HadaptiveNet(self.spec, setting.num_classes, setting.in_chans)
+            layers = layers_of(network)
+            start = next(i for i, layer in enumerate(layers) if layer is network.last)
+            self.parts[self.head] = (nn.Sequential(*layers[start:]), shapes[-1])
+        self.parts.setdefault(CALL, (nn.Sequential(nn.ReLU()), (shapes[-1][0], 1, 1)))
 
-    def _add(self, key: str, layers: list[nn.Module], size: Size) -> str:
-        name = f"{key} on {size[0]}x{size[1]}{self.kind}" if key != CALL else CALL
-        self.parts.setdefault(name, (nn.Sequential(*layers), size))
+    def _add(self, layers: list[Candidate], size: Size) -> str:
+        """The name of layers in a row, which are built where there is none of it yet."""
+        name = f"{' then '.join(map(repr, layers))} on {size[0]}x{size[1]}{self._kind(layers)}"
+        if name not in self.parts:
+            channels, modules = size[0], []
+            for layer in layers:
+                assert not isinstance(layer, Skip)
+                modules.append(build_layer(channels, layer, self.spec))
+                channels = layer.channels
+            self.parts[name] = (nn.Sequential(*modules), size)
         return name
+
+    def _kind(self, layers: list[Candidate]) -> str:
+        """What is not the same in all networks that have these layers."""
+        said = [self.spec.activation] if any(map(_has_activation, layers)) else []
+        if self.setting.runtime not in LOWERED:  # where scales are no part of a convolution, nor BatchNorms
+            said += ["scaled"] if self.spec.layer_scale is not None else []
+            said += ["with branches"] if self.spec.reparam else []
+        return "".join(f", {word}" for word in said)
 
     def times(self, medians: dict[str, float]) -> tuple[tuple[tuple[float, ...], ...], float]:
         """Milliseconds of each candidate at each position (0 for skip), and of the head.

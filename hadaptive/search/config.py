@@ -30,7 +30,7 @@ class LatencyGoal:
     """How fast the network found must be, and where.
 
     Attributes:
-        latency_target: such as 5ms or 0.8xS; none searches for accuracy alone.
+        latency_target: such as 5ms, 0.8xS or 0.8xmobilenetv3_small_100; none searches for accuracy alone.
         latency_table: of ``hadaptive latency``; where it is left out one that was measured here before for the
             same space, setting and versions is taken, else it is measured at the start.
         latency_weight: of the expected latency's relative distance from the target in the loss.
@@ -38,7 +38,7 @@ class LatencyGoal:
         frozen: latency is of the network with fixed selections, as ``hadaptive export --freeze`` writes it.
         threads: of the runtime that latency is measured in; 0 leaves their number to it.
         foreign_table: accept a table measured on another device.
-        max_params: most parameters of what evolution finds, such as 1M or 400k.
+        max_params: most parameters of what evolution finds, as it is trained, such as 1M or 400k.
         fresh_table: measure at the start whatever was measured here before.
     """
 

@@ -19,13 +19,20 @@ _CHANNELS = {
         "expansion.cheap": ("half", ""),
         "depthwise": ("inner", ""),
         "project": ("out", "inner"),
+        "scale": ("out", ""),
     },
-    "inverted": {"expansion": ("inner", "in"), "depthwise": ("inner", ""), "project": ("out", "inner")},
+    "inverted": {
+        "expansion": ("inner", "in"),
+        "depthwise": ("inner", ""),
+        "project": ("out", "inner"),
+        "scale": ("out", ""),
+    },
     "ach": {
         "expansion.mix": ("in", "in"),
         "expansion.bn": ("in", ""),
         "depthwise": ("inner", ""),
         "project": ("out", "inner"),
+        "scale": ("out", ""),
     },
     "products": {
         "depthwise": ("in", ""),
@@ -33,12 +40,14 @@ _CHANNELS = {
         "norm": ("inner", ""),
         "project": ("out", "inner"),
         "after": ("out", ""),
+        "scale": ("out", ""),
     },
     "poly": {
         "mix": ("inner", "in"),
         "wide": ("inner", ""),
         "narrow": ("inner", ""),
         "project": ("out", "inner"),
+        "scale": ("out", ""),
     },
     "conv": {"": ("out", "in")},
     "head": {"last": ("last", "in"), "conv_head": ("hidden", "last"), "classifier": ("", "hidden")},
@@ -48,6 +57,11 @@ _CHANNELS = {
 def is_alone(layer: Layer) -> bool:
     """Whether its channels have other roles at each width, so that it shares no weights."""
     return isinstance(layer, BlockSpec) and (layer.groups > 1 or layer.pairing == "blocks")
+
+
+def name_of(layer: Layer) -> str:
+    """What the weights of a layer are called; as they were before a block could be joined otherwise."""
+    return repr(layer).replace(", join='concat'", "").replace(".", "_")
 
 
 def family_of(block: BlockSpec, position: Position) -> BlockSpec:

@@ -87,7 +87,7 @@ def _table_of_this_machine(
     space: SearchSpace, setting: Setting, config: SearchConfig, quiet: bool
 ) -> LatencyTable:
     """A table that was measured here before, or a fresh one, which is kept."""
-    known = references(config.stem_strides)
+    known = references(config.stem_strides, [LatencyTable.reference_of(config.latency.latency_target)])
     path = place_of(space, setting, known)
     table = None if config.latency.fresh_table else kept_table(path, space, setting)
     if table is None:

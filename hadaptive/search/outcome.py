@@ -92,16 +92,28 @@ def most_confident(
     return knapsack.trace(tables, scores, lambda values: int(values.argmax()))
 
 
-def random_within(space: SearchSpace, table: LatencyTable, target: float, generator: torch.Generator) -> Choice:
+def random_within(
+    space: SearchSpace,
+    table: LatencyTable,
+    target: float,
+    generator: torch.Generator,
+    odds: Tensor | None = None,
+) -> Choice:
     """A choice drawn evenly from all those predicted to take 0.9 of the target's time to all of it.
 
     The same band that :func:`most_confident` chooses from, and so what a search must beat.
+
+    Args:
+        space, table, target: of the search.
+        generator: of the draw.
+        odds: of :func:`odds_within`, to draw often.
 
     Raises:
         UserError: no network is within the target.
     """
     if table.others:
-        number = _whole_within(space, table, target, generator)
+        odds = odds_within(space, table, target) if odds is None else odds
+        number = int(torch.multinomial(odds, 1, generator=generator))
         inside = random_within(space.of_whole(number), table.of_whole(number), target, generator)
         return (*inside, number)
     knapsack = _Knapsack(table, target)
@@ -114,8 +126,12 @@ def random_within(space: SearchSpace, table: LatencyTable, target: float, genera
     return knapsack.trace(tables, scores, draw)
 
 
-def _whole_within(space: SearchSpace, table: LatencyTable, target: float, generator: torch.Generator) -> int:
-    """The number of a whole, drawn by how many of its networks are in the band, or within where none is in it."""
+def odds_within(space: SearchSpace, table: LatencyTable, target: float) -> Tensor:
+    """Of each whole the share of all networks in the band that are its own, or of those within where none is.
+
+    Raises:
+        UserError: no network is within the target.
+    """
     band, within = [], []
     for number in range(len(space.wholes)):
         own = table.of_whole(number)
@@ -130,7 +146,7 @@ def _whole_within(space: SearchSpace, table: LatencyTable, target: float, genera
     logits = torch.tensor(band if max(band) > -math.inf else within, dtype=torch.float64)
     if not bool(torch.isfinite(logits).any()):
         raise UserError(f"no network of this space is within {target:.3g} ms")
-    return int(torch.multinomial(torch.softmax(logits, 0), 1, generator=generator))
+    return torch.softmax(logits, 0)
 
 
 def relative_entropy(confidence: list[Tensor]) -> float:

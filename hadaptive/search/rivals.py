@@ -3,17 +3,19 @@
 import math
 import statistics
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
 from hadaptive.errors import UserError
 from hadaptive.metrics import mean_interval, welch_difference
-from hadaptive.models import HadaptiveNet, NetSpec
+from hadaptive.models import HadaptiveNet
 from hadaptive.search.config import SearchConfig, StudyConfig
-from hadaptive.search.latency import LatencyTable, fits, measure_networks, references
-from hadaptive.search.outcome import random_within
+from hadaptive.search.latency import Reference, fits, measure_networks, references
+from hadaptive.search.outcome import odds_within, random_within
 from hadaptive.search.space import Choice, SearchSpace
+from hadaptive.search.table import LETTERS, LatencyTable
 
 RANKED = 6  # networks at least, for fewer are never in an order that chance does not explain
 DRAWS = 1000  # of a random network that is to be small enough
@@ -33,7 +35,9 @@ def draws_of(
     if table is None or goal is None:
         return lambda: small_enough(config, space, lambda: space.random(generator), classes)
     target = table.target(goal)
-    return lambda: small_enough(config, space, lambda: random_within(space, table, target, generator), classes)
+    odds = odds_within(space, table, target) if table.others else None
+    draw = partial(random_within, space, table, target, generator, odds)
+    return lambda: small_enough(config, space, draw, classes)
 
 
 def networks_to_compare(
@@ -44,7 +48,7 @@ def networks_to_compare(
     rivals: dict[str, Choice],
     judge: Callable[[Choice], float] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """The networks to compare: found, rivals, and the published one of the target; timed in turns.
+    """The networks to compare: found, rivals, and the one that the target is relative to; timed in turns.
 
     Args:
         config, space, table: of the study.
@@ -52,7 +56,7 @@ def networks_to_compare(
         rivals: by names that begin with their group.
         judge: accuracy of a choice with a supernet's weights; None where there is none.
     """
-    specs: dict[str, NetSpec] = {}
+    specs: dict[str, Reference] = {}
     choices: dict[str, Choice | None] = {}
     for summary in summaries:
         choices[f"found-seed{summary['seed']}"] = tuple(summary["choice"])
@@ -64,9 +68,10 @@ def networks_to_compare(
         assert choice is not None
         specs[name] = space.build(choice, name=name)
     letter = LatencyTable.reference_of(goal)
-    published = references(single.stem_strides)[letter]
-    if letter in table.references if table else fits(published, setting):
-        specs[f"published-{letter}"], choices[f"published-{letter}"] = published, None
+    reference = references(single.stem_strides, [letter])[letter]
+    if letter in table.references if table else fits(reference, setting):
+        name = f"published-{letter}" if letter in LETTERS else f"reference-{letter}"
+        specs[name], choices[name] = reference, None
     if table is None or table.is_of_this_machine:
         latency, ms = "measured", measure_networks(specs, setting)
     else:
@@ -81,7 +86,7 @@ def networks_to_compare(
             "predicted_ms": round(table.predict(choice), 4) if table and (choice := choices[name]) else "",
             "measured_ms": round(ms[name], 4),
             "latency": latency,
-            "spec": spec.to_dict(),
+            "spec": spec if isinstance(spec, str) else spec.to_dict(),
             **({} if judge is None else {"supernet_accuracy": judge(own) if (own := choices[name]) else ""}),
         }
         for name, spec in specs.items()

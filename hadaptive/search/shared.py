@@ -16,14 +16,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from timm.layers import LayerScale2d
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.types import Device
 
 from hadaptive.models import HadaptiveNet, NetSpec
-from hadaptive.models.blocks import build_block, conv_norm_act
+from hadaptive.models.blocks import build_layer
 from hadaptive.models.layer_spec import BlockSpec, ConvSpec
-from hadaptive.search.cuts import Cut, Layer, Parts, family_of, is_alone, parts_of
+from hadaptive.nn.state import rename_children
+from hadaptive.search.cuts import Cut, Layer, Parts, family_of, is_alone, name_of, parts_of
 from hadaptive.search.position import SKIP, Skip, layers_at, scaled
 from hadaptive.search.space import Choice, SearchSpace
 from hadaptive.search.whole import Whole
@@ -104,24 +106,25 @@ class SharedSupernet(nn.Module):
         self._template = dataclasses.replace(space, widths=(1.0,), alternatives={}).build(
             (0,) * len(space.positions)
         )
+        self._specs: dict[Any, NetSpec] = {}
         self._slices: dict[Any, _Slice] = {}
         self._shells: dict[Any, nn.Module] = {}
         self.banks = nn.ModuleList(nn.ModuleDict() for _ in space.positions)
         self.tails = nn.ModuleDict()
-        widest: dict[Any, Whole] = {}
+        first: dict[Any, Whole] = {}  # of those whose layers have banks of their own
         for whole in space.wholes:
-            spec = self._spec(whole)
             self._tail_bank(whole)
-            if (whole.width, spec.reparam) not in widest:
-                widest[whole.width, spec.reparam] = whole
-        for whole in widest.values():
+            first.setdefault((whole.width, self._spec(whole).reparam), whole)
+        for whole in first.values():
             for number, position in enumerate(space.positions):
                 for candidate in layers_at(position):
                     self._bank(number, candidate, whole)
 
     def _spec(self, whole: Whole) -> NetSpec:
         """Any network, of which what stands beside the layers is as `whole` says."""
-        return dataclasses.replace(self._template, **dict(whole.fields))
+        if whole.fields not in self._specs:
+            self._specs[whole.fields] = dataclasses.replace(self._template, **dict(whole.fields))
+        return self._specs[whole.fields]
 
     def _entering(self, number: int, whole: Whole) -> int:
         """Channels that enter a position, or, behind the last, the head."""
@@ -139,11 +142,14 @@ class SharedSupernet(nn.Module):
         channels = self._entering(number, whole) if alone else self._widths[number]
         spec, banks = self._spec(whole), self.banks[number]
         assert isinstance(banks, nn.ModuleDict)
-        name = repr(family).replace(".", "_") + " reparam" * spec.reparam
+        name = name_of(family) + " reparam" * spec.reparam
         if name not in banks:
             scales = self.space.alternatives.get("layer_scale", (spec.layer_scale,))
-            spec = dataclasses.replace(spec, layer_scale=next((s for s in scales if s is not None), None))
-            banks[name] = _without_statistics(self._layer(channels, family, spec))
+            scale = next((s for s in scales if s is not None), None)
+            bank = build_layer(channels, family, dataclasses.replace(spec, layer_scale=scale))
+            if scale is not None and isinstance(getattr(bank, "scale", None), nn.Identity):
+                bank.scale = LayerScale2d(family.channels, scale)  # a narrower one may be residual
+            banks[name] = _without_statistics(bank)
         return banks[name], family, channels
 
     def _part(self, number: int, candidate: Layer, whole: Whole) -> _Slice:
@@ -158,7 +164,7 @@ class SharedSupernet(nn.Module):
                 kind, sizes = "conv", ({"in": (channels,), "out": (small.channels,)},) * 2
             else:
                 kind, sizes = family.kind, (parts_of(small, channels), parts_of(family, before))
-            shell = self._shell((channels, small, *key[3:]), lambda d: self._layer(channels, small, spec, d))
+            shell = self._shell((channels, small, *key[3:]), lambda d: build_layer(channels, small, spec, d))
             self._slices[key] = _Slice(shell, bank, Cut(kind, *sizes))
         return self._slices[key]
 
@@ -166,14 +172,10 @@ class SharedSupernet(nn.Module):
         if key not in self._shells:
             shell = _without_statistics(make("meta"))
             if any(True for _ in shell.buffers()):  # they are not weights: the layer needs its own
-                shell = _without_statistics(make(None))
+                with torch.random.fork_rng(devices=[]):  # it is made in the middle of a step
+                    shell = _without_statistics(make(None))
             self._shells[key] = shell.train(self.training)
         return self._shells[key]
-
-    def _layer(self, channels: int, layer: Layer, spec: NetSpec, device: Device = None) -> nn.Module:
-        if isinstance(layer, ConvSpec):
-            return conv_norm_act(channels, layer, device, activation=spec.activation)
-        return build_block(channels, layer, spec, 0.0, device=device)
 
     # -- the head -----------------------------------------------------------------------------------------------
 
@@ -205,6 +207,11 @@ class SharedSupernet(nn.Module):
         return {"in": (channels,), "last": (last,), "hidden": (spec.head_channels or last,)}
 
     # -- networks -----------------------------------------------------------------------------------------------
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # There was one head, before there were alternatives of it.
+        rename_children(self, state_dict, prefix, {"tail": f"tails.{next(iter(self.tails))}"})
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def train(self, mode: bool = True) -> "SharedSupernet":
         for shell in self._shells.values():
@@ -240,7 +247,7 @@ class SharedSupernet(nn.Module):
                     key = small if isinstance(small, Skip) else (channels, small, spec.reparam, spec.layer_scale)
                     if key not in sizes:
                         assert not isinstance(small, Skip)
-                        sizes[key] = _count(self._layer(channels, small, spec, "meta"))
+                        sizes[key] = _count(build_layer(channels, small, spec, "meta"))
                     own.append(sizes[key])
                 choice.append(own.index(min(own)))
                 total += min(own)

@@ -63,7 +63,8 @@ class SearchSpace:
         widths: factors of all widths in the stages, each above 0 and at most 1; candidates are written for 1.
             Numbers of single channels (k of ACH and of products of width 1) stay.
         alternatives: values of some of these fields, by name, of which each network takes one of each: of
-            `activation`, `last_channels`, `head_channels`, `reparam` and `layer_scale`.
+            `activation`, `last_channels`, `head_channels`, `reparam` and `layer_scale`. The field itself is the
+            first of them then.
 
     Raises:
         UserError: candidates do not fit each other or their position, or a factor leaves parts of channels.
@@ -91,6 +92,8 @@ class SearchSpace:
     def __post_init__(self) -> None:
         check_widths(self.widths)
         object.__setattr__(self, "alternatives", as_alternatives(self.alternatives))
+        for name, values in self.alternatives.items():  # the field itself is of no network then
+            object.__setattr__(self, name, values[0])
         if self.surrogate == "sfess":
             raise UserError("a search does not know the losses that surrogate 'sfess' learns from: choose another")
         for number, position in enumerate(self.positions, start=1):

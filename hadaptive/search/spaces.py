@@ -193,4 +193,4 @@ def spaces_command(name: str | None, save: Path | None) -> None:
     if len(space.widths) > 1:
         say(f"all of it {', '.join(f'{width:g}' for width in space.widths)} times as wide")
     for name, values in space.alternatives.items():
-        say(f"{name} {' or '.join(map(str, values))}")
+        say(f"{name} {' or '.join('none' if value is None else str(value) for value in values)}")

@@ -280,7 +280,7 @@ def _compare(
     for seed, name in sorted(jobs, key=lambda job: job[0]):
         if (name, str(seed)) not in done:
             training = config.search.training(
-                model=str(_saved(folder, name, networks[name]["spec"])),
+                model=_model(folder, name, networks[name]["spec"]),
                 seed=seed,
                 output=folder.path / "runs" / f"{name}-seed{seed}",
                 split=_division(folder),
@@ -292,11 +292,14 @@ def _compare(
         append_csv(folder.comparison, [_row(name, seed, networks[name], outcome.result())])
 
 
-def _saved(folder: StudyFolder, name: str, spec: dict[str, Any]) -> Path:
+def _model(folder: StudyFolder, name: str, spec: dict[str, Any] | str) -> str:
+    """What a training calls a network: its own name, or the file of its spec."""
+    if isinstance(spec, str):
+        return spec
     path = folder.path / "networks" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     NetSpec.from_dict(spec).save(path)
-    return path
+    return str(path)
 
 
 def _row(name: str, seed: int, network: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:

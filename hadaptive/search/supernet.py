@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hadaptive.models.blocks import build_block, conv_norm_act
-from hadaptive.models.layer_spec import BlockSpec, ConvSpec
+from hadaptive.models.blocks import build_layer, conv_norm_act
+from hadaptive.models.layer_spec import ConvSpec
 from hadaptive.nn import ACTIVATIONS, gumbel_noise
-from hadaptive.search.position import Candidate
+from hadaptive.search.position import Candidate, Skip, layers_at
 from hadaptive.search.space import Choice, SearchSpace
 
 
@@ -50,15 +50,11 @@ class Supernet(nn.Module):
         positions: list[nn.Module] = []
 
         def build(candidate: Candidate) -> nn.Module:
-            if isinstance(candidate, ConvSpec):
-                return conv_norm_act(channels, candidate, activation=space.activation)
-            if isinstance(candidate, BlockSpec):
-                return build_block(channels, candidate, template, 0.0)
-            return nn.Identity()
+            return nn.Identity() if isinstance(candidate, Skip) else build_layer(channels, candidate, template)
 
         for position in space.positions:
             positions.append(nn.ModuleList(build(candidate) for candidate in position))
-            channels = next(c.channels for c in position if isinstance(c, ConvSpec | BlockSpec))
+            channels = layers_at(position)[0].channels
         self.positions = nn.ModuleList(positions)
         activation = space.activation
         last: nn.Module = nn.BatchNorm2d(channels)

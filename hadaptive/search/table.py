@@ -22,6 +22,8 @@ from hadaptive.search.space import Choice, SearchSpace
 FORMAT = "hadaptive-latency"
 VERSION = 2  # 1 knew no frozen selections, and timed ONNX graphs of another exporter than export's
 
+LETTERS = ("S", "M", "L")  # of the published networks
+
 Times = tuple[tuple[float, ...], ...]  # for each position, of each candidate, ms
 
 
@@ -36,7 +38,7 @@ class LatencyTable:
             PyTorch what a call costs that does nothing is left out.
         rest: the last convolution and the head, ms.
         slope, offset: of the line from the sum to a network's latency; offset in ms.
-        references: measured latency of the published networks that fit the setting, ms.
+        references: measured latency of the published networks that fit the setting, and of others by name, ms.
         networks: whole networks the line was fitted to: how many, and the median relative error left.
         where: device, versions and commit.
         others: `times` and `rest` of each further one of the space's wholes.
@@ -94,18 +96,18 @@ class LatencyTable:
         return which(found, key=self.predict)
 
     def target(self, text: str) -> float:
-        """Milliseconds of a target such as "5ms" or "0.8xS" (S, M and L as measured in this table).
+        """Milliseconds of a target such as "5ms" or "0.8xS" (of S, M and L or another network of this table).
 
         Raises:
             UserError: it is written otherwise, or no network of the space is that fast.
         """
         found = self.check_target(text)
         if found[3]:
-            name = found[3].upper()
+            name = self.reference_of(text)
             if name not in self.references:
                 known = ", ".join(self.references) or "none, as none fits these images"
                 raise UserError(
-                    f"there is no network {found[3]!r} to be {found[1]} times as fast as; known: {known}"
+                    f"the latency table has no {found[3]!r} to take {found[1]} times as long as: it has {known}"
                 )
             target = float(found[1]) * self.references[name]
         else:
@@ -125,16 +127,19 @@ class LatencyTable:
         Raises:
             UserError: it is not written like 5ms or 0.8xS.
         """
-        found = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)\s*(ms|s|us|x\s*([A-Za-z]+))", text.strip())
+        found = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)\s*(ms|s|us|x\s*(\S+))", text.strip())
         if not found or float(found[1]) <= 0:
-            raise UserError(f"a latency target is written like 5ms or 0.8xS, got {text!r}")
+            raise UserError(
+                f"a latency target is written like 5ms, 0.8xS or 0.8xmobilenetv3_small_100, got {text!r}"
+            )
         return found
 
     @classmethod
     def reference_of(cls, text: str | None) -> str:
-        """The letter of the network that a target is relative to; S where it is to none."""
+        """The letter or the name of the network that a target is relative to; S where it is to none."""
         found = None if text is None else cls.check_target(text)
-        return found[3].upper() if found and found[3] else "S"
+        name = found[3] if found and found[3] else "S"
+        return name.upper() if name.upper() in LETTERS else name
 
     def check(self, space: SearchSpace, setting: Setting, foreign: bool = False) -> None:
         """Raise one clear UserError unless this table is of that space, setting and (unless foreign) device."""

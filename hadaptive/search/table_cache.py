@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
@@ -30,7 +30,7 @@ def folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hadaptive" / "latency"
 
 
-def place_of(space: SearchSpace, setting: Setting, known: dict[str, NetSpec]) -> Path | None:
+def place_of(space: SearchSpace, setting: Setting, known: Mapping[str, NetSpec | str]) -> Path | None:
     """The file of the table that is asked for; None where no figure of another day can be trusted."""
     where = provenance(setting.device)
     package = Path(__file__).parents[1]
@@ -38,7 +38,7 @@ def place_of(space: SearchSpace, setting: Setting, known: dict[str, NetSpec]) ->
         return None
     needed = EXTRAS.get(LOWERED.get(setting.runtime, ""), ())
     where |= {"machine": platform.node(), "packages": _versions(needed)}
-    networks = {name: spec.fingerprint for name, spec in known.items()}
+    networks = {name: net if isinstance(net, str) else net.fingerprint for name, net in known.items()}
     key: list[Any] = [space.fingerprint, asdict(setting), networks, where]
     name = hashlib.sha256(json_text(key, sort_keys=True).encode()).hexdigest()[:16]
     try:

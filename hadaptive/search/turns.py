@@ -39,7 +39,9 @@ def _order(count: int, *numbers: int) -> Tensor:
 def most_turns(space: SearchSpace) -> int:
     """After how many steps every candidate of a space has had a turn."""
     kinds = [_kinds(position) for position in space.positions]
-    return max(len(space.wholes), *(len(own) * max(map(len, own)) for own in kinds))
+    turns = max(len(own) * max(map(len, own)) for own in kinds)
+    # With branches and without, layers have weights of their own.
+    return max(len(space.wholes), turns * len(space.alternatives.get("reparam", (False,))))
 
 
 def _kinds(position: Position) -> list[list[int]]:

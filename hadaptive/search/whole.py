@@ -8,7 +8,7 @@ from typing import Any
 from hadaptive.errors import UserError
 from hadaptive.models.documents import as_list, is_positive_number
 
-# A NetSpec's fields that are of no layer alone, and those of which networks share weights whatever their value.
+# A NetSpec's fields that are of no layer alone, and those of them that may differ within a space.
 OF_THE_NETWORK = (
     "last_channels",
     "head_channels",
@@ -41,8 +41,8 @@ class Whole:
     fields: tuple[tuple[str, Any], ...] = ()
 
     def __str__(self) -> str:
-        said = [f"{self.width:g} times as wide", *(f"{name} {value}" for name, value in self.fields)]
-        return ", ".join(said)
+        fields = [f"{name} {'none' if value is None else value}" for name, value in self.fields]
+        return ", ".join([*([f"{self.width:g} times as wide"] if self.width != 1 else []), *fields])
 
 
 def wholes_of(widths: tuple[float, ...], alternatives: Alternatives) -> tuple[Whole, ...]:
@@ -67,14 +67,15 @@ def as_alternatives(data: Any) -> dict[str, tuple[Any, ...]]:
     """
     if not isinstance(data, Mapping):
         raise UserError(f"alternatives must be an object with lists of values, got {data!r}")
-    found = {}
-    for name, values in data.items():
+    for name in data:
         if name not in ALTERNATIVES:
             raise UserError(f"there can be alternatives of {', '.join(ALTERNATIVES)}, not of {name!r}")
-        found[name] = tuple(as_list(f"alternatives of {name}", values))
-        same = len({repr(value) for value in found[name]}) < len(found[name])
-        if len(found[name]) < 2 or same:
-            raise UserError(
-                f"alternatives of {name} must be two or more different values, got {list(found[name])}"
-            )
+    found = {}
+    for name in (name for name in ALTERNATIVES if name in data):  # in this order, whatever theirs is
+        found[name] = tuple(as_list(f"alternatives of {name}", data[name]))
+        values = list(found[name])
+        if len(values) < 2 or any(value in values[:n] for n, value in enumerate(values)):
+            raise UserError(f"alternatives of {name} must be two or more different values, got {values}")
+        if name == "layer_scale" and (len(found[name]) > 2 or None not in found[name]):
+            raise UserError("alternatives of layer_scale can only be null and a number, where it begins")
     return found
