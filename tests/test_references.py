@@ -96,21 +96,8 @@ def test_as_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert f"{RIVAL}: " in capsys.readouterr().out
     ms = json.loads(Path("table.json").read_text())["references"]
     assert set(ms) == {"S", RIVAL}
-    line = [
-        "search",
-        "--recipe",
-        "quick",
-        "--space",
-        "wide.json",
-        "--image-size",
-        "32",
-        "--threads",
-        "1",
-        "--epochs",
-        "1",
-        "--cpu",
-    ]
-    line += ["--train-size", "64"]
+    line = ["search", "--recipe", "quick", "--space", "wide.json", *how, "--epochs", "1", "--cpu"]
+    line += ["--train-size", "256"]
     line += ["--latency-table", "table.json", "--baseline", "random", "2", "--retrain-seeds", "1"]
     assert main([*line, "--latency-target", f"0.5x{RIVAL}", "--output", "run"]) == 0
     found = json.loads(Path("run/searches/seed0/summary.json").read_text())
