@@ -71,10 +71,10 @@ class RepDepthwise(nn.Module):
         size = self.kernel_size[0]
         convs = []
         for branch in (self.main, *self.beside.values()):
-            layers: list[Any] = list(branch)  # pyright: ignore[reportArgumentType]
+            layers: list[Any] = list(copy.deepcopy(branch).eval())  # pyright: ignore[reportArgumentType]
             *convolution, norm = layers
-            conv = convolution[0] if convolution else _identity_like(norm)
-            convs.append(fuse_conv_bn_eval(conv.eval(), norm.eval()))
+            conv = convolution[0] if convolution else _identity_like(norm).eval()
+            convs.append(fuse_conv_bn_eval(conv, norm))
         whole: Any = convs[0]
         for conv in convs[1:]:
             edge = (size - conv.kernel_size[0]) // 2
