@@ -72,11 +72,11 @@ def set_threads(threads: int) -> None:
     Raises:
         UserError: a program has been loaded, and the pool has another number.
     """
+    now = pool_threads()
     with _quiet():
         import executorch.extension.pybindings.portable_lib as library
 
         pool: Any = library
-        now = pool._threadpool_get_thread_count()
         if threads in (0, now):
             return
         if ExecutorchRun.in_use:

@@ -13,7 +13,7 @@ from torch.types import Device
 from hadaptive import ops
 from hadaptive.nn.checks import JOINS, check_choice
 from hadaptive.nn.layers import Layers
-from hadaptive.nn.reparam import RepDepthwise
+from hadaptive.nn.reparam import depthwise
 
 
 class GhostExpansion(nn.Module):
@@ -56,12 +56,8 @@ class GhostExpansion(nn.Module):
         self.primary = Layers(
             nn.Conv2d(channels, half, 1, bias=False, **dd), nn.BatchNorm2d(half, **dd), act_layer()
         )
-        if self.added:
-            self.cheap = Layers(RepDepthwise(half, 3, **dd), act_layer())
-        else:
-            self.cheap = Layers(
-                nn.Conv2d(half, half, 3, padding=1, groups=half, bias=False, **dd), nn.BatchNorm2d(half, **dd)
-            )
+        behind = [act_layer()] if self.added else []
+        self.cheap = depthwise(half, 3, 1, *behind, reparam=self.added, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.primary(x)

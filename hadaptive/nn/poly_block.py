@@ -55,15 +55,15 @@ class PolyBlock(nn.Module):
             raise ValueError(f"kernel_size must be odd, to keep the map's size, got {kernel_size}")
         dd: Any = {"device": device, "dtype": dtype}
 
-        def conv() -> list[nn.Module]:
-            return [nn.Conv2d(channels, channels, 1, bias=False, **dd), nn.BatchNorm2d(channels, **dd)]
+        def conv() -> Layers:
+            return Layers(nn.Conv2d(channels, channels, 1, bias=False, **dd), nn.BatchNorm2d(channels, **dd))
 
         self.shift = channels // 2
-        self.mix = Layers(*conv())
+        self.mix = conv()
         self.wide = depthwise(channels, kernel_size, reparam=reparam, **dd)
         self.narrow = depthwise(channels, 3, reparam=reparam, **dd)
         self.act = nn.Identity() if act_layer is None else act_layer()
-        self.project = Layers(*conv())
+        self.project = conv()
         self.scale = layer_scale(channels, layer_scale_init, **dd)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 

@@ -46,16 +46,10 @@ class RepDepthwise(nn.Module):
         dd: Any = {"device": device, "dtype": dtype}
         self.kernel_size = (kernel_size, kernel_size)
         odd = kernel_size % 2 == 1
-
-        def branch(kernel: int) -> Layers:
-            pad = (kernel - 1) // 2
-            conv = nn.Conv2d(channels, channels, kernel, stride, pad, groups=channels, bias=False, **dd)
-            return Layers(conv, nn.BatchNorm2d(channels, **dd))
-
-        self.main = branch(kernel_size)
+        self.main = depthwise(channels, kernel_size, stride, **dd)
         self.beside = nn.ModuleDict()
         if odd and kernel_size > 3:
-            self.beside["small"] = branch(3)
+            self.beside["small"] = depthwise(channels, 3, stride, **dd)
         if odd and stride == 1:
             self.beside["identity"] = Layers(nn.BatchNorm2d(channels, **dd))
 

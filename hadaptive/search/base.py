@@ -185,6 +185,6 @@ class SearchEngine(Engine):
         """Latency of networks and of the published ones, in turns, ms; None where it cannot be had."""
         if self.table is None or not self.table.is_of_this_machine:
             return None
-        known = references(self.config.stem_strides, self.table.references)
-        known = {name: known[name] for name in self.table.references}
+        published = references(self.config.stem_strides)  # others are known by their names
+        known = {name: published.get(name, name) for name in self.table.references}
         return measure_networks({**found, **known}, self.table.setting)

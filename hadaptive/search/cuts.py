@@ -12,27 +12,24 @@ from hadaptive.search.position import Position
 Layer = ConvSpec | BlockSpec
 Parts = tuple[int, ...]  # widths of what lies side by side among the channels
 
+# Behind the expansion of an adaptive bottleneck, as below.
+_BEHIND = {"depthwise": ("inner", ""), "project": ("out", "inner"), "scale": ("out", "")}
+
 # Of each kind of block, by the beginning of its parameters' names: what its channels out and in are.
 _CHANNELS = {
     "ghost": {
         "expansion.primary": ("half", "in"),
         "expansion.cheap": ("half", ""),
-        "depthwise": ("inner", ""),
-        "project": ("out", "inner"),
-        "scale": ("out", ""),
+        **_BEHIND,
     },
     "inverted": {
         "expansion": ("inner", "in"),
-        "depthwise": ("inner", ""),
-        "project": ("out", "inner"),
-        "scale": ("out", ""),
+        **_BEHIND,
     },
     "ach": {
         "expansion.mix": ("in", "in"),
         "expansion.bn": ("in", ""),
-        "depthwise": ("inner", ""),
-        "project": ("out", "inner"),
-        "scale": ("out", ""),
+        **_BEHIND,
     },
     "products": {
         "depthwise": ("in", ""),

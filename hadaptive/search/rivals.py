@@ -68,7 +68,7 @@ def networks_to_compare(
         assert choice is not None
         specs[name] = space.build(choice, name=name)
     letter = LatencyTable.reference_of(goal)
-    reference = references(single.stem_strides, [letter])[letter]
+    reference = references(single.stem_strides).get(letter, letter)
     if letter in table.references if table else fits(reference, setting):
         name = f"published-{letter}" if letter in LETTERS else f"reference-{letter}"
         specs[name], choices[name] = reference, None

@@ -2,26 +2,16 @@
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from hadaptive.errors import UserError
 from hadaptive.models.documents import as_list, is_positive_number
+from hadaptive.models.spec import NetSpec
 
 # A NetSpec's fields that are of no layer alone, and those of them that may differ within a space.
-OF_THE_NETWORK = (
-    "last_channels",
-    "head_channels",
-    "order",
-    "surrogate",
-    "selection",
-    "noise",
-    "temperature",
-    "score_kernel",
-    "mix",
-    "activation",
-    "reparam",
-    "layer_scale",
+OF_THE_NETWORK = tuple(
+    field.name for field in fields(NetSpec) if field.name not in ("name", "stem", "stage1", "stages")
 )
 ALTERNATIVES = ("last_channels", "head_channels", "activation", "reparam", "layer_scale")
 
@@ -41,8 +31,9 @@ class Whole:
     fields: tuple[tuple[str, Any], ...] = ()
 
     def __str__(self) -> str:
-        fields = [f"{name} {'none' if value is None else value}" for name, value in self.fields]
-        return ", ".join([*([f"{self.width:g} times as wide"] if self.width != 1 else []), *fields])
+        said = [f"{self.width:g} times as wide"] if self.width != 1 else []
+        said += [f"{name} {'none' if value is None else value}" for name, value in self.fields]
+        return ", ".join(said)
 
 
 def wholes_of(widths: tuple[float, ...], alternatives: Alternatives) -> tuple[Whole, ...]:
@@ -72,10 +63,10 @@ def as_alternatives(data: Any) -> dict[str, tuple[Any, ...]]:
             raise UserError(f"there can be alternatives of {', '.join(ALTERNATIVES)}, not of {name!r}")
     found = {}
     for name in (name for name in ALTERNATIVES if name in data):  # in this order, whatever theirs is
-        found[name] = tuple(as_list(f"alternatives of {name}", data[name]))
-        values = list(found[name])
+        values = list(as_list(f"alternatives of {name}", data[name]))
         if len(values) < 2 or any(value in values[:n] for n, value in enumerate(values)):
             raise UserError(f"alternatives of {name} must be two or more different values, got {values}")
-        if name == "layer_scale" and (len(found[name]) > 2 or None not in found[name]):
+        if name == "layer_scale" and (len(values) > 2 or None not in values):
             raise UserError("alternatives of layer_scale can only be null and a number, where it begins")
+        found[name] = tuple(values)
     return found
