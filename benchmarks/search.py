@@ -22,7 +22,7 @@ from hadaptive.models import HadaptiveNet
 from hadaptive.models.published import HADAPTIVE_NET_S
 from hadaptive.provenance import provenance
 from hadaptive.search.estimators import frozen_statistics, gdas, rloo
-from hadaptive.search.latency import measure_networks, measure_table
+from hadaptive.search.latency import LatencyTable, measure_networks, measure_table
 from hadaptive.search.shared import SharedSupernet
 from hadaptive.search.spaces import open_space, star_space
 from hadaptive.search.supernet import Supernet
@@ -54,6 +54,7 @@ class SearchBenchConfig:
         device: cpu or cuda.
         runtime: that the table is of, and the networks it is checked on.
         frozen: they have fixed selections.
+        table: of ``hadaptive latency`` for that space, in place of a fresh one; its setting counts.
     """
 
     space: str = "published"
@@ -69,6 +70,7 @@ class SearchBenchConfig:
     device: str = "cpu"
     runtime: Runtime = "pytorch"
     frozen: bool = False
+    table: Path | None = None
 
 
 def _step(variant: str, config: SearchBenchConfig) -> Callable[[], None]:
@@ -232,10 +234,18 @@ def _check_table(config: SearchBenchConfig) -> None:
     space = open_space(config.table_space)
     setting = Setting(config.runtime, config.device, config.image_size, frozen=config.frozen)
     setting.check()
+    if config.table is None:
+        table = measure_table(space, setting)
+    else:
+        table = LatencyTable.load(config.table)
+        setting = table.setting
+        table.check(space, setting)
     # The first rows know no other runtime.
-    plain = config.runtime == "pytorch" and not config.frozen
-    what = {} if plain else {"runtime": config.runtime, "selections": "fixed" if config.frozen else "dynamic"}
-    table = measure_table(space, setting)
+    plain = setting.runtime == "pytorch" and not setting.frozen
+    runtime = setting.runtime + (
+        f", {setting.threads} threads".replace("1 threads", "1 thread") if setting.threads else ""
+    )
+    what = {} if plain else {"runtime": runtime, "selections": "fixed" if setting.frozen else "dynamic"}
     generator = torch.Generator().manual_seed(1)
     choices = [space.random(generator) for _ in range(config.networks)]
     specs = {str(i): space.build(c) for i, c in enumerate(choices)}
@@ -245,11 +255,11 @@ def _check_table(config: SearchBenchConfig) -> None:
             "space": space.name,
             **what,
             "network": "-".join(map(str, choice)),
-            "image_size": config.image_size,
+            "image_size": setting.image_size,
             "batch": 1,
             "predicted_ms": round(table.predict(choice), 4),
             "measured_ms": measured[str(i)],
-            **provenance(config.device),
+            **provenance(setting.device),
         }
         for i, choice in enumerate(choices)
     ]

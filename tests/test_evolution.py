@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.axes import Axes
 from processes import launch
 from safetensors.torch import load_file
 
@@ -245,6 +246,22 @@ def test_a_measured_table_is_used_and_networks_are_measured(tmp_path: Path, spac
     table = LatencyTable.load(tmp_path / "run" / "latency.json")
     assert len(table.others) == 1
     assert "measured ms" in capsys.readouterr().out
+
+
+def test_latency_may_be_of_larger_images_than_accuracy(tmp_path: Path, space: SearchSpace, monkeypatch) -> None:
+    labels: list[str] = []
+    real = Axes.set
+    monkeypatch.setattr(
+        Axes, "set", lambda self, **how: labels.extend(map(str, how.values())) or real(self, **how)
+    )
+    search(config_of(tmp_path, latency_target="1s", latency_size=16, runtime="onnxruntime", threads=1), quiet=True)
+    assert LatencyTable.load(tmp_path / "run" / "latency.json").setting.image_size == 16
+    assert "predicted ms, 16x16 images" in labels
+    assert "validation accuracy with the supernet's weights, %, 8x8 images" in labels
+    small = config_of(tmp_path, output=tmp_path / "small", space="published", image_size=32, latency_size=8)
+    with pytest.raises(UserError, match="8x8 images are too small"):
+        search(small.changed(latency_target="1s"), quiet=True)
+    assert not small.output.exists()
 
 
 def test_a_front_that_misses_when_measured_says_so(tmp_path: Path, space: SearchSpace, monkeypatch) -> None:

@@ -22,7 +22,7 @@ ABOVE = {  # the highest of each setting, and one that is too high; the others h
 }
 LOWEST: dict[str, float] = {  # the lowest whole number of each setting, where it is not 0
     **dict.fromkeys(("train_size", "num_classes", "train_samples", "image_size", "in_chans", "epochs"), 1),
-    **dict.fromkeys(("batch_size", "accumulate", "seeds", "retrain_seeds", "jobs"), 1),
+    **dict.fromkeys(("batch_size", "accumulate", "seeds", "retrain_seeds", "jobs", "latency_size"), 1),
     "workers": -1,
     "max_pixels": 1,
     "paths": 2,

@@ -40,6 +40,8 @@ class LatencyGoal:
         foreign_table: accept a table measured on another device.
         max_params: most parameters of what evolution finds, as it is trained, such as 1M or 400k.
         fresh_table: measure at the start whatever was measured here before.
+        latency_size: side of the images that latency is of, pixels; default that of the images the search learns
+            from. A network for large images may so be searched on small ones, which takes less time.
     """
 
     latency_target: str | None = None
@@ -51,11 +53,14 @@ class LatencyGoal:
     foreign_table: bool = False
     max_params: str | None = None
     fresh_table: bool = False
+    latency_size: int | None = None
 
     def __post_init__(self) -> None:
         _ = self.most_parameters
         not_negative("latency_weight", self.latency_weight)
         not_negative("threads", self.threads)
+        if self.latency_size is not None:
+            at_least_one("latency_size", self.latency_size)
 
     @property
     def most_parameters(self) -> float:
@@ -198,12 +203,12 @@ class SearchConfig(_SearchSettings):
         return [*(name for name in names(Architecture) if name not in own), "latency_weight"]
 
     def setting(self, num_classes: int, device: str) -> Setting:
-        """What the latency of the found network is of: one image of the search's size, on its device."""
+        """What the latency of the found network is of: one image of the size asked for, on the search's device."""
         runtime = self.latency.runtime
         return Setting(
             runtime=runtime,
             device="cpu" if runtime in LOWERED else device,
-            image_size=self.preprocessing.image_size,
+            image_size=self.latency.latency_size or self.preprocessing.image_size,
             in_chans=self.preprocessing.in_chans,
             num_classes=num_classes,
             threads=self.latency.threads,

@@ -95,7 +95,8 @@ class Evolution(SearchEngine):
         plot_weights(folder)
         judged = [Judged.from_row(row) for row in read_csv(folder.evolution)]
         if judged:
-            plot_front(judged, [one for one in judged if one.within(self._limits)], folder.front_picture)
+            within = [one for one in judged if one.within(self._limits)]
+            plot_front(judged, within, self.config, folder.front_picture)
 
     # -- the networks -----------------------------------------------------------------------------------------
 

@@ -44,7 +44,8 @@ def configured_space(config: SearchConfig) -> SearchSpace:
     space = open_space(config.space)
     if config.stem_strides:
         space = space.with_stem_strides(*config.stem_strides)
-    space.input_shapes(config.preprocessing.in_chans, config.preprocessing.image_size)
+    for size in {config.preprocessing.image_size, config.latency.latency_size or config.preprocessing.image_size}:
+        space.input_shapes(config.preprocessing.in_chans, size)
     return space
 
 

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from hadaptive.files import read_csv
 from hadaptive.models import NetSpec
 from hadaptive.pictures import save_png
+from hadaptive.search.config import SearchConfig
 from hadaptive.search.folder import SearchFolder
 from hadaptive.search.front import Judged, front_of
 from hadaptive.search.labels import label
@@ -105,9 +106,17 @@ def plot_weights(run: SearchFolder) -> None:
     save_png(figure, run.curves)
 
 
-def plot_front(judged: list[Judged], within: list[Judged], path: Path) -> None:
+def _of_size(what: str, size: int, latency_size: int | None) -> str:
+    """What an axis shows, with the size of the images where the axes are not of the same."""
+    return what if latency_size in (None, size) else f"{what}, {size}x{size} images"
+
+
+def plot_front(judged: list[Judged], within: list[Judged], config: SearchConfig, path: Path) -> None:
     """Draw accuracy on the supernet over cost: networks by their generation, and the front of those `within`."""
-    unit, name = (1e-6, "million multiply-accumulates") if judged[0].latency_ms is None else (1, "predicted ms")
+    size, latency_size = config.preprocessing.image_size, config.latency.latency_size
+    unit, name = 1e-6, "million multiply-accumulates"
+    if judged[0].latency_ms is not None:
+        unit, name = 1, _of_size("predicted ms", latency_size or size, size)
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     points = axes.scatter(
@@ -121,7 +130,9 @@ def plot_front(judged: list[Judged], within: list[Judged], path: Path) -> None:
     front = front_of(within)
     x, y = [unit * one.cost for one in front], [100 * one.accuracy for one in front]
     axes.plot(x, y, color="tab:red", label="front")
-    axes.set(xlabel=name, ylabel="validation accuracy with the supernet's weights, %")
+    axes.set(
+        xlabel=name, ylabel=_of_size("validation accuracy with the supernet's weights, %", size, latency_size)
+    )
     axes.grid(alpha=0.3)
     axes.legend()
     save_png(figure, path)
@@ -148,7 +159,7 @@ def draw_network(spec: NetSpec, path: Path) -> None:
     save_png(figure, path)
 
 
-def plot_comparison(rows: list[dict[str, str]], target: float | None, path: Path) -> None:
+def plot_comparison(rows: list[dict[str, str]], target: float | None, config: SearchConfig, path: Path) -> None:
     """Draw accuracy over measured latency: a point per network, the range over its seeds, a colour per group."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
@@ -166,7 +177,9 @@ def plot_comparison(rows: list[dict[str, str]], target: float | None, path: Path
         axes.errorbar(x, y, yerr=(low, high), fmt="osd^v"[number % 5], capsize=2, label=group)
     if target is not None:
         axes.axvline(target, color="gray", linestyle="--", linewidth=1, label="target")
-    axes.set(xlabel=f"{rows[0]['latency']} latency, ms", ylabel=f"{rows[0]['part']} accuracy, %")
+    accuracy = f"{rows[0]['part']} accuracy, %"
+    accuracy = _of_size(accuracy, config.preprocessing.image_size, config.latency.latency_size)
+    axes.set(xlabel=f"{rows[0]['latency']} latency, ms", ylabel=accuracy)
     axes.set(title=drawn(f"{rows[0]['data']}, recipe {rows[0]['recipe']}"))
     axes.grid(alpha=0.3)
     axes.legend()

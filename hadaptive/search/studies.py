@@ -122,7 +122,7 @@ def resume_study(
             _compare(folder, config, space, table, summaries, quiet)
             summary |= comparison_of(read_csv(folder.comparison))
             target = None if table is None else table.target(str(config.search.latency.latency_target))
-            plot_comparison(read_csv(folder.comparison), target, folder.plane)
+            plot_comparison(read_csv(folder.comparison), target, config.search, folder.plane)
     except TrainingInterruptedError:
         raise TrainingInterruptedError(str(path), "search") from None
     write_json(folder.summary, {**summary, **provenance(summaries[0]["device_type"])})
