@@ -68,6 +68,13 @@ def _search(arguments: list[str]) -> None:
     bench_search(parsed(SearchBenchConfig, "python -m benchmarks search", arguments))
 
 
+def _ship(arguments: list[str]) -> None:
+    from benchmarks.ship import ShipConfig, ship
+    from hadaptive.parsing import parsed
+
+    ship(parsed(ShipConfig, "python -m benchmarks ship", arguments))
+
+
 def _startup(arguments: list[str]) -> None:
     from benchmarks.startup import StartupConfig, bench_startup
     from hadaptive.parsing import parsed
@@ -148,6 +155,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "products": _products,
     "report": _report,
     "search": _search,
+    "ship": _ship,
     "startup": _startup,
 }
 

@@ -11,9 +11,8 @@ from torch import nn
 
 from hadaptive.data import Manifest, Preprocessing
 from hadaptive.errors import UserError, first_line
+from hadaptive.files import METADATA_KEY
 from hadaptive.models import NetSpec, create_model, spec_of
-
-METADATA_KEY = "hadaptive"  # of what exported files say about themselves
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ class PredictCommand:
     """Predict what is on images.
 
     Attributes:
-        run: run folder, or a file of ``hadaptive export``.
+        run: run folder, a file of ``hadaptive export``, or the name of weights that come with the package.
         images: image files, and folders to search for images.
         top: how many classes to show.
         weights: which weights of a run; default those that its own test used.

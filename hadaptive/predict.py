@@ -17,6 +17,7 @@ from hadaptive.data.images import open_image
 from hadaptive.data.scan import Reason, left_out, order, scan_folder
 from hadaptive.errors import UserError, first_line
 from hadaptive.files import json_text
+from hadaptive.models.shipped import shipped_weights
 from hadaptive.pictures import MOST_TILES, contact_sheet, tile_of
 from hadaptive.runs import RunFolder
 
@@ -115,7 +116,9 @@ def predict_images(
 
 
 def _open(path: Path, weights: str | None, trust: bool) -> tuple[Callable[[Tensor], Tensor], ModelCard]:
-    """The network of a run folder or of an exported file."""
+    """The network of a run folder, of an exported file, or of weights that come with the package."""
+    if not path.exists():
+        path = shipped_weights().get(str(path), path)
     if not path.is_file():
         return RunFolder.open(path).load_model(weights)
     if weights is not None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hadaptive.cards import ModelCard, card_for
+from hadaptive.cards import ModelCard, card_for, open_weights
 from hadaptive.console import console, say
 from hadaptive.data import Preprocessing
 from hadaptive.errors import UserError, first_line
@@ -27,6 +27,7 @@ from hadaptive.measure.passes import prepare
 from hadaptive.measure.sessions import load
 from hadaptive.measure.untrained import liven
 from hadaptive.models import HadaptiveNet, check_image_size, create_model
+from hadaptive.models.shipped import shipped_weights
 from hadaptive.nn import FixedSelection, expansions
 from hadaptive.nn.reparam import reparameterized
 from hadaptive.provenance import provenance
@@ -63,7 +64,8 @@ def export_command(config: ExportConfig) -> dict[str, Any]:
     images = open_images(run, card, config.data, config.data_dir)
     for note in images.data.notes if config.is_run else ():
         say(note)
-    if not config.is_run:
+    trained = config.is_run or config.source in shipped_weights()
+    if not trained:
         count = min(max(LIVEN // math.prod(card.preprocessing.input_size[1:]), 8), 256)
         liven(network, torch.cat(list(images.images(count, "train"))))
     about: dict[str, Any] = {"source": config.source, "format": config.format}
@@ -87,7 +89,7 @@ def export_command(config: ExportConfig) -> dict[str, Any]:
         else:
             _write(deployed, staged, card, images, config, about)
         try:
-            limits = TRAINED if config.is_run else UNTRAINED
+            limits = TRAINED if trained else UNTRAINED
             agreement, figures = prove(network, staged, images.images(config.images), limits)
         except RuntimeError as error:
             raise UserError(f"{config.source} does not run as {config.format}: {first_line(error)}") from None
@@ -153,6 +155,16 @@ def _open(config: ExportConfig) -> tuple[nn.Module, ModelCard, RunFolder | None]
         raise UserError(f"{path} would be an exported file: export the run or the specification it is of")
     if len(path.parts) > 1 and path.suffix != ".json" and not config.source.startswith("hf-hub:"):
         raise UserError(f"there is no run folder {path}")
+    if config.source in shipped_weights():
+        for name in ("num_classes", "image_size", "seed", "int8", "freeze"):
+            if getattr(config, name):
+                raise UserError(
+                    f"{config.source} has weights, classes and a size of its own, and no images to judge by: "
+                    f"leave --{name.replace('_', '-')} out"
+                )
+        network, card = open_weights(shipped_weights()[config.source])
+        network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        return network, card, None
     number = config.num_classes or 1000
     torch.manual_seed(config.seed or 0)
     preprocessing = Preprocessing(image_size=config.image_size or 224, fit="stretch")

@@ -15,7 +15,8 @@ class ExportConfig:
     """Write a network for another runtime, and prove that the file computes the same.
 
     Attributes:
-        source: run folder, NetSpec file (.json), or timm name (the last two with seeded random weights).
+        source: run folder, weights that come with the package, or, with seeded random weights, a NetSpec file
+            (.json) or timm name.
         output: new file; default in the run folder, or named after the model here.
         format: onnx, openvino, executorch (XNNPACK), torch (torch.export), or safetensors (weights and spec).
         freeze: fix each ACH selection to the channels that calibration images choose most.

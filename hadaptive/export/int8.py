@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hadaptive.cards import METADATA_KEY
+from hadaptive.files import METADATA_KEY
 from hadaptive.measure.formats import check_format
 from hadaptive.measure.sessions import Run, load, openvino_core
 from hadaptive.packages import quiet

@@ -16,9 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from hadaptive.cards import METADATA_KEY
 from hadaptive.errors import UserError
-from hadaptive.files import write_atomically
+from hadaptive.files import METADATA_KEY, write_atomically
 from hadaptive.measure.deploy import DeployProducts
 from hadaptive.packages import quiet
 

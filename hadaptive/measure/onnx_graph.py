@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hadaptive.cards import METADATA_KEY
-from hadaptive.files import write_atomically
+from hadaptive.files import METADATA_KEY, write_atomically
 from hadaptive.packages import quiet
 
 OPSET = 18

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from hadaptive.cards import METADATA_KEY, ModelCard, open_weights
+from hadaptive.cards import ModelCard, open_weights
 from hadaptive.errors import UserError, first_line
-from hadaptive.files import json_text
+from hadaptive.files import METADATA_KEY, json_text
 from hadaptive.measure.executorch import ExecutorchRun
 from hadaptive.measure.formats import check_format, format_of
 

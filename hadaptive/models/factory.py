@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from hadaptive.errors import UserError, first_line
-from hadaptive.models.hadaptive_net import HadaptiveNet
+from hadaptive.models.network import HadaptiveNet
 from hadaptive.models.spec import NetSpec, as_spec
 from hadaptive.models.variants import changed, plug_of, variant_of
 from hadaptive.nn import plug
