@@ -19,8 +19,10 @@ import test_latency_table
 import test_plug
 import test_stability
 import test_tracking
+import timm
 from folders import picture
 from PIL import Image
+from timm.models import save_for_hf
 from tiny import WIDE_CHOICE, WIDE_SPACE
 
 from hadaptive.bench.config import (
@@ -191,6 +193,7 @@ TRAININGS = [
     "--recipe cooccurrence --train-size 24 --model one-ach.json",
     "--recipe quick --model relu6.json --train-size 24",
     "--recipe quick --model relu.json --train-size 24",
+    "--recipe quick --model local-dir:timm --pretrained --freeze-backbone 1 --layer-decay 0.8",
 ]
 SEARCHES = [
     "--space one.json --estimator gdas --no-channels-last --quiet --mixed-precision bf16",
@@ -341,6 +344,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ONE.save(folder / "one.json")
     WIDE_SPACE.save(folder / "wide.json")
     TABLE.save(folder / "table.json")
+    save_for_hf(
+        timm.create_model("test_efficientnet", num_classes=7), str(folder / "timm"), safe_serialization=True
+    )
     with pytest.MonkeyPatch.context() as there:
         there.chdir(folder)
         assert main(shlex.split(f"train {SMALL} --model rank-softmax.json --output run --quiet")) == 0

@@ -227,9 +227,9 @@ class Engine(ABC):
     def _run_epoch(self, folder: Any) -> None:
         started, stop = time.monotonic(), False
         self.batches.train.set_epoch(self.epoch)
-        self.begin_epoch()
         loader = self.rest_of(self.batches.train.loader, self.step * self.accumulate)
         self.model.train()
+        self.begin_epoch()
         micro = self.step * self.accumulate
         for images, targets, unreadable in loader:
             if micro >= self.steps_per_epoch * self.accumulate:

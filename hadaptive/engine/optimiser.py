@@ -54,7 +54,12 @@ class Schedule:
 
 
 def create_optimiser(
-    module: nn.Module, how: Optimisation, steps_per_epoch: int, *, scaled: bool = False
+    module: nn.Module,
+    how: Optimisation,
+    steps_per_epoch: int,
+    *,
+    scaled: bool = False,
+    layer_decay: float = 1.0,
 ) -> tuple[Optimizer, Schedule]:
     """timm's optimiser of a module's parameters, and its schedule by steps.
 
@@ -63,6 +68,7 @@ def create_optimiser(
         how: settings.
         steps_per_epoch: of the optimiser.
         scaled: losses are scaled, and steps may be skipped.
+        layer_decay: each layer's rate in the next one's, as timm groups a network's layers.
 
     Raises:
         UserError: timm has no such optimiser or schedule, or it needs what this machine does not have.
@@ -78,12 +84,16 @@ def create_optimiser(
             opt=how.opt,
             lr=how.lr,
             weight_decay=how.weight_decay,
+            **({} if layer_decay == 1 else {"layer_decay": layer_decay}),
             **({} if scaled else _fused(module, how.opt)),
         )
     except (ValueError, AssertionError, ImportError, TypeError) as error:
         raise UserError(
             f"opt {how.opt!r} cannot be used here ({first_line(error)}): choose another, such as adamw"
         ) from None
+    if how.sched == "none":  # every other schedule of timm's sees to it
+        for group in optimizer.param_groups:
+            group["lr"] *= group.get("lr_scale", 1.0)
     return optimizer, _schedule(optimizer, how, steps_per_epoch)
 
 

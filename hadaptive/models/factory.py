@@ -23,8 +23,9 @@ def create_model(
     drop_path_rate: float | None = None,
     stem_strides: tuple[int, ...] | None = None,
     image_size: int | None = None,
+    pretrained: bool = False,
 ) -> nn.Module:
-    """Build an untrained network.
+    """Build a network, untrained or with timm's weights.
 
     Args:
         model: a timm model name (ours or any other), a path to a NetSpec file (.json), either of a Hadaptive-Net
@@ -36,9 +37,11 @@ def create_model(
         drop_path_rate: stochastic depth; None leaves the model's own default.
         stem_strides: Hadaptive-Nets only, see :meth:`NetSpec.with_stem_strides`.
         image_size: of a network that is built for one size, such as a vision transformer; others take any.
+        pretrained: with the weights that timm has under this name, from this package, the network or a cache, or
+            from "hf-hub:NAME" or "local-dir:FOLDER". The classifier is new where num_classes is not the weights'.
 
     Raises:
-        UserError: no such model or file, or an argument the model does not take.
+        UserError: no such model, file or weights, or an argument the model does not take.
     """
     if num_classes < 0 or in_chans < 1:
         raise UserError(
@@ -48,6 +51,8 @@ def create_model(
     for name, value in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)):
         if value is not None:
             options[name] = value
+    if pretrained:
+        return _pretrained(model, options, stem_strides, image_size)
     if isinstance(model, NetSpec) or model.endswith(".json") or variant_of(model) is not None:
         spec = meant(model)
         try:
@@ -74,10 +79,7 @@ def create_model(
         except ValueError as error:
             raise UserError(f"{model} cannot be built: {error}") from None
         return network
-    if not timm.is_model(model.split(".")[0]):
-        close = difflib.get_close_matches(model, timm.list_models(), n=3)
-        hint = f"; did you mean {' or '.join(close)}?" if close else ""
-        raise UserError(f"there is no model {model!r}, neither in timm nor as a .json spec file{hint}")
+    _check_name(model)
     if stem_strides is not None:
         if not model.startswith("hadaptive_net"):
             raise UserError(f"stem_strides applies to Hadaptive-Nets only, not to {model}")
@@ -94,6 +96,52 @@ def create_model(
         AssertionError,
     ) as error:  # timm's answers to unknown options and tags, and to sizes that do not fit
         raise UserError(f"{model} cannot be built with these options: {error}") from None
+
+
+def _check_name(model: str) -> None:
+    if not timm.is_model(model.split(".")[0]):
+        close = difflib.get_close_matches(model, timm.list_models(), n=3)
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        raise UserError(f"there is no model {model!r}, neither in timm nor as a .json spec file{hint}")
+
+
+SOURCES = ("hf-hub:", "local-dir:")  # of weights, in front of timm's names
+
+
+def _pretrained(
+    model: str | NetSpec, options: dict[str, Any], stem_strides: tuple[int, ...] | None, image_size: int | None
+) -> nn.Module:
+    """timm's network with its weights."""
+    name = model.name if isinstance(model, NetSpec) else model
+    if stem_strides is not None:
+        raise UserError("pretrained weights have learned with their own strides: leave stem_strides out")
+    if isinstance(model, NetSpec) or not model.startswith(SOURCES):
+        if isinstance(model, NetSpec) or model.endswith(".json") or variant_of(model) or plug_of(model):
+            raise UserError(
+                f"{name} has no pretrained weights: leave pretrained out, or name one of timm's models"
+            )
+        _check_name(model)
+        try:
+            config = timm.get_pretrained_cfg(model, allow_unregistered=True)
+        except RuntimeError:  # there is no such tag
+            config = None
+        if config is None or not config.has_weights:
+            tags = timm.list_models(f"{model.split('.')[0]}*", pretrained=True)
+            hint = f"; there are {', '.join(tags[:5])}" if tags else ""
+            raise UserError(f"timm has no weights called {model}{hint}")
+        if image_size is not None and config.fixed_input_size:
+            options = {**options, "img_size": image_size}
+    try:
+        network = timm.create_model(name, pretrained=True, **options)
+        resize: Any = getattr(network, "set_input_size", None)
+        if name.startswith(SOURCES) and resize is not None and image_size:
+            resize(img_size=image_size)  # that it is built for one size is known once it is there
+        return network
+    except Exception as error:  # of the network, the Hub, a file, and timm's own answers
+        raise UserError(
+            f"the weights of {name} cannot be had: {first_line(error)}; where there is no network, pass a file "
+            "with --init, or a folder as local-dir:FOLDER"
+        ) from None
 
 
 def meant(model: str | NetSpec) -> NetSpec:

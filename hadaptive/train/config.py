@@ -27,23 +27,34 @@ class NetworkConfig:
 
     Attributes:
         model: timm model name (ours or any other) or a NetSpec file (.json); default hadaptive_net_s.
-        init: run folder or exported .safetensors whose network is trained on, instead of a new model.
+        pretrained: start from the weights that timm has for the model, with a new classifier where the classes are
+            others; --model may be hf-hub:NAME or local-dir:FOLDER, too.
+        init: run folder or exported .safetensors whose network is trained on, with a new classifier where the
+            classes are others; or any other .safetensors with the weights of --model.
         stem_strides: strides of a Hadaptive-Net's first convolutions, e.g. 1 1 for 32x32 images.
         drop_rate: dropout before the classifier; default is the model's own.
         drop_path_rate: stochastic depth; default is the model's own.
     """
 
     model: str | None = None
+    pretrained: bool = False
     init: Path | None = None
     stem_strides: tuple[int, ...] | None = None
     drop_rate: float | None = None
     drop_path_rate: float | None = None
+
+    @property
+    def starts_trained(self) -> bool:
+        """Whether a training starts from weights that have learned something."""
+        return self.pretrained or self.init is not None
 
     def __post_init__(self) -> None:
         for name in ("drop_rate", "drop_path_rate"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 raise UserError(f"{name} must be at least 0 and below 1, got {value}")
+        if self.pretrained and self.init is not None:
+            raise UserError("a training starts from one of them, pretrained weights or init: leave the other out")
 
 
 @dataclass(frozen=True)
@@ -62,6 +73,9 @@ class TrainConfig(RecipeSettings):
         clip_grad: largest gradient norm; 0 does not clip.
         mixup: timm's mixup alpha; 0 is off.
         cutmix: timm's cutmix alpha; 0 is off.
+        freeze_backbone: epochs in which the classifier alone learns, before everything does; with --pretrained or
+            --init.
+        layer_decay: the learning rate of each layer, as a share of that of the one after it.
         ema: decay of a moving average of the weights, which is then evaluated and saved; 0 is off.
         select: test the weights with the best validation accuracy (ties: the lower loss), or the last ones.
         compile: run the network through torch.compile.
@@ -79,6 +93,8 @@ class TrainConfig(RecipeSettings):
     clip_grad: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
+    freeze_backbone: int = 0
+    layer_decay: float = 1.0
     ema: float = 0.0
     select: Literal["best", "last"] = "best"
     compile: bool = False
@@ -87,8 +103,14 @@ class TrainConfig(RecipeSettings):
     def __post_init__(self) -> None:
         at_least_one("accumulate", self.accumulate)
         share("ema", self.ema)
-        for name in ("clip_grad", "mixup", "cutmix"):
+        for name in ("clip_grad", "mixup", "cutmix", "freeze_backbone"):
             not_negative(name, getattr(self, name))
+        if not 0 < self.layer_decay <= 1:
+            raise UserError(f"layer_decay must be above 0 and at most 1, got {self.layer_decay}")
+        if self.freeze_backbone and not self.network.starts_trained:
+            raise UserError(
+                "freeze_backbone keeps weights that have learned something: pass pretrained or init as well"
+            )
 
     @property
     def model_name(self) -> str:
@@ -98,7 +120,7 @@ class TrainConfig(RecipeSettings):
     def idle(self) -> Iterator[Idle]:
         """Settings that have no effect beside the others."""
         if self.network.init is not None:
-            yield from (Idle(name, "init", "has its own network") for name in ("model", "stem_strides"))
+            yield Idle("stem_strides", "init", "has its own network")
         if is_stream(self.data.data):
             for name in ("train_size", "split", "val_fraction", "test_fraction", "data_seed"):
                 yield Idle(name, "data", "is a stream, whose parts have names of their own")

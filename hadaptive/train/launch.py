@@ -18,6 +18,7 @@ from hadaptive.runs import RunFolder, division_of
 from hadaptive.train.config import TrainConfig
 from hadaptive.train.network import as_done, begun_network, identity_of, starting_network
 from hadaptive.train.trainer import Trainer
+from hadaptive.train.weights import located_init
 
 
 def default_output(config: TrainConfig) -> Path:
@@ -50,7 +51,7 @@ def train(
         UserError: a setting, the data or the model do not fit; the folder exists; the loss became non-finite.
         TrainingInterruptedError: stopped by a signal, after a checkpoint was written.
     """
-    accelerator = create_accelerator(config.execution, accumulate=config.accumulate, compile=config.compile)
+    accelerator = _accelerator(config)
     output = config.output or on_main(accelerator, lambda: default_output(config))  # by the clock of one process
     RunFolder.check_new(output)
     # Every mistake in the settings shows here, before there is a folder.
@@ -60,6 +61,15 @@ def train(
         "model.json": trainer.card.to_dict(),
     }
     return trainer.fit(begin(trainer, RunFolder, output, documents, manifest))
+
+
+def _accelerator(config: TrainConfig) -> Accelerator:
+    return create_accelerator(
+        config.execution,
+        accumulate=config.accumulate,
+        compile=config.compile,
+        unused_parameters=config.freeze_backbone > 0,
+    )
 
 
 def _batches(config: TrainConfig, accelerator: Accelerator, data: ImageData | None, test: bool) -> Batches:
@@ -87,6 +97,7 @@ def new_trainer(
         UserError: a setting, the data or the model do not fit.
     """
     data, notes = None, []
+    config = replace(config, network=replace(config.network, init=located_init(config.network.init)))
     if is_stream(config.data.data):
         config = replace(config, data=located_stream(config.data))
     else:
@@ -95,8 +106,8 @@ def new_trainer(
         data.refuse_ignored(given)
         config = replace(config, data=data.location)
     batches = _batches(config, accelerator, data, test)
-    batches.notes += notes
-    network, card = starting_network(config, batches.classes)
+    network, card, more = starting_network(config, batches.classes)
+    batches.notes += notes + more
     config = replace(config, network=as_done(config.network, card))
     trainer = kind(config, accelerator, batches, network, card, quiet=quiet)
     return trainer, None if data is None else data.manifest
@@ -125,13 +136,13 @@ def resume(
     if run.summary.is_file():
         raise UserError(f"{path} is finished: there is nothing to resume")
     config = replace(read_config(run), data=run.data_config(data, data_dir))
-    accelerator = create_accelerator(config.execution, accumulate=config.accumulate, compile=config.compile)
+    accelerator = _accelerator(config)
     opened = None if is_stream(config.data.data) else run.open_data(data, data_dir, exact=True)
     batches = _batches(config, accelerator, opened, test)
     if opened is not None and not run.manifest.is_file():  # an older version kept none; from now on it holds
         on_main(accelerator, lambda: opened.manifest.save(run.manifest))
     begun = run.checkpoint.is_file() or run.version > 1  # which begins with one
-    network, card = begun_network(run, config) if begun else starting_network(config, batches.classes)
+    network, card = begun_network(run, config) if begun else starting_network(config, batches.classes)[:2]
     if card.classes != batches.classes:
         raise UserError(
             f"{config.data.data} has other classes than the run was trained on "

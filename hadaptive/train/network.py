@@ -3,34 +3,37 @@
 import hashlib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from hadaptive.cards import ModelCard, card_for, open_weights
+from hadaptive.cards import ModelCard, card_for
 from hadaptive.errors import UserError, first_line
 from hadaptive.models import check_image_size, create_model, spec_of
 from hadaptive.models.variants import variant_of
 from hadaptive.runs import RunFolder
-from hadaptive.text import alike
 from hadaptive.train.config import DEFAULT_MODEL, NetworkConfig, TrainConfig
+from hadaptive.train.weights import Started, from_init, from_timm, pretrained_identity
 
 
-def starting_network(config: TrainConfig, classes: list[str]) -> tuple[nn.Module, ModelCard]:
-    """The network in training mode that a new run starts from, seeded, and its card.
+def starting_network(config: TrainConfig, classes: list[str]) -> Started:
+    """The network in training mode that a new run starts from, seeded, its card, and what is to be said of it.
 
     Raises:
         UserError: there is no such network, or it does not fit the data.
     """
-    network, card = (_new if config.network.init is None else _begun_elsewhere)(config, classes)
+    how = config.network
+    network, card, notes = (from_timm if how.pretrained else from_init if how.init else _new)(config, classes)
+    if how.init is not None:
+        card = replace(card, started_from=identity_of(config))
+    torch.manual_seed(config.execution.seed)
     shape = config.preprocessing.input_size
     hint = " or stem_strides 1 1" if card.model.startswith("hadaptive_net") and not config.network.init else ""
     check_image_size(network, shape, config.model_name, hint)
-    return network.train(), card
+    return network.train(), card, notes
 
 
-def _new(config: TrainConfig, classes: list[str]) -> tuple[nn.Module, ModelCard]:
+def _new(config: TrainConfig, classes: list[str]) -> Started:
     how, name = config.network, config.network.model or DEFAULT_MODEL
     torch.manual_seed(config.execution.seed)
     network = create_model(
@@ -43,43 +46,7 @@ def _new(config: TrainConfig, classes: list[str]) -> tuple[nn.Module, ModelCard]
         image_size=config.preprocessing.image_size,
     )
     card = card_for(name, network, classes, config.preprocessing)
-    return network, replace(card, drop_rate=how.drop_rate, drop_path_rate=how.drop_path_rate)
-
-
-def _begun_elsewhere(config: TrainConfig, classes: list[str]) -> tuple[nn.Module, ModelCard]:
-    how, init = config.network, config.network.init
-    assert init is not None
-    if init.is_dir():
-        trained, card = RunFolder.open(init).load_model()
-    elif init.is_file():
-        trained, card = open_weights(init)
-    else:
-        raise UserError(f"there is no run folder or file {init} to start from")
-    if not alike(card.classes, classes):
-        raise UserError(
-            f"{init} knows other classes than {config.data.data} has ({len(card.classes)} there, "
-            f"{len(classes)} here)"
-        )
-    if card.preprocessing.in_chans != config.preprocessing.in_chans:
-        raise UserError(
-            f"{init} takes {card.preprocessing.in_chans} channels, not {config.preprocessing.in_chans}"
-        )
-    resize: Any = getattr(trained, "set_input_size", None)
-    if resize is not None and card.preprocessing.image_size != config.preprocessing.image_size:
-        resize(img_size=config.preprocessing.image_size)  # a transformer's positions are interpolated
-    card = replace(card, preprocessing=config.preprocessing, started_from=identity_of(config))
-    torch.manual_seed(config.execution.seed)
-    if how.drop_rate is None and how.drop_path_rate is None:
-        return trained, card
-    card = replace(
-        card,
-        drop_rate=card.drop_rate if how.drop_rate is None else how.drop_rate,
-        drop_path_rate=card.drop_path_rate if how.drop_path_rate is None else how.drop_path_rate,
-    )
-    network = card.create_model()
-    network.load_state_dict(trained.state_dict())
-    torch.manual_seed(config.execution.seed)
-    return network, card
+    return network, replace(card, drop_rate=how.drop_rate, drop_path_rate=how.drop_path_rate), []
 
 
 def begun_network(run: RunFolder, config: TrainConfig) -> tuple[nn.Module, ModelCard]:
@@ -104,6 +71,8 @@ def identity_of(config: TrainConfig) -> str:
         UserError: its file is missing.
     """
     how, name = config.network, config.network.model or DEFAULT_MODEL
+    if how.pretrained:
+        return pretrained_identity(name)
     if how.init is not None:
         weights = RunFolder.open(how.init) if how.init.is_dir() else None
         path = how.init if weights is None else weights.weights(weights.choice())
@@ -121,7 +90,9 @@ def as_done(how: NetworkConfig, card: ModelCard) -> NetworkConfig:
     """The settings as they turned out, for the run folder: nothing left to a default, files by absolute paths."""
     rates = {"drop_rate": card.drop_rate, "drop_path_rate": card.drop_path_rate}
     if how.init is not None:
-        return replace(how, init=how.init.resolve(), **rates)
+        how = replace(how, init=how.init.resolve())
+        if how.model is None:
+            return replace(how, **rates)
     model = how.model or DEFAULT_MODEL
     base, colon, variant = model.rpartition(":") if variant_of(model) is not None else (model, "", "")
     resolved = str(Path(base).resolve()) if base.endswith(".json") else base

@@ -26,6 +26,7 @@ from hadaptive.nn.temperature import watched
 from hadaptive.runs import RunFolder
 from hadaptive.train.config import TrainConfig
 from hadaptive.train.plots import plot_curves
+from hadaptive.train.weights import classifier_of
 
 SMALLEST_SCALE = 2.0**-14  # of an fp16 loss: the gradients are not finite for another reason than its size
 RECORD_EVERY = 10  # steps between recorded selections; a step in ten is enough for shares and costs nothing
@@ -70,7 +71,11 @@ class Trainer(Engine):
         self.ema = ModelEmaV3(self.network, decay=config.ema, use_warmup=True) if config.ema else None
         self.recorder = SelectionRecorder(self.network, every=RECORD_EVERY)
         optimizer, self.scheduler = create_optimiser(
-            self.network, config.optimisation, self.steps_per_epoch, scaled=accelerator.scaler is not None
+            self.network,
+            config.optimisation,
+            self.steps_per_epoch,
+            scaled=accelerator.scaler is not None,
+            layer_decay=config.layer_decay,
         )
         self.second_order = is_second_order(optimizer)
         if self.second_order:
@@ -101,6 +106,7 @@ class Trainer(Engine):
             "--clip-grad": bool(config.clip_grad),
             f"--mixed-precision {config.execution.mixed_precision}": self.accelerator.scaler is not None,
             "several processes": self.accelerator.num_processes > 1,
+            "--freeze-backbone": config.freeze_backbone > 0,
         }
         for name, there in without.items():
             if there:
@@ -190,6 +196,20 @@ class Trainer(Engine):
             f"{what} in epoch {self.epoch + 1}, step {self.step + 1}: {where}. Try {', or '.join(cures)}"
         )
 
+    def begin_epoch(self) -> None:
+        if not self.config.freeze_backbone:
+            return
+        frozen = self.epoch < self.config.freeze_backbone
+        heads = classifier_of(self.network)
+        learning = {id(parameter) for head in heads for parameter in head.parameters()}
+        for parameter in self.network.parameters():
+            parameter.requires_grad_(not frozen or id(parameter) in learning)
+        if frozen:  # statistics and dropout, too, stay as they are in use
+            for module in self.network.children():
+                module.eval()
+            for head in heads:
+                head.train()
+
     def after_step(self) -> None:
         if self.ema is not None and not self.skipped:
             self.ema.update(self.network, step=self.updates)
@@ -227,7 +247,7 @@ class Trainer(Engine):
         row = {
             "epoch": self.epoch,
             "updates": self.updates,
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": max(group["lr"] for group in self.optimizer.param_groups),
             "train_loss": self.loss_sum / (self.steps_per_epoch * self.accumulate),
             "val_loss": validation.loss,
             "val_accuracy": validation.accuracy,

@@ -1,0 +1,192 @@
+"""Weights that a training starts from: timm's, those of a run, or of a file."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from hadaptive.cards import ModelCard, card_for, open_weights
+from hadaptive.errors import UserError, first_line
+from hadaptive.files import METADATA_KEY
+from hadaptive.models import create_model
+from hadaptive.models.factory import SOURCES
+from hadaptive.models.shipped import shipped_weights
+from hadaptive.runs import RunFolder
+from hadaptive.text import alike
+from hadaptive.train.config import DEFAULT_MODEL, TrainConfig
+
+Started = tuple[nn.Module, ModelCard, list[str]]  # a network, its card, and what a person should know of it
+
+
+def from_timm(config: TrainConfig, classes: list[str]) -> Started:
+    """timm's network of the settings with its weights, and a classifier of these classes.
+
+    Raises:
+        UserError: the weights are not to be had, or the network cannot be built again from its name.
+    """
+    how, name = config.network, config.network.model or DEFAULT_MODEL
+    torch.manual_seed(config.execution.seed)
+    network: Any = create_model(
+        name,
+        num_classes=len(classes),
+        in_chans=config.preprocessing.in_chans,
+        drop_rate=how.drop_rate,
+        drop_path_rate=how.drop_path_rate,
+        stem_strides=how.stem_strides,
+        image_size=config.preprocessing.image_size,
+        pretrained=True,
+    )
+    known = network.pretrained_cfg
+    model = known["architecture"] if name.startswith(SOURCES) else name
+    card = replace(
+        card_for(model, network, classes, config.preprocessing),
+        drop_rate=how.drop_rate,
+        drop_path_rate=how.drop_path_rate,
+        started_from=pretrained_identity(name),
+    )
+    if name.startswith(SOURCES) and _shapes(card.create_model()) != _shapes(network):
+        raise UserError(f"{name} is not built as timm builds {model}: a run folder could not describe it")
+    number = known.get("num_classes")
+    notes = [f"the classifier is new: {name} knows {number} classes"] if number != len(classes) else []
+    return network, card, notes + _other_values(name, config, known.get("mean"), known.get("std"))
+
+
+def pretrained_identity(name: str) -> str:
+    """What tells that a training started from timm's weights of this name."""
+    return f"pretrained:{name}"
+
+
+def from_init(config: TrainConfig, classes: list[str]) -> Started:
+    """The network of the run or file that the settings start from, with a classifier of these classes.
+
+    Raises:
+        UserError: it is not there, is damaged, or does not fit.
+    """
+    init = config.network.init
+    assert init is not None
+    if init.is_file() and not _says_what_it_is(init):
+        return _from_other_file(config, init, classes)
+    if init.is_dir():
+        trained, card = RunFolder.open(init).load_model()
+    elif init.is_file():
+        trained, card = open_weights(init)
+    else:
+        raise UserError(f"there is no run folder or file {init} to start from")
+    if config.network.model is not None:
+        raise UserError(f"{init} has its own network: leave --model out")
+    if card.preprocessing.in_chans != config.preprocessing.in_chans:
+        raise UserError(
+            f"{init} takes {card.preprocessing.in_chans} channels, not {config.preprocessing.in_chans}"
+        )
+    how = card.preprocessing
+    notes = _other_values(str(init), config, how.mean[: how.in_chans], how.std[: how.in_chans])
+    torch.manual_seed(config.execution.seed)
+    if not alike(card.classes, classes):
+        notes.insert(0, f"the classifier is new: {init} knows {len(card.classes)} classes, other than these")
+        trained.reset_classifier(len(classes))  # pyright: ignore[reportCallIssue]
+        card = replace(card, classes=classes)
+    resize: Any = getattr(trained, "set_input_size", None)
+    if resize is not None and card.preprocessing.image_size != config.preprocessing.image_size:
+        resize(img_size=config.preprocessing.image_size)  # a transformer's positions are interpolated
+    card = replace(card, preprocessing=config.preprocessing)
+    rates = config.network.drop_rate, config.network.drop_path_rate
+    if rates == (None, None):
+        return trained, card, notes
+    card = replace(
+        card,
+        drop_rate=card.drop_rate if rates[0] is None else rates[0],
+        drop_path_rate=card.drop_path_rate if rates[1] is None else rates[1],
+    )
+    network = card.create_model()
+    network.load_state_dict(trained.state_dict())
+    return network, card, notes
+
+
+def located_init(init: Path | None) -> Path | None:
+    """Where the weights lie that are meant: some come with the package, and are known by their name."""
+    return shipped_weights().get(str(init), init) if init is not None and not init.exists() else init
+
+
+def _says_what_it_is(path: Path) -> bool:
+    """Whether a file is one of ours, or damaged, as is said when it is opened; others hold weights alone."""
+    try:
+        with safe_open(path, "pt") as file:
+            return METADATA_KEY in (file.metadata() or {})
+    except Exception:  # safetensors raises its own class
+        return True
+
+
+def _from_other_file(config: TrainConfig, path: Path, classes: list[str]) -> Started:
+    """The network that is named, with weights that do not say what they are of."""
+    how = config.network
+    if how.model is None:
+        raise UserError(f"{path} does not say which network its weights are of: name it with --model")
+    torch.manual_seed(config.execution.seed)
+    network: Any = create_model(
+        how.model,
+        num_classes=len(classes),
+        in_chans=config.preprocessing.in_chans,
+        drop_rate=how.drop_rate,
+        drop_path_rate=how.drop_path_rate,
+        stem_strides=how.stem_strides,
+        image_size=config.preprocessing.image_size,
+    )
+    card = replace(
+        card_for(how.model, network, classes, config.preprocessing),
+        drop_rate=how.drop_rate,
+        drop_path_rate=how.drop_path_rate,
+    )
+    try:
+        state = load_file(path)
+    except Exception as error:
+        raise UserError(f"{path} cannot be read: {first_line(error)}") from None
+    own, head = network.state_dict(), classifier_names(network)
+    notes = []
+    if any(name in state and state[name].shape != own[name].shape for name in head):
+        state = {name: value for name, value in state.items() if name not in head}
+    if not any(name in state for name in head):
+        notes.append(f"the classifier is new: that of {path} is of other classes")
+    needed = {name: value for name, value in own.items() if name in state or name not in head}
+    wrong = sorted({name for name, _ in _shapes_of(state).items() ^ _shapes_of(needed).items()})
+    if wrong:
+        raise UserError(
+            f"{path} does not hold the weights of {how.model}: {len(wrong)} tensors differ, first {wrong[0]}"
+        )
+    network.load_state_dict(state, strict=False)
+    return network, card, notes
+
+
+def classifier_of(network: nn.Module) -> list[nn.Module]:
+    """The last layers of a network of timm's: one, or one for each of its heads."""
+    found: Any = network.get_classifier()  # pyright: ignore[reportCallIssue]
+    return list(found) if isinstance(found, tuple | list) else [found]
+
+
+def classifier_names(network: nn.Module) -> set[str]:
+    """The names of its classifier's tensors among all."""
+    last = {id(module) for head in classifier_of(network) for module in head.modules()}
+    prefixes = [name for name, module in network.named_modules() if id(module) in last]
+    return {key for key in network.state_dict() if any(key.startswith(f"{prefix}.") for prefix in prefixes)}
+
+
+def _shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
+    return _shapes_of(network.state_dict())
+
+
+def _shapes_of(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in state.items()}
+
+
+def _other_values(name: str, config: TrainConfig, mean: Any, std: Any) -> list[str]:
+    """A line where pixels are not scaled as the weights know them."""
+    how = config.preprocessing
+    if mean is None or std is None or len(mean) != how.in_chans:
+        return []
+    own = (*how.mean[: how.in_chans], *how.std[: how.in_chans])
+    same = all(abs(a - b) < 1e-3 for a, b in zip((*mean, *std), own, strict=True))
+    flags = f"--mean {' '.join(f'{x:g}' for x in mean)} --std {' '.join(f'{x:g}' for x in std)}"
+    return [] if same else [f"{name} has learned from pixels of another scale: {flags} would give it the same"]
