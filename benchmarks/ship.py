@@ -19,6 +19,7 @@ from hadaptive.models import NetSpec
 from hadaptive.models.shipped import FOLDER
 from hadaptive.provenance import provenance
 from hadaptive.runs import RunFolder
+from hadaptive.train import read_config
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def ship(config: ShipConfig) -> dict[str, Any]:
             that name.
     """
     run = RunFolder.open(config.run)
-    summary, settings = run.read_json(run.summary), run.read_json(run.config)
+    summary, settings = run.read_json(run.summary), read_config(run)
     network, card = run.load_model()
     if card.spec is None:
         raise UserError(f"{config.run} is of {card.model}, which is not ours to put into the package")
@@ -84,8 +85,8 @@ def ship(config: ShipConfig) -> dict[str, Any]:
         "recipe": summary["recipe"],
         "train_images": summary["train_images"],
         "epochs": summary["epochs"],
-        "lr": settings["lr"],
-        "seed": settings["seed"],
+        "lr": settings.optimisation.lr,
+        "seed": settings.execution.seed,
         "image_size": card.preprocessing.image_size,
         "parameters": info.parameters,
         "macs": info.macs,

@@ -8,6 +8,7 @@ selection.csv        a row per epoch and ACH layer
 best.safetensors     weights with the best validation accuracy
 last.safetensors     weights of the last finished epoch
 checkpoint.pt        all state needed to go on exactly; removed when training is done
+teacher.safetensors  what a teacher says of each training image; removed when training is done
 curves.png, summary.json, skipped_images.txt
 """
 
@@ -52,6 +53,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.csv"
         self.selection = self.path / "selection.csv"
         self.checkpoint = self.path / "checkpoint.pt"
+        self.answers = self.path / "teacher.safetensors"
         self.summary = self.path / "summary.json"
         self.curves = self.path / "curves.png"
         self.skipped = self.path / "skipped_images.txt"

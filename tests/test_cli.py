@@ -154,7 +154,6 @@ def test_commands_for_one_process_say_so_under_torchrun(
         (["--sched", "step", "--min-lr", "1e-6"], "--min-lr has no effect here, for --sched step does not use it"),
         (["--warmup", "0", "--warmup-lr", "1e-5"], "--warmup-lr has no effect here, for --warmup 0"),
         (["--init", "x", "--stem-strides", "1"], "--stem-strides has no effect here, for --init has its own"),
-        (["--init", "x", "--stem-strides", "1"], "--stem-strides has no effect here, for --init has its own"),
         (["--num-classes", "3"], "--num-classes has no effect here"),
         (["--train-samples", "3"], "--train-samples has no effect here"),
         (["--val-split", "val"], "--val-split has no effect here"),

@@ -12,7 +12,7 @@ from hadaptive.data.loading import (
     worker_count,
 )
 from hadaptive.data.manifest import Entry, Manifest
-from hadaptive.data.sources import ArraySource, FileSource, Source, Subset
+from hadaptive.data.sources import ArraySource, FileSource, Numbered, Source, Subset
 from hadaptive.data.streams import StreamDataset, located_stream, open_stream
 from hadaptive.data.transforms import eval_transform, train_transform
 
@@ -27,6 +27,7 @@ __all__ = [
     "ImageDataset",
     "LoadingError",
     "Manifest",
+    "Numbered",
     "Preprocessing",
     "Source",
     "StreamDataset",

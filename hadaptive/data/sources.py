@@ -174,6 +174,25 @@ class Subset:
         return self.source.name(int(self.indices[index]))
 
 
+class Numbered:
+    """A source whose targets also tell which image it is: index times number of classes, plus class."""
+
+    def __init__(self, source: Source, classes: int) -> None:
+        self.source = source
+        self.classes = classes
+        self.targets = None
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def read(self, index: int) -> tuple[Image.Image, int]:
+        image, target = self.source.read(index)
+        return image, index * self.classes + target
+
+    def name(self, index: int) -> str:
+        return self.source.name(index)
+
+
 @dataclass
 class Selection:
     """Images of several sources, with class numbers of their own.

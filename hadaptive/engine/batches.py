@@ -13,6 +13,7 @@ from hadaptive.data import (
     EpochSampler,
     ImageData,
     ImageDataset,
+    Numbered,
     Preprocessing,
     Source,
     create_loader,
@@ -76,6 +77,7 @@ class Batches:
         notes: sentences for the person.
         exact: whether a resumed run sees the same batches.
         fingerprint: of the images and their parts, "" for streams.
+        in_memory: whether reading an image costs no file access.
     """
 
     train: Training
@@ -87,6 +89,7 @@ class Batches:
     notes: list[str] = field(default_factory=list)
     exact: bool = True
     fingerprint: str = ""
+    in_memory: bool = False
 
     def image_name(self, part: str, index: int) -> str:
         """What to call an image of a part in a message."""
@@ -112,6 +115,7 @@ def create_batches(
     even: bool = False,
     alpha_fraction: float = 0.0,
     test: bool = True,
+    numbered: bool = False,
 ) -> Batches:
     """The loaders of a training or a search.
 
@@ -123,6 +127,7 @@ def create_batches(
         even: mixup needs an even number of images in each of them.
         alpha_fraction: share of the training images set apart for a search's architecture parameters.
         test: look at the test part, where there is one.
+        numbered: targets of training images tell which image they are of, as :class:`Numbered` has it.
 
     Raises:
         UserError: the batch size does not fit the data or the processes.
@@ -157,13 +162,14 @@ def create_batches(
 
     seed = config.execution.seed
     batches = Batches(
-        train=trained(part, steps, seed),
+        train=trained(Numbered(part, len(data.classes)) if numbered else part, steps, seed),
         validation=evaluated(data.validation),
         test=evaluated(data.test) if test and data.test is not None else None,
         classes=data.classes,
         parts={**data.parts, "train": part},
         notes=list(data.notes),
         fingerprint=data.manifest.fingerprint,
+        in_memory=data.in_memory,
     )
     if alpha_part is not None:
         # Never more architecture steps than weight steps: they alternate.

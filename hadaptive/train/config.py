@@ -58,6 +58,30 @@ class NetworkConfig:
 
 
 @dataclass(frozen=True)
+class Teaching:
+    """What another network adds to what labels teach.
+
+    Attributes:
+        teacher: to learn from besides the labels: run folder, file of ``hadaptive export``, any ONNX file, weights
+            of this package, or timm's weights for the same classes.
+        teacher_weight: the teacher's share of the loss.
+        teacher_temperature: by which logits are divided: the higher, the more the unlikely classes count.
+        teacher_sees: each training image once, before the first step; or every batch as it is augmented, which
+            takes the teacher's time in each step.
+    """
+
+    teacher: str | None = None
+    teacher_weight: float = 0.5
+    teacher_temperature: float = 2.0
+    teacher_sees: Literal["image", "batch"] = "image"
+
+    def __post_init__(self) -> None:
+        share("teacher_weight", self.teacher_weight)
+        if not 0 < self.teacher_temperature < float("inf"):
+            raise UserError(f"teacher_temperature must be positive, got {self.teacher_temperature}")
+
+
+@dataclass(frozen=True)
 class TrainConfig(RecipeSettings):
     """Everything that decides a training run; also the flags of ``hadaptive train``.
 
@@ -69,6 +93,7 @@ class TrainConfig(RecipeSettings):
         preprocessing: what happens to every image.
         augmentation: what happens to training images besides.
         optimisation: how weights learn.
+        teaching: what another network adds to it.
         accumulate: split each step into this many smaller batches, to save memory.
         clip_grad: largest gradient norm; 0 does not clip.
         mixup: timm's mixup alpha; 0 is off.
@@ -89,6 +114,7 @@ class TrainConfig(RecipeSettings):
     preprocessing: Preprocessing = field(default_factory=lambda: Preprocessing(image_size=32, fit="stretch"))
     augmentation: Augmentation = field(default_factory=lambda: Augmentation(hflip=0.0))
     optimisation: Optimisation = field(default_factory=Optimisation)
+    teaching: Teaching = field(default_factory=Teaching)
     accumulate: int = 1
     clip_grad: float = 0.0
     mixup: float = 0.0
@@ -111,6 +137,16 @@ class TrainConfig(RecipeSettings):
             raise UserError(
                 "freeze_backbone keeps weights that have learned something: pass pretrained or init as well"
             )
+        if self.teaching.teacher is not None and self.teaching.teacher_sees == "image":
+            for name in ("mixup", "cutmix"):
+                if getattr(self, name):
+                    raise UserError(
+                        f"a teacher that sees each image once knows no {name}: pass teacher_sees batch"
+                    )
+            if is_stream(self.data.data):
+                raise UserError(
+                    f"{self.data.data} is a stream, whose images have no number: pass teacher_sees batch"
+                )
 
     @property
     def model_name(self) -> str:
@@ -121,6 +157,9 @@ class TrainConfig(RecipeSettings):
         """Settings that have no effect beside the others."""
         if self.network.init is not None:
             yield Idle("stem_strides", "init", "has its own network")
+        if self.teaching.teacher is None:
+            for name in ("teacher_weight", "teacher_temperature", "teacher_sees"):
+                yield Idle(name, "teacher", "is not there")
         if is_stream(self.data.data):
             for name in ("train_size", "split", "val_fraction", "test_fraction", "data_seed"):
                 yield Idle(name, "data", "is a stream, whose parts have names of their own")

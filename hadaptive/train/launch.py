@@ -15,8 +15,9 @@ from hadaptive.engine.loop import begin
 from hadaptive.engine.processes import on_main
 from hadaptive.errors import UserError
 from hadaptive.runs import RunFolder, division_of
-from hadaptive.train.config import TrainConfig
+from hadaptive.train.config import Teaching, TrainConfig
 from hadaptive.train.network import as_done, begun_network, identity_of, starting_network
+from hadaptive.train.teacher import open_teacher
 from hadaptive.train.trainer import Trainer
 from hadaptive.train.weights import located_init
 
@@ -74,7 +75,10 @@ def _accelerator(config: TrainConfig) -> Accelerator:
 
 def _batches(config: TrainConfig, accelerator: Accelerator, data: ImageData | None, test: bool) -> Batches:
     even = bool(config.mixup or config.cutmix)
-    return create_batches(config, accelerator, data, accumulate=config.accumulate, even=even, test=test)
+    numbered = config.teaching.teacher is not None and config.teaching.teacher_sees == "image"
+    return create_batches(
+        config, accelerator, data, accumulate=config.accumulate, even=even, test=test, numbered=numbered
+    )
 
 
 def new_trainer(
@@ -107,9 +111,10 @@ def new_trainer(
         config = replace(config, data=data.location)
     batches = _batches(config, accelerator, data, test)
     network, card, more = starting_network(config, batches.classes)
-    batches.notes += notes + more
-    config = replace(config, network=as_done(config.network, card))
-    trainer = kind(config, accelerator, batches, network, card, quiet=quiet)
+    teacher = None if config.teaching.teacher is None else open_teacher(config, batches.classes)
+    batches.notes += notes + more + ([] if teacher is None else teacher.notes)
+    config = replace(config, network=as_done(config.network, card), teaching=taught(config.teaching))
+    trainer = kind(config, accelerator, batches, network, card, teacher=teacher, quiet=quiet)
     return trainer, None if data is None else data.manifest
 
 
@@ -148,7 +153,9 @@ def resume(
             f"{config.data.data} has other classes than the run was trained on "
             f"({len(batches.classes)} now, {len(card.classes)} then)"
         )
-    trainer = kind(config, accelerator, batches, network, card, quiet=quiet)
+    asks = config.teaching.teacher is not None and not run.answers.is_file()
+    teacher = open_teacher(config, batches.classes) if asks else None
+    trainer = kind(config, accelerator, batches, network, card, teacher=teacher, quiet=quiet)
     if begun:
         trainer.load(run)
     return trainer.fit(run)
@@ -190,7 +197,7 @@ def differing(run: RunFolder, config: TrainConfig) -> str:
     Networks and weights are compared by what they hold, never by what their files are called.
     """
     stored, asked = read_config(run).flat(), config.flat()
-    for name in ("data", "data_dir", "split"):
+    for name in ("data", "data_dir", "split", "teacher"):
         stored[name], asked[name] = (_place(values[name]) for values in (stored, asked))
     card, init = run.read_card(), config.network.init
     if init is not None and card.started_from is None and stored["init"] is not None:  # a run of version 1
@@ -202,6 +209,11 @@ def differing(run: RunFolder, config: TrainConfig) -> str:
     fill_in = ("drop_rate", "drop_path_rate") if init is not None else ()
     skipped = {"output", "model", "init", *(name for name in fill_in if asked[name] is None)}
     return next((name for name in asked if name not in skipped and asked[name] != stored[name]), "")
+
+
+def taught(how: Teaching) -> Teaching:
+    """The settings of teaching, a file or folder by its absolute path."""
+    return how if how.teacher is None else replace(how, teacher=_place(how.teacher))
 
 
 def _place(value: object) -> str:

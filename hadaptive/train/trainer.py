@@ -19,6 +19,7 @@ from hadaptive.engine.batches import Batches
 from hadaptive.engine.finite import NonFiniteLossError, first_non_finite
 from hadaptive.engine.loop import Engine, Rows
 from hadaptive.engine.optimiser import backward_twice, create_optimiser, is_second_order, take_step
+from hadaptive.engine.processes import on_main
 from hadaptive.errors import UserError
 from hadaptive.metrics import Evaluation, evaluate_model, share_text
 from hadaptive.nn import SelectionRecorder, adapt_temperatures, learns_by_score_function, score_function_term
@@ -26,6 +27,7 @@ from hadaptive.nn.temperature import watched
 from hadaptive.runs import RunFolder
 from hadaptive.train.config import TrainConfig
 from hadaptive.train.plots import plot_curves
+from hadaptive.train.teacher import Lessons, Teacher
 from hadaptive.train.weights import classifier_of
 
 SMALLEST_SCALE = 2.0**-14  # of an fp16 loss: the gradients are not finite for another reason than its size
@@ -47,6 +49,7 @@ class Trainer(Engine):
         batches: of the images.
         network: in training mode, as it starts.
         card: what it is.
+        teacher: that it learns from besides; None where there is none, or all it says is in the folder.
         quiet: print nothing.
     """
 
@@ -60,6 +63,7 @@ class Trainer(Engine):
         network: nn.Module,
         card: ModelCard,
         *,
+        teacher: Teacher | None = None,
         quiet: bool = False,
     ) -> None:
         super().__init__(config, accelerator, batches, accumulate=config.accumulate, quiet=quiet)
@@ -89,6 +93,7 @@ class Trainer(Engine):
             self.mixup = Mixup(
                 config.mixup, config.cutmix, label_smoothing=smoothing, num_classes=self.num_classes
             )
+        self.lessons = None if config.teaching.teacher is None else Lessons(config, teacher)
         self.by_score_function = learns_by_score_function(self.network)
         self.criterion = nn.CrossEntropyLoss(label_smoothing=0.0 if self.mixup else smoothing)
         self.best_accuracy = -1.0
@@ -148,6 +153,9 @@ class Trainer(Engine):
         config, accelerator = self.config, self.accelerator
         seed = derive_seed(config.execution.seed, 1, self.epoch, number, accelerator.process_index)
         set_seed(seed % 2**32)
+        numbers = None
+        if self.lessons is not None and config.teaching.teacher_sees == "image":
+            numbers, targets = targets // self.num_classes, targets % self.num_classes
         if self.mixup is not None:
             images, targets = self.mixup(images, targets)
         # The fused kernels have no second derivative.
@@ -155,6 +163,8 @@ class Trainer(Engine):
         with accelerator.accumulate(self.model), backend:
             logits = self.model(images).float()
             loss = self.criterion(logits, targets)
+            if self.lessons is not None:
+                loss = self.lessons.loss(loss, logits, images, numbers)
             value = loss.item()
             if not abs(value) < float("inf"):
                 raise self._non_finite(f"the loss is {value}", first_non_finite(self.network, images))
@@ -195,6 +205,21 @@ class Trainer(Engine):
         return NonFiniteLossError(
             f"{what} in epoch {self.epoch + 1}, step {self.step + 1}: {where}. Try {', or '.join(cures)}"
         )
+
+    def fit(self, folder: RunFolder) -> dict[str, Any]:
+        if self.lessons is not None:
+            lessons, batches, device = self.lessons, self.batches, self.accelerator.device
+
+            def ask() -> None:
+                if self.config.teaching.teacher_sees == "image" and not folder.answers.is_file():
+                    train, show = batches.parts["train"], self.show
+                    lessons.prepare(folder, train, in_memory=batches.in_memory, device=device, show=show)
+
+            on_main(self.accelerator, ask)
+            lessons.begin(folder, batches.train.images, device)
+        summary = super().fit(folder)
+        on_main(self.accelerator, lambda: folder.answers.unlink(missing_ok=True))
+        return summary
 
     def begin_epoch(self) -> None:
         if not self.config.freeze_backbone:

@@ -1,0 +1,242 @@
+"""A network that another one learns from: what it says of every training image, asked once or in every step.
+
+Source of the loss: Hinton et al., arXiv 1503.02531; timm's LogitDistillationTask has the same, for a teacher that
+sees every batch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+
+from hadaptive.console import say
+from hadaptive.data import Preprocessing, Source
+from hadaptive.engine.batches import evaluation_batches
+from hadaptive.errors import UserError, first_line
+from hadaptive.measure.formats import SUFFIXES
+from hadaptive.models import create_model
+from hadaptive.models.shipped import shipped_weights
+from hadaptive.runs import RunFolder, save_tensors
+from hadaptive.text import spelt
+from hadaptive.train.config import TrainConfig
+
+
+@dataclass
+class Teacher:
+    """A trained network, and how it sees images.
+
+    Attributes:
+        name: as it was given.
+        network: (B, C, H, W) -> (B, classes of its own), in eval mode.
+        preprocessing: of its images.
+        order: its output for each class of the student, int64 (classes,).
+        notes: sentences for the person.
+    """
+
+    name: str
+    network: Callable[[Tensor], Tensor]
+    preprocessing: Preprocessing
+    order: Tensor
+    notes: list[str]
+
+    @torch.no_grad()
+    def answers(self, source: Source, *, in_memory: bool, device: torch.device) -> Tensor:
+        """What it says of each image of a source as it stands there: logits, float16 (N, classes).
+
+        An image that cannot be read has zeros: it is never trained on.
+        """
+        self.move(device)
+        batches = evaluation_batches(source, self.preprocessing, in_memory=in_memory)
+        said = [self.network(images.to(device)).float()[:, self.order.to(device)].cpu() for images, *_ in batches]
+        return torch.cat(said).half()
+
+    @torch.no_grad()
+    def answer(self, images: Tensor, student: Preprocessing) -> Tensor:
+        """What it says of a batch that the student sees, float32 (B, classes)."""
+        own = self.preprocessing
+        if (own.mean, own.std) != (student.mean, student.std):
+            scale = [_per_channel(values, images) for values in (student.std, student.mean, own.mean, own.std)]
+            images = (images * scale[0] + scale[1] - scale[2]) / scale[3]
+        return self.network(images).float()[:, self.order.to(images.device)]
+
+    def move(self, device: torch.device) -> None:
+        """Bring it to a device; a runtime of files stays where it is."""
+        if isinstance(self.network, nn.Module):
+            self.network.to(device)
+
+    def check_batch(self, student: Preprocessing) -> None:
+        """Raise one clear UserError where it cannot see the student's batches."""
+        if self.preprocessing.input_size != student.input_size:
+            theirs, ours = ("x".join(map(str, how.input_size)) for how in (self.preprocessing, student))
+            raise UserError(
+                f"the teacher {self.name} takes images of {theirs}, and batches are of {ours}: pass "
+                "--teacher-sees image, which prepares images for it"
+            )
+
+
+def _per_channel(values: tuple[float, ...], images: Tensor) -> Tensor:
+    return torch.tensor(values[: images.shape[1]], device=images.device).view(1, -1, 1, 1)
+
+
+def open_teacher(config: TrainConfig, classes: list[str]) -> Teacher:
+    """The teacher that the settings name: a run, an exported or any ONNX file, shipped or timm's weights.
+
+    Raises:
+        UserError: it is not there, or knows other classes.
+    """
+    name = config.teaching.teacher
+    assert name is not None
+    path, how, notes = shipped_weights().get(name, Path(name)), config.preprocessing, []
+    if path.is_dir():
+        network, card = RunFolder.open(path).load_model()
+        known, how = card.classes, card.preprocessing
+    elif path.is_file():
+        network, known, how = _of_file(path, how)
+    elif path.suffix in SUFFIXES.values():
+        raise UserError(f"there is no teacher {name}")
+    else:
+        network = _of_timm(name, how, len(classes))
+        cfg: Any = network.pretrained_cfg
+        own = resolve_model_data_config(network)
+        how = Preprocessing(
+            image_size=own["input_size"][1],
+            in_chans=own["input_size"][0],
+            fit=config.preprocessing.fit,
+            pad=config.preprocessing.pad,
+            interpolation=own["interpolation"],
+            mean=own["mean"],
+            std=own["std"],
+        )
+        known = cfg.get("label_names")
+    if known is None:
+        notes.append(f"the teacher {name} names no classes: they are taken to be in the order of the data's")
+        known = classes
+    places = {spelt(one): place for place, one in enumerate(known)}
+    missing = [one for one in classes if spelt(one) not in places]
+    if missing:
+        raise UserError(
+            f"the teacher {name} does not know {missing[0]!r}: its classes are {', '.join(map(str, known[:5]))}"
+            f"{', …' if len(known) > 5 else ''}"
+        )
+    order = torch.tensor([places[spelt(one)] for one in classes])
+    teacher = Teacher(name, network, how, order, notes)
+    if config.teaching.teacher_sees == "batch":
+        teacher.check_batch(config.preprocessing)
+    blank = torch.zeros(2, *how.input_size)
+    try:
+        number = network(blank).shape[1]
+    except Exception as error:  # of any runtime
+        raise UserError(f"the teacher {name} cannot take {how.input_size} images: {first_line(error)}") from None
+    if number != len(known):
+        raise UserError(f"the teacher {name} has {number} outputs for {len(known)} classes")
+    return teacher
+
+
+def _of_timm(name: str, how: Preprocessing, classes: int) -> Any:
+    network: Any = create_model(name, num_classes=classes, in_chans=how.in_chans, pretrained=True)
+    number = network.pretrained_cfg.get("num_classes")
+    if number != classes:
+        raise UserError(
+            f"the teacher {name} knows {number} classes and the data have {classes}: train it on them first, with "
+            f"--model {name} --pretrained, and give that run as --teacher"
+        )
+    return network.eval()
+
+
+def _of_file(path: Path, how: Preprocessing) -> tuple[Callable[[Tensor], Tensor], list[str] | None, Preprocessing]:
+    from hadaptive.measure.sessions import load
+
+    try:
+        run, card = load(path)
+        return lambda images: torch.from_numpy(run(images.cpu().numpy())), card.classes, card.preprocessing
+    except UserError:
+        if path.suffix != ".onnx":
+            raise
+    import onnxruntime
+
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        (given, *more) = session.get_inputs()
+    except Exception as error:
+        raise UserError(f"{path} is no ONNX file: {first_line(error)}") from None
+    if more:
+        raise UserError(f"{path} takes {len(more) + 1} inputs, a teacher takes images")
+
+    def answer(images: Tensor) -> Tensor:
+        """One by one where the file takes one at a time."""
+        arrays = images.cpu().numpy()
+        parts = np.split(arrays, len(arrays)) if given.shape[0] == 1 else [arrays]
+        outputs: list[Any] = [session.run(None, {given.name: part})[0] for part in parts]
+        return torch.from_numpy(np.concatenate(outputs))
+
+    side = given.shape[-1]
+    return answer, None, replace(how, image_size=side) if isinstance(side, int) else how
+
+
+class Lessons:
+    """What a teacher adds to the loss of each batch.
+
+    Args:
+        config: of the training.
+        teacher: None where all its answers are in `folder` already.
+    """
+
+    def __init__(self, config: TrainConfig, teacher: Teacher | None) -> None:
+        self.config, self.teacher = config, teacher
+        self.answers: Tensor | None = None
+
+    def prepare(
+        self, folder: RunFolder, source: Source, *, in_memory: bool, device: torch.device, show: bool
+    ) -> None:
+        """Ask the teacher about every training image, in the main process; the folder keeps what it says."""
+        assert self.teacher is not None
+        if show:
+            say(f"asking {self.teacher.name} about {len(source):,} images, once for all")
+        answers = self.teacher.answers(source, in_memory=in_memory, device=device)
+        save_tensors({"logits": answers}, folder.answers)
+
+    def begin(self, folder: RunFolder, images: int, device: torch.device) -> None:
+        """Read what the teacher said, in every process; or bring it where it is asked.
+
+        Raises:
+            UserError: the answers are damaged, or of other images.
+        """
+        if self.config.teaching.teacher_sees == "batch":
+            assert self.teacher is not None
+            self.teacher.move(device)
+            return
+        try:
+            self.answers = load_file(folder.answers)["logits"]
+        except Exception as error:  # safetensors raises its own class
+            raise UserError(f"{folder.answers} is damaged: {first_line(error)}; delete it") from None
+        if len(self.answers) != images:
+            raise UserError(f"{folder.answers} is of {len(self.answers):,} images, not {images:,}: delete it")
+
+    def loss(self, loss: Tensor, logits: Tensor, images: Tensor, numbers: Tensor | None) -> Tensor:
+        """The loss with the teacher's share.
+
+        Args:
+            loss: by the labels.
+            logits: of the student, float32 (B, classes).
+            images: that it saw.
+            numbers: which images of the training part they are, int64 (B,).
+        """
+        how = self.config.teaching
+        if self.answers is None:
+            assert self.teacher is not None
+            said = self.teacher.answer(images, self.config.preprocessing)
+        else:
+            assert numbers is not None
+            said = self.answers[numbers.cpu()].to(logits.device).float()
+        t = how.teacher_temperature
+        taught = F.kl_div(
+            F.log_softmax(logits / t, 1), F.log_softmax(said / t, 1), reduction="batchmean", log_target=True
+        )
+        return (1 - how.teacher_weight) * loss + how.teacher_weight * t**2 * taught

@@ -1,0 +1,222 @@
+"""Training with a teacher: what it says reaches the right image, whatever it is and whenever it is asked."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from folders import fill
+from processes import launch
+from safetensors.torch import load_file, save_file
+from test_pretrained import stopped_after
+from timm.models import save_for_hf
+from timm.task import LogitDistillationTask
+from tiny import tiny_config
+from torch import Tensor, nn
+
+from hadaptive.cli import main
+from hadaptive.data import Numbered, open_data
+from hadaptive.errors import UserError
+from hadaptive.runs import RunFolder
+from hadaptive.train import TrainConfig, resume, train, train_or_resume
+from hadaptive.train.teacher import Lessons, Teacher, open_teacher
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that knows the digits somewhat, of images of 12 pixels on another scale."""
+    folder = tmp_path_factory.mktemp("teacher")
+    scale = {"mean": (0.3, 0.4, 0.5), "std": (0.2, 0.3, 0.4), "image_size": 12}
+    train(tiny_config(folder, epochs=2, train_size=400, **scale), quiet=True)
+    return folder / "run"
+
+
+def taught(folder: Path, teacher: object, name: str = "taught", **changes: Any) -> TrainConfig:
+    return tiny_config(folder, name, teacher=str(teacher), **changes)
+
+
+def test_the_loss_is_timms(tmp_path: Path) -> None:
+    student, other = (timm.create_model("test_resnet", num_classes=10).eval() for _ in range(2))
+    config = taught(tmp_path, "x", teacher_weight=0.3, teacher_temperature=3.0, teacher_sees="batch")
+    how = config.preprocessing
+    for network in (student, other):  # on one scale
+        network.pretrained_cfg = {**network.pretrained_cfg, "mean": how.mean, "std": how.std}
+    x, y = torch.randn(6, 3, 32, 32), torch.randint(10, (6,))
+    task = LogitDistillationTask(
+        student,
+        other,
+        criterion=nn.CrossEntropyLoss(),
+        distill_loss_weight=0.3,
+        task_loss_weight=0.7,
+        temperature=3.0,
+    )
+    asked = Teacher("x", other, how, torch.arange(10), [])
+    logits = student(x)
+    own = Lessons(config, asked).loss(nn.functional.cross_entropy(logits, y), logits, x, None)
+    torch.testing.assert_close(own, task(x, y)["loss"])
+
+
+@pytest.mark.parametrize("sees", ["image", "batch"])
+def test_what_it_says_is_of_the_image_that_is_seen(
+    sees: str, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[Tensor, Tensor | None, Tensor]] = []
+    real = Lessons.loss
+
+    def loss(self: Lessons, loss: Tensor, logits: Tensor, images: Tensor, numbers: Tensor | None) -> Tensor:
+        said = self.answers[numbers] if self.answers is not None else self.teacher.answer(images, how)
+        seen.append((images.clone(), said.float(), logits))
+        return real(self, loss, logits, images, numbers)
+
+    monkeypatch.setattr(Lessons, "loss", loss)
+    size = {} if sees == "image" else {"image_size": 12}
+    config = taught(tmp_path, teacher, teacher_sees=sees, epochs=1, shift=0, **size)
+    how = config.preprocessing
+    train(config, quiet=True)
+    network, card = RunFolder(teacher).load_model()
+    source = open_data(config.data).train
+    told = open_teacher(config, card.classes).answers(source, in_memory=True, device=torch.device("cpu")).float()
+    if sees == "image":
+        from hadaptive.data import eval_transform
+
+        see = eval_transform(config.preprocessing)
+        known = {see(source.read(i)[0]).numpy().tobytes(): told[i] for i in range(len(source))}
+        for images, said, _ in seen:
+            for image, row in zip(images, said, strict=True):
+                torch.testing.assert_close(row, known[image.contiguous().numpy().tobytes()])
+    else:
+        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (card.preprocessing.mean, card.preprocessing.std))
+        for images, said, _ in seen:
+            pixels = images * torch.tensor(how.std).view(1, 3, 1, 1) + torch.tensor(how.mean).view(1, 3, 1, 1)
+            torch.testing.assert_close(said, network((pixels - mean) / std), rtol=1e-3, atol=1e-4)
+    assert len(seen) == 200 // 32
+
+
+def test_a_run_goes_on_without_its_teacher(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(teacher, tmp_path / "gone")
+    config = taught(tmp_path, tmp_path / "gone", ema=0.9)
+    train(config, quiet=True)
+    assert not RunFolder(config.output).answers.exists()
+    stopped_after(3, config.changed(output=tmp_path / "cut"), monkeypatch)
+    assert load_file(tmp_path / "cut/teacher.safetensors")["logits"].shape == (200, 10)
+    shutil.rmtree(tmp_path / "gone")
+    resume(tmp_path / "cut", quiet=True)
+    whole, cut = (load_file(tmp_path / name / "last.safetensors") for name in ("taught", "cut"))
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    plain = train(tiny_config(tmp_path, "plain", ema=0.9), quiet=True)
+    alone = load_file(Path(plain["run"]) / "last.safetensors")
+    assert not torch.equal(alone["classifier.weight"], whole["classifier.weight"])
+
+
+def test_a_teacher_may_know_more_classes_in_another_order(tmp_path: Path) -> None:
+    many = fill(tmp_path / "many", dict.fromkeys("abc", 24))
+    train(tiny_config(tmp_path, "many-run", data=str(many), train_size=None, epochs=1), quiet=True)
+    card = RunFolder(tmp_path / "many-run").read_card()
+    few = fill(tmp_path / "few", dict.fromkeys("ca", 24))
+    config = taught(tmp_path, tmp_path / "many-run", data=str(few), train_size=None, epochs=1)
+    found = open_teacher(config, ["c", "a"])
+    assert [card.classes[n] for n in found.order] == ["c", "a"]
+    x = torch.randn(3, 3, 8, 8)
+    assert torch.equal(found.answer(x, card.preprocessing), found.network(x)[:, [2, 0]])
+    train(config, quiet=True)
+    with pytest.raises(UserError, match=r"does not know 'd': its classes are a, b, c"):
+        open_teacher(config, ["a", "d"])
+
+
+@pytest.mark.parametrize("kind", ["onnx", "safetensors", "foreign", "one at a time", "timm"])
+def test_a_teacher_of_any_kind_says_the_same(kind: str, teacher: Path, tmp_path: Path) -> None:
+    config = taught(tmp_path, teacher)
+    network, card = RunFolder(teacher).load_model()
+    name = tmp_path / "teacher.onnx"
+    if kind in ("onnx", "safetensors"):
+        name = tmp_path / f"teacher.{kind}"
+        assert main(["export", str(teacher), "--format", kind, "--output", str(name), "--images", "8"]) == 0
+    elif kind == "timm":
+        network = timm.create_model("test_resnet", num_classes=10).eval()
+        save_for_hf(network, str(tmp_path / "timm"), safe_serialization=True)
+        name = f"local-dir:{tmp_path / 'timm'}"
+    else:
+        how = {} if kind == "one at a time" else {"dynamic_shapes": ({0: torch.export.Dim.DYNAMIC},)}
+        x = torch.randn(1 if kind == "one at a time" else 2, 3, 12, 12)
+        torch.onnx.export(network, (x,), str(name), dynamo=True, verbose=False, input_names=["pixels"], **how)
+    found = open_teacher(config.changed(teacher=str(name)), card.classes)
+    x = torch.randn(5, *found.preprocessing.input_size)
+    torch.testing.assert_close(found.network(x), network(x), rtol=1e-3, atol=1e-4)
+    assert bool(found.notes) == (kind in ("foreign", "one at a time", "timm"))
+    assert (found.preprocessing == card.preprocessing) == (kind in ("onnx", "safetensors"))
+    assert found.preprocessing.image_size == (160 if kind == "timm" else 12)
+
+
+def test_numbers_and_classes_come_back(tmp_path: Path) -> None:
+    source = open_data(tiny_config(tmp_path).data).train
+    numbered = Numbered(source, 10)
+    for index in range(len(numbered)):
+        assert divmod(numbered.read(index)[1], 10) == (index, source.read(index)[1])
+    assert numbered.name(3) == source.name(3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"teacher": "nothing.onnx"}, "there is no teacher nothing.onnx"),
+        ({"teacher": "nothing"}, "there is no model 'nothing'"),
+        ({"teacher": "hadaptive_net_s"}, "timm has no weights called hadaptive_net_s"),
+        ({"teacher": "OTHER"}, "knows 7 classes and the data have 10: train it on them first"),
+        ({"teacher": "TEXT"}, "text.onnx is no ONNX file"),
+        (
+            {"teacher_sees": "batch"},
+            "takes images of 3x12x12, and batches are of 3x8x8: pass --teacher-sees image",
+        ),
+        ({"mixup": 0.2}, "a teacher that sees each image once knows no mixup: pass teacher_sees batch"),
+        ({"teacher_weight": 1.5}, "teacher_weight must lie between 0 and 1"),
+        ({"teacher_temperature": 0.0}, "teacher_temperature must be positive"),
+    ],
+    ids=str,
+)
+def test_mistakes(changes: dict[str, Any], sentence: str, teacher: Path, tmp_path: Path) -> None:
+    save_for_hf(timm.create_model("test_resnet", num_classes=7), str(tmp_path / "seven"), safe_serialization=True)
+    (tmp_path / "text.onnx").write_text("no network")
+    named = {"OTHER": f"local-dir:{tmp_path / 'seven'}", "TEXT": str(tmp_path / "text.onnx")}
+    changes = {"teacher": teacher, **changes}
+    changes["teacher"] = named.get(changes["teacher"], str(changes["teacher"]))
+    with pytest.raises(UserError, match=sentence) as caught:
+        train(tiny_config(tmp_path, **changes), quiet=True)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_damaged_answers_are_said(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped_after(1, taught(tmp_path, teacher), monkeypatch)
+    answers = tmp_path / "taught/teacher.safetensors"
+    save_file({"logits": torch.zeros(3, 10)}, answers)
+    with pytest.raises(UserError, match="is of 3 images, not 200: delete it"):
+        resume(tmp_path / "taught", quiet=True)
+    answers.write_bytes(b"nothing")
+    with pytest.raises(UserError, match="is damaged"):
+        resume(tmp_path / "taught", quiet=True)
+    answers.unlink()  # asked again
+    resume(tmp_path / "taught", quiet=True)
+
+
+@pytest.mark.slow
+def test_commands_and_two_processes(teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = {"model": "test_vit", "image_size": 32, "epochs": 1, "opt": "sgd", "lr": 0.05, "cpu": True}
+    config = taught(tmp_path, teacher, **common, teacher_weight=0.9, teacher_temperature=4.0)
+    train(config, quiet=True)
+    settings = {**config.given(), "output": tmp_path / "both", "cpu": None}
+    flags = [part for key, value in settings.items() for part in (f"--{key.replace('_', '-')}", value)]
+    done = launch(2, ["train", *(str(part) for part in flags if part is not None)])
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert f"asking {teacher} about 200 images, once for all" in " ".join(done.stdout.split())
+    alone, both = (load_file(tmp_path / name / "last.safetensors") for name in ("taught", "both"))
+    for name in alone:
+        torch.testing.assert_close(alone[name], both[name], rtol=1e-3, atol=1e-5)
+    assert json.loads((tmp_path / "both/config.json").read_text())["teaching"]["teacher"] == str(teacher)
+    train_or_resume(config, quiet=True)
+    assert main(["train", "--teacher-weight", "0.3"]) == 1
+    assert "--teacher-weight has no effect here, for --teacher is not there" in capsys.readouterr().err
