@@ -12,11 +12,11 @@ from hadaptive.cards import ModelCard
 from hadaptive.console import say
 from hadaptive.engine.batches import evaluation_batches
 from hadaptive.errors import UserError
-from hadaptive.files import METADATA_KEY, append_csv, json_text, write_atomically
+from hadaptive.files import append_csv, json_text, write_atomically
 from hadaptive.info import inspect_network
 from hadaptive.metrics import evaluate_model, share_text
 from hadaptive.models import NetSpec
-from hadaptive.models.shipped import FOLDER
+from hadaptive.models.shipped import FOLDER, METADATA_KEY
 from hadaptive.provenance import provenance
 from hadaptive.runs import RunFolder
 from hadaptive.train import read_config

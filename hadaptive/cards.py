@@ -11,8 +11,8 @@ from torch import nn
 
 from hadaptive.data import Manifest, Preprocessing
 from hadaptive.errors import UserError, first_line
-from hadaptive.files import METADATA_KEY
 from hadaptive.models import NetSpec, create_model, spec_of
+from hadaptive.models.shipped import METADATA_KEY
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,6 @@ from typing import Any
 from hadaptive.errors import UserError
 from hadaptive.text import escaped, unescaped
 
-METADATA_KEY = "hadaptive"  # under which files of other formats say what they are
-
 
 @contextmanager
 def _told(path: Path) -> Iterator[None]:

@@ -5,7 +5,10 @@ import timm
 import torch
 from torch import nn
 
+from hadaptive.models.shipped import FOUND
+
 NAMES = ["hadaptive_net_s", "hadaptive_net_m", "hadaptive_net_l"]
+REGISTERED = ["hadaptive_net", *NAMES, *FOUND]
 each_net = pytest.mark.parametrize("name", NAMES, ids=["s", "m", "l"])
 
 

@@ -8,18 +8,18 @@ import timm
 import timm.models
 import timm.optim
 import torch
-from networks import NAMES, close, create, each_net, images, settled
+from networks import REGISTERED, close, create, each_net, images, settled
 from timm.layers import DropPath
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
+from hadaptive.models.shipped import shipped_weights
 from hadaptive.nn import expansions
 
 scripting = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore::FutureWarning:torch")
 
 POOL_SIDE = {"hadaptive_net_s": 7, "hadaptive_net_m": 7, "hadaptive_net_l": 3}
-
 
 # ---------------------------------------------------------------- size
 
@@ -57,9 +57,9 @@ def test_macs(name, millions):
 def test_registered_with_timm():
     # The benchmarks register the published ones besides, once they are imported.
     ours = {name for name in timm.list_models("hadaptive*") if not name.endswith("_published")}
-    assert ours == {"hadaptive_net", *NAMES}
-    assert timm.list_pretrained("hadaptive*") == []
-    assert timm.list_models(module="hadaptive_net", name_matches_cfg=True) == ["hadaptive_net", *sorted(NAMES)]
+    assert ours == set(REGISTERED)
+    assert timm.list_pretrained("hadaptive*") == sorted(shipped_weights())
+    assert timm.list_models(module="hadaptive_net", name_matches_cfg=True) == sorted(REGISTERED)
 
 
 def test_module_name_is_not_one_of_timms():

@@ -66,10 +66,14 @@ def test_no_such_page(tmp_path: Path) -> None:
         report(tmp_path / "page.md")
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs" / "latency.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [ROOT / "README.md", *(ROOT / f"docs/{name}.md" for name in ("latency", "results", "trial", "operators"))],
+    ids=lambda page: page.name,
+)
 def test_pages_agree_with_the_results(page: Path) -> None:
     text = page.read_text()
-    assert text.count("<!-- table ") >= 2
+    assert text.count("<!-- table ") >= 1
     assert render(text, page.parent) == text
 
 

@@ -147,7 +147,7 @@ def test_a_transformer_at_another_size_from_training_to_prediction(tmp_path: Pat
     torch.testing.assert_close(again(x), network(x), rtol=0, atol=0)
     # Trained on at a third size: its positions are interpolated.
     later = tiny_config(tmp_path, model=None, init=tmp_path / "run", image_size=48, drop_rate=0.1)
-    grown, card = starting_network(later, card.classes)
+    grown, card, _ = starting_network(later, card.classes)
     assert grown.patch_embed.img_size == card.create_model().patch_embed.img_size == (48, 48)
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from hadaptive.files import METADATA_KEY
 from hadaptive.measure.formats import check_format
 from hadaptive.measure.sessions import Run, load, openvino_core
+from hadaptive.models.shipped import METADATA_KEY
 from hadaptive.packages import quiet
 
 BATCH = 32

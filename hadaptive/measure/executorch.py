@@ -17,8 +17,9 @@ import torch
 from torch import nn
 
 from hadaptive.errors import UserError
-from hadaptive.files import METADATA_KEY, write_atomically
+from hadaptive.files import write_atomically
 from hadaptive.measure.deploy import DeployProducts
+from hadaptive.models.shipped import METADATA_KEY
 from hadaptive.packages import quiet
 
 MAX_BATCH = 64  # memory is planned for the largest batch: 13 MB more for S than for one image

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hadaptive.files import METADATA_KEY, write_atomically
+from hadaptive.files import write_atomically
+from hadaptive.models.shipped import METADATA_KEY
 from hadaptive.packages import quiet
 
 OPSET = 18

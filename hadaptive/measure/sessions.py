@@ -16,9 +16,10 @@ from torch import nn
 
 from hadaptive.cards import ModelCard, open_weights
 from hadaptive.errors import UserError, first_line
-from hadaptive.files import METADATA_KEY, json_text
+from hadaptive.files import json_text
 from hadaptive.measure.executorch import ExecutorchRun
 from hadaptive.measure.formats import check_format, format_of
+from hadaptive.models.shipped import METADATA_KEY
 
 Run = Callable[[np.ndarray], np.ndarray]  # images (B, C, H, W) float32 -> logits (B, classes)
 

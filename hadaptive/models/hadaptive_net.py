@@ -9,6 +9,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from hadaptive.errors import UserError
 from hadaptive.models.network import HadaptiveNet
 from hadaptive.models.published import HADAPTIVE_NET_L, HADAPTIVE_NET_M, HADAPTIVE_NET_S
+from hadaptive.models.shipped import FOUND, pretrained_cfgs, shipped_spec
 from hadaptive.models.spec import NetSpec, as_spec
 
 
@@ -38,6 +39,8 @@ default_cfgs = generate_default_cfgs(
         "hadaptive_net_s.untrained": _cfg(),
         "hadaptive_net_m.untrained": _cfg(),
         "hadaptive_net_l.untrained": _cfg(pool_size=(3, 3)),
+        **{name: _cfg(**known) for name, known in pretrained_cfgs().items()},
+        **{f"{name}.untrained": _cfg() for name in FOUND},
     }
 )
 
@@ -99,3 +102,21 @@ def hadaptive_net_m(pretrained: bool = False, **kwargs: Any) -> HadaptiveNet:
 def hadaptive_net_l(pretrained: bool = False, **kwargs: Any) -> HadaptiveNet:
     """Hadaptive-Net L: 7.26 M parameters at 1000 classes, 669 M MACs at 224x224 and 100 classes."""
     return _create_hadaptive_net("hadaptive_net_l", HADAPTIVE_NET_L, pretrained, **kwargs)
+
+
+@register_model
+def hadaptive_net2_xs(pretrained: bool = False, **kwargs: Any) -> HadaptiveNet:
+    """The smallest that a search of the space `star` found on Fashion-MNIST: see docs/networks.md."""
+    return _create_hadaptive_net("hadaptive_net2_xs", shipped_spec("hadaptive_net2_xs"), pretrained, **kwargs)
+
+
+@register_model
+def hadaptive_net2_s(pretrained: bool = False, **kwargs: Any) -> HadaptiveNet:
+    """Between the two others of that search."""
+    return _create_hadaptive_net("hadaptive_net2_s", shipped_spec("hadaptive_net2_s"), pretrained, **kwargs)
+
+
+@register_model
+def hadaptive_net2_m(pretrained: bool = False, **kwargs: Any) -> HadaptiveNet:
+    """The most accurate that this search found."""
+    return _create_hadaptive_net("hadaptive_net2_m", shipped_spec("hadaptive_net2_m"), pretrained, **kwargs)

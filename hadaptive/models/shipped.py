@@ -11,10 +11,11 @@ from typing import Any
 
 from safetensors import safe_open
 
-from hadaptive.files import METADATA_KEY
 from hadaptive.models.spec import NetSpec
 
+METADATA_KEY = "hadaptive"  # under which files of other formats say what they are
 FOLDER = Path(__file__).parent / "networks"
+FOUND = ("hadaptive_net2_xs", "hadaptive_net2_s", "hadaptive_net2_m")
 
 
 @cache

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from hadaptive.cards import ModelCard, card_for, open_weights
 from hadaptive.errors import UserError, first_line
-from hadaptive.files import METADATA_KEY
 from hadaptive.models import create_model
 from hadaptive.models.factory import SOURCES
-from hadaptive.models.shipped import shipped_weights
+from hadaptive.models.shipped import METADATA_KEY, shipped_weights
 from hadaptive.runs import RunFolder
 from hadaptive.text import alike
 from hadaptive.train.config import DEFAULT_MODEL, TrainConfig
