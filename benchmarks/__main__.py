@@ -96,6 +96,14 @@ def _parity(arguments: list[str]) -> None:
     bench_parity(parsed(ParityConfig, "python -m benchmarks parity", arguments))
 
 
+def _ranking(arguments: list[str]) -> None:
+    from benchmarks.ranking import RankingConfig, ranking
+    from hadaptive.bench.commands import FLAT
+    from hadaptive.parsing import parsed
+
+    ranking(parsed(RankingConfig, "python -m benchmarks ranking", arguments, config=FLAT))
+
+
 def _report(arguments: list[str]) -> None:
     from benchmarks.report import report
 
@@ -153,6 +161,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "ops": _ops,
     "parity": _parity,
     "products": _products,
+    "ranking": _ranking,
     "report": _report,
     "search": _search,
     "ship": _ship,

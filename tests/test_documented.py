@@ -77,6 +77,8 @@ SHORTER = {
     ),
     "python -m benchmarks startup": "--rounds 2",
     "python -m benchmarks deployment": "runs/mine",
+    "python -m benchmarks ranking": "--networks 6 --results ranking.csv --jobs 1",
+    "python -m benchmarks ship": "--results shipped.csv",
     "python -m benchmarks parity": "runs/mine --formats torch safetensors --images 20",
 }
 BRIEF = {"epochs": 1, "data": "digits", "image_size": 32, "train_size": 200}  # on top of the recipe of benchmarks
