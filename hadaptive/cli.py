@@ -147,6 +147,7 @@ def _evaluate(arguments: list[str]) -> None:
         weights=command.weights,
         data=command.data,
         data_dir=command.data_dir,
+        on=command.on,
         cpu=command.cpu,
         quiet=False,
     )

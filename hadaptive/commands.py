@@ -91,6 +91,8 @@ class EvaluateCommand:
         weights: which weights; default those that the run's own test used.
         data: where the data lie now, if they have moved.
         data_dir: likewise, for named data sets.
+        on: other labelled images to measure on, such as a test folder of your own; those that the network has
+            learned from are left out.
         cpu: stay on the CPU even where there is a GPU.
     """
 
@@ -99,6 +101,7 @@ class EvaluateCommand:
     weights: Literal["best", "last"] | None = None
     data: str | None = None
     data_dir: Path | None = None
+    on: str | None = None
     cpu: bool = False
 
 

@@ -1,6 +1,7 @@
 """Evaluate a finished run on one of its parts, and leave the figures beside it."""
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +10,8 @@ from torch.utils.data import DataLoader
 
 from hadaptive.cards import ModelCard
 from hadaptive.console import console, say
-from hadaptive.data import is_stream
+from hadaptive.data import DataConfig, Source, is_stream
+from hadaptive.data.apart import open_apart
 from hadaptive.engine.accelerator import create_accelerator
 from hadaptive.engine.batches import EVALUATION_BATCH, evaluation_batches, stream_loader
 from hadaptive.engine.processes import on_main
@@ -28,18 +30,22 @@ def evaluate_run(
     weights: Literal["best", "last"] | None = None,
     data: str | None = None,
     data_dir: Path | None = None,
+    on: str | None = None,
     cpu: bool = False,
     quiet: bool = True,
 ) -> tuple[Evaluation, list[str], dict[str, Path]]:
-    """Evaluate a run's network on its held-out data, the same images that were held out then.
+    """Evaluate a run's network on its held-out data, the same images that were held out then, or on others.
 
-    Writes evaluation-<split>.json, per-class-<split>.csv and confusion-<split>.png into the run folder.
+    Writes evaluation-<split>.json, per-class-<split>.csv, predictions-<split>.csv and confusion-<split>.png into
+    the run folder; of other data their name stands there behind "on-".
 
     Args:
         path: the run folder.
         split: "test" or "validation".
         weights: "best" or "last"; None for those that the run's own test used.
         data, data_dir: where the data lie now, if they have moved since.
+        on: other labelled images, named like any data: all of them, or their test part where they have parts, but
+            those that the network has learned from.
         cpu: stay on the CPU even where there is a GPU.
         quiet: do not print what has become of the images, nor the figures.
 
@@ -58,7 +64,15 @@ def evaluate_run(
         accelerator = create_accelerator(execution)
     except UserError:  # a run made on a GPU, looked at on a machine without one
         accelerator = create_accelerator(replace(execution, mixed_precision="no"))
-    loader, notes = _part(run, config, card, split, accelerator, data, data_dir)
+    if on is not None and (data is not None or split != "test"):
+        raise UserError("on names other images than the run's: leave data and split out")
+    if on is None:
+        loader, notes, source = _part(run, config, card, split, accelerator, data, data_dir)
+        part, where = split, config.data.data
+    else:
+        source, notes = open_apart(DataConfig(data=on, data_dir=data_dir), card.classes, run.read_manifest())
+        loader = evaluation_batches(source, card.preprocessing, accelerator=accelerator)
+        part, where = "on-" + re.sub(r"[^\w.-]+", "-", Path(on).resolve().name), on
     if not run.summary.is_file():
         notes = [*notes, f"{path} is not finished: these are the weights it has so far"]
     evaluation = evaluate_model(
@@ -69,17 +83,25 @@ def evaluate_run(
         channels_last=execution.channels_last,
     )
     files = {
-        "figures": run.path / f"evaluation-{split}.json",
-        "per class": run.path / f"per-class-{split}.csv",
-        "confusion matrix": run.path / f"confusion-{split}.png",
+        "figures": run.path / f"evaluation-{part}.json",
+        "per class": run.path / f"per-class-{part}.csv",
+        "each image": run.path / f"predictions-{part}.csv",
+        "confusion matrix": run.path / f"confusion-{part}.png",
     }
 
     def write() -> None:
         rows = evaluation.per_class(card.classes)
-        about = {"split": split, "weights": weights or run.choice(), "notes": notes}
+        about = {
+            "split": split if on is None else None,
+            "data": where,
+            "weights": weights or run.choice(),
+            "notes": notes,
+        }
         write_json(files["figures"], {**about, **evaluation.summary()})
         write_atomically(files["per class"], lambda p: write_csv(p, rows, list(rows[0])))
-        title = f"{card.model} on {config.data.data}, {split}: {share_text(evaluation.correct, evaluation.total)}"
+        images = each_image(evaluation, card.classes, source)
+        write_atomically(files["each image"], lambda p: write_csv(p, images, list(IMAGE_COLUMNS)))
+        title = f"{card.model} on {where}, {part}: {share_text(evaluation.correct, evaluation.total)}"
         plot_confusion(evaluation.confusion(), card.classes, files["confusion matrix"], title)
         if not quiet:
             for note in notes:
@@ -98,20 +120,47 @@ def _part(
     accelerator: Any,
     data: str | None,
     data_dir: Path | None,
-) -> tuple[DataLoader, list[str]]:
-    """Batches of one part of a run's images, and what has become of them."""
+) -> tuple[DataLoader, list[str], Source | None]:
+    """Batches of one part of a run's images, what has become of them, and the images; None of a stream."""
     stored = config.data
     if is_stream(stored.data):
         name = stored.test_split if split == "test" else stored.val_split
         if name is None or (split == "test" and name in (stored.train_split, stored.val_split)):
             raise UserError(f"{stored.data} has no {split} part; try --split validation")
-        return stream_loader(config, name, EVALUATION_BATCH, accelerator), []
+        return stream_loader(config, name, EVALUATION_BATCH, accelerator), [], None
     opened = run.open_data(data, data_dir, needs=(split,))
     source = opened.parts.get(split)
     if source is None:
         raise UserError(f"{stored.data} has no {split} part; try --split validation")
     loader = evaluation_batches(source, card.preprocessing, in_memory=opened.in_memory, accelerator=accelerator)
-    return loader, opened.notes
+    return loader, opened.notes, source
+
+
+IMAGE_COLUMNS = ("image", "class", "prediction", "probability", "right")
+
+
+def each_image(evaluation: Evaluation, classes: list[str], source: Source | None) -> list[dict[str, object]]:
+    """A row for every image that could be read: what it is, what the network takes it for, and how surely.
+
+    Args:
+        evaluation: of the images in their order.
+        classes: names.
+        source: the images; None where they have numbers alone.
+    """
+    assert evaluation.confidences is not None
+    bad = set(evaluation.unreadable)
+    numbers = [number for number in range(evaluation.total + len(bad)) if number not in bad]
+    columns = (numbers, evaluation.targets, evaluation.predictions, evaluation.confidences)
+    return [
+        {
+            "image": f"#{number}" if source is None else source.name(number),
+            "class": classes[target],
+            "prediction": classes[prediction],
+            "probability": round(float(confidence), 6),
+            "right": int(target == prediction),
+        }
+        for number, target, prediction, confidence in zip(*columns, strict=True)
+    ]
 
 
 def print_evaluation(evaluation: Evaluation, classes: list[str], files: dict[str, Path]) -> None:
@@ -119,7 +168,9 @@ def print_evaluation(evaluation: Evaluation, classes: list[str], files: dict[str
     from rich.table import Table
 
     out = console()
-    out.print(f"accuracy {evaluation.said}, loss {evaluation.loss:.4f}")
+    error = evaluation.calibration_error
+    calibration = "" if math.isnan(error) else f", calibration error {error:.3f}"
+    out.print(f"accuracy {evaluation.said}, loss {evaluation.loss:.4f}{calibration}")
     table = Table(title="classes, hardest first", title_justify="left")
     table.add_column("class", overflow="fold")
     for column in ("images", "recall", "precision"):

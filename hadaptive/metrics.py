@@ -95,6 +95,7 @@ class Evaluation:
         losses: (N,) float32, cross-entropy, nats.
         num_classes: outputs of the network.
         unreadable: indices of the images that could not be read.
+        confidences: (N,) float32, probability that the network gives its prediction; None where nobody looked.
     """
 
     targets: Tensor
@@ -103,6 +104,7 @@ class Evaluation:
     losses: Tensor
     num_classes: int
     unreadable: list[int]
+    confidences: Tensor | None = None
 
     @property
     def total(self) -> int:
@@ -128,6 +130,19 @@ class Evaluation:
     def said(self) -> str:
         """The accuracy as a person is told it, with its interval."""
         return share_text(self.correct, self.total, interval=True)
+
+    @property
+    def calibration_error(self) -> float:
+        """Expected calibration error in [0, 1]: how far confidence lies from accuracy, in fifteen equal bins.
+
+        Source: Guo et al., arXiv 1706.04599. NaN for no images.
+        """
+        if self.confidences is None or not self.total:
+            return math.nan
+        right = (self.targets == self.predictions).double()
+        bins = (15 * self.confidences).long().clamp(0, 14)
+        gaps = torch.zeros(15, dtype=torch.double).index_add_(0, bins, self.confidences.double() - right)
+        return float(gaps.abs().sum() / self.total)
 
     @property
     def loss(self) -> float:
@@ -170,6 +185,8 @@ class Evaluation:
             "loss": self.loss,
             "skipped": len(self.unreadable),
         }
+        if self.confidences is not None:
+            result["calibration_error"] = self.calibration_error
         if self.num_classes > 5 and self.total:
             result["top5"] = float(self.top5.double().mean())
         return result
@@ -207,6 +224,7 @@ def evaluate_model(
             logits.argmax(1),
             (best == known[:, None]).any(1),
             F.cross_entropy(logits, known, reduction="none"),
+            logits.softmax(1).amax(1),
             unreadable,
         )
         if accelerator is not None:
@@ -215,8 +233,12 @@ def evaluate_model(
     model.train(was_training)
     if not parts:
         empty = torch.empty(0, dtype=torch.int64)
-        return Evaluation(empty, empty, empty.bool(), empty.float(), num_classes, [])
-    targets, predictions, top5, losses, unreadable = (torch.cat(columns) for columns in zip(*parts, strict=True))
+        return Evaluation(empty, empty, empty.bool(), empty.float(), num_classes, [], empty.float())
+    targets, predictions, top5, losses, confidences, unreadable = (
+        torch.cat(columns) for columns in zip(*parts, strict=True)
+    )
     keep = targets >= 0
     bad = sorted(set(unreadable[unreadable >= 0].tolist()))
-    return Evaluation(targets[keep], predictions[keep], top5[keep], losses[keep], num_classes, bad)
+    return Evaluation(
+        targets[keep], predictions[keep], top5[keep], losses[keep], num_classes, bad, confidences[keep]
+    )

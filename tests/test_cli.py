@@ -93,7 +93,7 @@ def test_bad_flags_exit_with_two(arguments: list[str], capsys: pytest.CaptureFix
         (["train", "--recipe", "nope"], "no recipe 'nope'"),
         (["train", "--recipe=nope"], "no recipe 'nope'"),
         (["train", "--recipe", "quick", "--recipe", "nope"], "no recipe 'nope'"),  # the last counts
-        (["train", "--model", "hadaptive_net_x"], "did you mean hadaptive_net_"),
+        (["train", "--model", "hadaptive_net_x"], "did you mean hadaptive_net"),
         (["train", "--resume", "nowhere"], "there is no run folder nowhere"),
         (["train", "--resume", "nowhere", "--epochs", "3"], "leave out --epochs"),
         (["evaluate", "nowhere"], "there is no run folder nowhere"),

@@ -8,11 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from folders import fill, picture
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from scipy.stats import binomtest
 from tiny import tiny_config
 
-from hadaptive.evaluate import evaluate_run, print_evaluation
+from hadaptive.cli import main
+from hadaptive.data import eval_transform
+from hadaptive.errors import UserError
+from hadaptive.evaluate import each_image, evaluate_run, print_evaluation
+from hadaptive.files import read_csv
 from hadaptive.metrics import Evaluation, wilson_interval
 from hadaptive.runs import RunFolder
 from hadaptive.train import train
@@ -99,3 +106,94 @@ def test_a_class_without_images_is_said_to_have_none(capsys: pytest.CaptureFixtu
     assert "nan" not in out
     assert out.count("no images") == 2
     assert out.count("never predicted") == 3
+
+
+# ---------------------------------------------------------------- each image, and other images
+
+
+def test_every_image_has_a_row(run: Path) -> None:
+    evaluation, classes, files = evaluate_run(run, cpu=True)
+    rows = read_csv(files["each image"])
+    assert len(rows) == evaluation.total
+    assert sum(int(row["right"]) for row in rows) == evaluation.correct
+    test = RunFolder.open(run).open_data().test
+    assert test is not None
+    network, card = RunFolder.open(run).load_model()
+    see = eval_transform(card.preprocessing)
+    for number in (0, 7, len(rows) - 1):
+        image, target = test.read(number)
+        with torch.no_grad():
+            chances = network(see(image)[None]).softmax(1)[0]
+        row = rows[number]
+        assert row["image"] == test.name(number)
+        assert (row["class"], row["prediction"]) == (classes[target], classes[int(chances.argmax())])
+        assert float(row["probability"]) == pytest.approx(float(chances.max()), abs=1e-4)
+
+
+def test_rows_and_unreadable_images_keep_their_numbers() -> None:
+    evaluation = Evaluation(
+        torch.tensor([0, 1]),
+        torch.tensor([0, 0]),
+        torch.ones(2) > 0,
+        torch.zeros(2),
+        2,
+        [1],
+        torch.tensor([0.9, 0.8]),
+    )
+    rows = each_image(evaluation, ["x", "y"], None)
+    assert [(row["image"], row["right"]) for row in rows] == [("#0", 1), ("#2", 0)]
+
+
+@given(st.lists(st.tuples(st.floats(0, 1, width=32), st.booleans()), min_size=1, max_size=60))
+def test_calibration_error(pairs: list[tuple[float, bool]]) -> None:
+    confidences = torch.tensor([c for c, _ in pairs])
+    targets = torch.zeros(len(pairs), dtype=torch.int64)
+    predictions = torch.tensor([0 if right else 1 for _, right in pairs])
+    found = Evaluation(targets, predictions, targets > 9, targets.float(), 2, [], confidences).calibration_error
+    expected = 0.0
+    for low in range(15):
+        inside = [(float(c), right) for c, right in zip(confidences, [r for _, r in pairs], strict=True)
+                  if min(14, int(15 * c)) == low]  # fmt: skip
+        expected += abs(sum(c - right for c, right in inside)) / len(pairs)
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert 0 <= found <= 1
+
+
+def test_a_folder_of_ones_own_is_measured_without_what_was_learned(tmp_path: Path, capsys) -> None:
+    pets = fill(tmp_path / "pets", {"cat": 30, "dog": 30})
+    config = tiny_config(tmp_path, data=str(pets), train_size=None, epochs=1)
+    train(config, quiet=True)
+    other = tmp_path / "validation"  # a name that is one of the run's parts
+    for target, name in enumerate(("Dog", "cat")):
+        (other / name).mkdir(parents=True)
+        for number in range(5):
+            picture(target, 900 + number).save(other / name / f"{number}.png")
+    trained = RunFolder.open(tmp_path / "run").read_manifest()
+    assert trained is not None
+    shutil.copy(pets / trained.names("train")[0], other / "cat/seen.png")
+    with pytest.raises(UserError, match="classes that the network does not know"):
+        evaluate_run(tmp_path / "run", on=str(other))
+    (other / "Dog").rename(other / "dog")
+    assert main(["evaluate", str(tmp_path / "run"), "--on", str(other)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "1 images are left out, for the network has learned from them" in said
+    rows = read_csv(tmp_path / "run/predictions-on-validation.csv")
+    assert sorted(row["class"] for row in rows) == ["cat"] * 5 + ["dog"] * 5
+    assert not (tmp_path / "run/evaluation-validation.json").exists()
+    figures = json.loads((tmp_path / "run/evaluation-on-validation.json").read_text())
+    assert (figures["images"], figures["split"], figures["data"]) == (10, None, str(other))
+    for path in other.glob("*/[0-9]*"):
+        path.unlink()
+    shutil.copy(pets / trained.names("train")[-1], other / "dog/seen.png")
+    with pytest.raises(UserError, match="no image that the network has not learned from"):
+        evaluate_run(tmp_path / "run", on=str(other))
+    with pytest.raises(UserError, match="leave data and split out"):
+        evaluate_run(tmp_path / "run", on=str(other), split="validation")
+
+
+def test_of_data_with_parts_the_test_part_is_measured(tmp_path: Path) -> None:
+    train(tiny_config(tmp_path, epochs=1), quiet=True)
+    parts = {part: fill(tmp_path / "apart" / part, {"0": 4, "1": 4}) for part in ("train", "test")}
+    assert parts
+    evaluation, _, _ = evaluate_run(tmp_path / "run", on=str(tmp_path / "apart"))
+    assert evaluation.total == 8

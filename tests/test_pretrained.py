@@ -12,14 +12,13 @@ from folders import fill
 from processes import launch
 from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
-from tiny import tiny_config, tiny_spec
+from tiny import stopped_after, tiny_config, tiny_spec
 from torch import Tensor
 
 from hadaptive.cli import main
 from hadaptive.engine.config import Optimisation
 from hadaptive.engine.optimiser import create_optimiser
-from hadaptive.engine.stopping import StopRequest
-from hadaptive.errors import TrainingInterruptedError, UserError
+from hadaptive.errors import UserError
 from hadaptive.models import create_model
 from hadaptive.runs import RunFolder
 from hadaptive.train import TrainConfig, resume, train, train_or_resume
@@ -48,15 +47,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config_of(folder: Path, **changes: Any) -> TrainConfig:
     return TrainConfig.from_recipe("quick", **{**TINY, "output": folder / "run", **changes})
-
-
-def stopped_after(calls: int, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Train until a signal comes, when so many steps and ends of epochs have passed."""
-    left = iter([False] * calls)
-    with monkeypatch.context() as patched:
-        patched.setattr(StopRequest, "agreed", lambda self: next(left, True))
-        with pytest.raises(TrainingInterruptedError):
-            train(config, quiet=True)
 
 
 def changed_between(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:

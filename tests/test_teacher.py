@@ -11,10 +11,9 @@ import torch
 from folders import fill
 from processes import launch
 from safetensors.torch import load_file, save_file
-from test_pretrained import stopped_after
 from timm.models import save_for_hf
 from timm.task import LogitDistillationTask
-from tiny import tiny_config
+from tiny import stopped_after, tiny_config
 from torch import Tensor, nn
 
 from hadaptive.cli import main

@@ -12,7 +12,7 @@ import pytest
 import torch
 from processes import forked, launch, launch_work, torchrun
 from safetensors.torch import load_file
-from tiny import TINY, tiny_config, trainer_of
+from tiny import TINY, stopped_after, tiny_config, trainer_of
 from torch import nn
 
 from hadaptive.engine.finite import first_non_finite
@@ -386,3 +386,25 @@ def test_two_processes_resume_exactly(tmp_path: Path, monkeypatch: pytest.Monkey
     assert done.returncode == 0, done.stderr[-2000:]
     assert_same_weights(tmp_path / "whole", tmp_path / "cut")
     assert rows_without_times(tmp_path / "whole") == rows_without_times(tmp_path / "cut")
+
+
+def test_patience_ends_a_run_early_and_a_resumed_one_alike(tmp_path: Path, monkeypatch, capsys) -> None:
+    config = tiny_config(tmp_path, "whole", epochs=9, lr=0.05, select="last")
+    train(config, quiet=True)
+    summary = train(config.changed(output=tmp_path / "early", patience=1))
+    rows, early = (read_csv(tmp_path / name / "metrics.csv") for name in ("whole", "early"))
+    scores = [(float(row["val_accuracy"]), -float(row["val_loss"])) for row in rows]
+    best, expected = -1, len(rows)
+    for epoch, score in enumerate(scores):
+        if best < 0 or score > scores[best]:
+            best = epoch
+        if epoch - best >= 1:
+            expected = epoch + 1
+            break
+    assert expected < len(rows)  # else this shows nothing
+    assert summary["epochs"] == len(early) == expected
+    assert f"ended after {expected} epochs of 9: for 1 validation was not better" in capsys.readouterr().out
+    assert [row["val_loss"] for row in early] == [row["val_loss"] for row in rows[:expected]]
+    stopped_after(3, config.changed(output=tmp_path / "cut", patience=1), monkeypatch)
+    assert resume(tmp_path / "cut", quiet=True)["epochs"] == expected
+    assert_same_weights(tmp_path / "early", tmp_path / "cut")

@@ -3,13 +3,17 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from hadaptive.engine.accelerator import create_accelerator
+from hadaptive.engine.stopping import StopRequest
+from hadaptive.errors import TrainingInterruptedError
 from hadaptive.models import ConvSpec, NetSpec
 from hadaptive.models.layer_spec import ach, ghost
 from hadaptive.search import SearchConfig, SearchSpace, Skip
 from hadaptive.search.launch import configured_data, new_searcher
 from hadaptive.search.searcher import Searcher
-from hadaptive.train import TrainConfig, Trainer
+from hadaptive.train import TrainConfig, Trainer, train
 from hadaptive.train.launch import new_trainer
 
 TINY = NetSpec(
@@ -64,3 +68,12 @@ def searcher_of(config: SearchConfig, space: SearchSpace) -> Searcher:
     """A search that has not begun."""
     data, config = configured_data(config)
     return new_searcher(config, space, create_accelerator(config.execution), data, quiet=True)
+
+
+def stopped_after(calls: int, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train until a signal comes, when so many steps and ends of epochs have passed."""
+    left = iter([False] * calls)
+    with monkeypatch.context() as patched:
+        patched.setattr(StopRequest, "agreed", lambda self: next(left, True))
+        with pytest.raises(TrainingInterruptedError):
+            train(config, quiet=True)

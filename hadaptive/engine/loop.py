@@ -121,6 +121,10 @@ class Engine(ABC):
     def begin_epoch(self) -> None:  # noqa: B027
         """Before the first step of an epoch, or of what is left of it."""
 
+    def enough(self) -> str:
+        """Why no more epochs are needed, after one; "" where they are."""
+        return ""
+
     def between_steps(self) -> None:  # noqa: B027
         """After the weights' step, before it is counted."""
 
@@ -213,8 +217,10 @@ class Engine(ABC):
         self.tracking = Tracking(names, folder.path, self.learning.flat(), self.epoch)
         try:
             with self.stopping.listening():
-                while self.epoch < self.epochs:
+                while self.epoch < self.epochs and not (why := self.enough()):
                     self._run_epoch(folder)
+                if self.epoch < self.epochs:
+                    self.progress.say(why)
             return self._finish(folder)
         except TrainingInterruptedError:
             if self.epoch:

@@ -101,6 +101,7 @@ class TrainConfig(RecipeSettings):
         freeze_backbone: epochs in which the classifier alone learns, before everything does; with --pretrained or
             --init.
         layer_decay: the learning rate of each layer, as a share of that of the one after it.
+        patience: epochs without better validation after which a training ends early; 0 never does.
         ema: decay of a moving average of the weights, which is then evaluated and saved; 0 is off.
         select: test the weights with the best validation accuracy (ties: the lower loss), or the last ones.
         compile: run the network through torch.compile.
@@ -121,6 +122,7 @@ class TrainConfig(RecipeSettings):
     cutmix: float = 0.0
     freeze_backbone: int = 0
     layer_decay: float = 1.0
+    patience: int = 0
     ema: float = 0.0
     select: Literal["best", "last"] = "best"
     compile: bool = False
@@ -129,7 +131,7 @@ class TrainConfig(RecipeSettings):
     def __post_init__(self) -> None:
         at_least_one("accumulate", self.accumulate)
         share("ema", self.ema)
-        for name in ("clip_grad", "mixup", "cutmix", "freeze_backbone"):
+        for name in ("clip_grad", "mixup", "cutmix", "freeze_backbone", "patience"):
             not_negative(name, getattr(self, name))
         if not 0 < self.layer_decay <= 1:
             raise UserError(f"layer_decay must be above 0 and at most 1, got {self.layer_decay}")

@@ -235,6 +235,12 @@ class Trainer(Engine):
             for head in heads:
                 head.train()
 
+    def enough(self) -> str:
+        since = self.epoch - 1 - self.best_epoch
+        if not self.config.patience or self.best_epoch < 0 or since < self.config.patience:
+            return ""
+        return f"ended after {self.epoch} epochs of {self.epochs}: for {since} validation was not better"
+
     def after_step(self) -> None:
         if self.ema is not None and not self.skipped:
             self.ema.update(self.network, step=self.updates)
@@ -327,7 +333,7 @@ class Trainer(Engine):
             "parameters": sum(p.numel() for p in self.network.parameters()),
             "train_images": self.batches.train.images,
             "images": self.batches.fingerprint,
-            "epochs": self.epochs,
+            "epochs": self.epoch,
             "weights": self.config.select,
             "best_epoch": self.best_epoch,
             "best_validation_accuracy": self.best_accuracy,
