@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
 from torch._utils import ExceptionWrapper
@@ -167,6 +169,27 @@ def test_derive_seed() -> None:
     assert len(seeds) == 500
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert derive_seed(1, 2) == derive_seed(1, 2) != derive_seed(2, 1)
+
+
+@given(
+    classes=st.lists(st.integers(0, 4), min_size=1, max_size=40),
+    cut=st.integers(0, 39),
+    seed=st.integers(0, 2**63 - 1),
+)
+def test_balanced_epochs(classes: list[int], cut: int, seed: int) -> None:
+    targets, length = np.array(classes), max(1, len(classes) - cut)
+    sampler = EpochSampler(len(targets), length, seed, targets)
+    sampler.set_epoch(3)
+    keys = list(sampler)
+    assert len(keys) == length == len(set(keys))  # an image that is drawn again is augmented anew
+    assert keys == list(sampler)
+    drawn = np.bincount([targets[i] for i, _ in keys], minlength=5)[np.unique(targets)]
+    assert drawn.max() - drawn.min() <= 1
+    for c in np.unique(targets):
+        times = [sum(i == image for i, _ in keys) for image in np.flatnonzero(targets == c)]
+        assert max(times) - min(times) <= 1
+    sampler.set_epoch(4)
+    assert set(keys).isdisjoint(list(sampler))
 
 
 def test_epoch_sampler() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import dying
 import pytest
 import torch
+from folders import fill
 from processes import forked, launch, launch_work, torchrun
 from safetensors.torch import load_file
 from tiny import TINY, stopped_after, tiny_config, trainer_of
@@ -408,3 +409,26 @@ def test_patience_ends_a_run_early_and_a_resumed_one_alike(tmp_path: Path, monke
     stopped_after(3, config.changed(output=tmp_path / "cut", patience=1), monkeypatch)
     assert resume(tmp_path / "cut", quiet=True)["epochs"] == expected
     assert_same_weights(tmp_path / "early", tmp_path / "cut")
+
+
+def test_classes_of_few_images_count_as_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pets = fill(tmp_path / "pets", {"cat": 80, "dog": 16, "fox": 8})
+    config = tiny_config(tmp_path, data=str(pets), train_size=None, epochs=1, test_fraction=0.1, batch_size=8)
+    seen: list[int] = []
+    real = Trainer.ready
+    monkeypatch.setattr(Trainer, "ready", lambda self, x, y: seen.extend(y.tolist()) or real(self, x, y))
+    for balanced in (False, True):
+        seen.clear()
+        train(config.changed(balanced=balanced, output=tmp_path / str(balanced)), quiet=True)
+        counts = [seen.count(c) for c in range(3)]
+        assert (max(counts) - min(counts) <= 1) is balanced
+    trainer = trainer_of(config.changed(class_weights=True, label_smoothing=0.1))
+    counts = trainer.batches.counts
+    weights = trainer.criterion.weight
+    assert (weights * torch.from_numpy(counts)).tolist() == pytest.approx([counts.sum() / 3] * 3)
+    logits = torch.randn(counts.sum(), 3)
+    targets = torch.repeat_interleave(torch.arange(3), torch.from_numpy(counts))
+    losses = nn.functional.cross_entropy(logits, targets, reduction="none")
+    by_class = torch.stack([losses[targets == c].mean() for c in range(3)])
+    plain = nn.CrossEntropyLoss(weights)(logits, targets)
+    torch.testing.assert_close(plain, by_class.mean())

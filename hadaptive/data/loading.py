@@ -170,20 +170,32 @@ def collate(items: list[Item]) -> list[Tensor]:
     return [images, *(torch.tensor(column) for column in list(zip(*items, strict=True))[1:])]
 
 
+AGAIN = 2**32  # between the epochs in the keys of an image that is drawn again in the same epoch
+
+
 class EpochSampler(Sampler):
     """Shuffled (index, epoch) keys, a function of (seed, epoch) only; `length` cuts the epoch to whole steps.
+
+    Args:
+        size: number of images.
+        length: of an epoch.
+        seed: of the order.
+        classes: int64 (size,), to draw every class equally often, and its images as equally often as can be; an
+            image that is drawn again has another epoch in its key, and so another augmentation. None draws each
+            image once.
 
     Raises:
         UserError: `length` is not between 1 and `size`.
     """
 
-    def __init__(self, size: int, length: int, seed: int) -> None:
+    def __init__(self, size: int, length: int, seed: int, classes: np.ndarray | None = None) -> None:
         if not 0 < length <= size:
             raise UserError(f"an epoch over {size} images cannot be {length} images long")
         self.size = size
         self.length = length
         self.seed = seed
         self.epoch = 0
+        self.members = None if classes is None else [np.flatnonzero(classes == c) for c in np.unique(classes)]
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order the next iteration follows."""
@@ -193,8 +205,20 @@ class EpochSampler(Sampler):
         return self.length
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)[: self.length]
-        return iter([(int(i), self.epoch) for i in order])
+        generator = np.random.default_rng([self.seed, self.epoch])
+        if self.members is None:
+            order = generator.permutation(self.size)[: self.length]
+            return iter([(int(i), self.epoch) for i in order])
+        share, rest = divmod(self.length, len(self.members))
+        more = set(generator.permutation(len(self.members))[:rest].tolist())
+        keys: list[tuple[int, int]] = []
+        for number, images in enumerate(self.members):
+            rounds = -(-(share + 1) // len(images))
+            drawn = [
+                (int(i), self.epoch + AGAIN * r) for r in range(rounds) for i in generator.permutation(images)
+            ]
+            keys += drawn[: share + (number in more)]
+        return iter([keys[i] for i in generator.permutation(len(keys))])
 
 
 def worker_count(

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 from accelerate import Accelerator
 from accelerate.data_loader import DataLoaderDispatcher, DataLoaderShard
 from torch.utils.data import DataLoader
@@ -78,6 +79,7 @@ class Batches:
         exact: whether a resumed run sees the same batches.
         fingerprint: of the images and their parts, "" for streams.
         in_memory: whether reading an image costs no file access.
+        counts: int64 (classes,), training images of each class; None where they are not known beforehand.
     """
 
     train: Training
@@ -90,6 +92,7 @@ class Batches:
     exact: bool = True
     fingerprint: str = ""
     in_memory: bool = False
+    counts: np.ndarray | None = None
 
     def image_name(self, part: str, index: int) -> str:
         """What to call an image of a part in a message."""
@@ -116,6 +119,7 @@ def create_batches(
     alpha_fraction: float = 0.0,
     test: bool = True,
     numbered: bool = False,
+    balanced: bool = False,
 ) -> Batches:
     """The loaders of a training or a search.
 
@@ -127,6 +131,7 @@ def create_batches(
         even: mixup needs an even number of images in each of them.
         alpha_fraction: share of the training images set apart for a search's architecture parameters.
         test: look at the test part, where there is one.
+        balanced: every class is drawn equally often in training.
         numbered: targets of training images tell which image they are of, as :class:`Numbered` has it.
 
     Raises:
@@ -152,7 +157,7 @@ def create_batches(
         raise UserError(f"there are only {len(part)} training images, fewer than batch_size {batch}: lower it")
 
     def trained(source: Source, steps: int, seed: int) -> Training:
-        order = EpochSampler(len(source), steps * batch, seed)
+        order = EpochSampler(len(source), steps * batch, seed, part.targets if balanced else None)
         transform = train_transform(config.preprocessing, config.augmentation)
         loader = _loader(source, transform, micro, config, accelerator, data.in_memory, order)
         return Training(loader, order, len(source), steps)
@@ -161,6 +166,10 @@ def create_batches(
         return _loader(source, eval_transform(config.preprocessing), micro, config, accelerator, data.in_memory)
 
     seed = config.execution.seed
+    if balanced and part.targets is None:
+        raise UserError(
+            f"the classes of {config.data.data} are not known before it is read: nothing can be balanced"
+        )
     batches = Batches(
         train=trained(Numbered(part, len(data.classes)) if numbered else part, steps, seed),
         validation=evaluated(data.validation),
@@ -170,6 +179,7 @@ def create_batches(
         notes=list(data.notes),
         fingerprint=data.manifest.fingerprint,
         in_memory=data.in_memory,
+        counts=None if part.targets is None else np.bincount(part.targets, minlength=len(data.classes)),
     )
     if alpha_part is not None:
         # Never more architecture steps than weight steps: they alternate.

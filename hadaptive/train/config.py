@@ -102,6 +102,8 @@ class TrainConfig(RecipeSettings):
             --init.
         layer_decay: the learning rate of each layer, as a share of that of the one after it.
         patience: epochs without better validation after which a training ends early; 0 never does.
+        class_weights: images of each class count the more, the fewer there are of it.
+        balanced: draw images of every class equally often, however many there are.
         ema: decay of a moving average of the weights, which is then evaluated and saved; 0 is off.
         select: test the weights with the best validation accuracy (ties: the lower loss), or the last ones.
         compile: run the network through torch.compile.
@@ -123,6 +125,8 @@ class TrainConfig(RecipeSettings):
     freeze_backbone: int = 0
     layer_decay: float = 1.0
     patience: int = 0
+    class_weights: bool = False
+    balanced: bool = False
     ema: float = 0.0
     select: Literal["best", "last"] = "best"
     compile: bool = False
@@ -163,6 +167,8 @@ class TrainConfig(RecipeSettings):
             for name in ("teacher_weight", "teacher_temperature", "teacher_sees"):
                 yield Idle(name, "teacher", "is not there")
         if is_stream(self.data.data):
+            for name in ("balanced", "class_weights"):
+                yield Idle(name, "data", "is a stream, whose classes nobody has counted")
             for name in ("train_size", "split", "val_fraction", "test_fraction", "data_seed"):
                 yield Idle(name, "data", "is a stream, whose parts have names of their own")
         yield from idle_images(self)

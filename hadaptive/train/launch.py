@@ -77,7 +77,14 @@ def _batches(config: TrainConfig, accelerator: Accelerator, data: ImageData | No
     even = bool(config.mixup or config.cutmix)
     numbered = config.teaching.teacher is not None and config.teaching.teacher_sees == "image"
     return create_batches(
-        config, accelerator, data, accumulate=config.accumulate, even=even, test=test, numbered=numbered
+        config,
+        accelerator,
+        data,
+        accumulate=config.accumulate,
+        even=even,
+        test=test,
+        numbered=numbered,
+        balanced=config.balanced,
     )
 
 

@@ -34,6 +34,18 @@ SMALLEST_SCALE = 2.0**-14  # of an fp16 loss: the gradients are not finite for a
 RECORD_EVERY = 10  # steps between recorded selections; a step in ten is enough for shares and costs nothing
 
 
+def class_weights(batches: Batches) -> Tensor:
+    """Weights of the classes, float32 (classes,), by which each counts alike; 1 on average over the images.
+
+    Raises:
+        UserError: nobody knows how many images there are of each.
+    """
+    if batches.counts is None:
+        raise UserError("the classes of these images are not known before they are read: leave class_weights out")
+    counts = torch.from_numpy(batches.counts).float()
+    return torch.where(counts > 0, counts.sum() / ((counts > 0).sum() * counts.clamp(min=1)), 1.0)
+
+
 def _rank(accuracy: float, loss: float) -> tuple[bool, float, float]:
     """What makes weights better than others; those whose loss is no number are worse than any whose is one."""
     finite = math.isfinite(loss)
@@ -95,7 +107,8 @@ class Trainer(Engine):
             )
         self.lessons = None if config.teaching.teacher is None else Lessons(config, teacher)
         self.by_score_function = learns_by_score_function(self.network)
-        self.criterion = nn.CrossEntropyLoss(label_smoothing=0.0 if self.mixup else smoothing)
+        weights = class_weights(batches).to(accelerator.device) if config.class_weights else None
+        self.criterion = nn.CrossEntropyLoss(weights, label_smoothing=0.0 if self.mixup else smoothing)
         self.best_accuracy = -1.0
         self.best_loss = float("inf")
         self.best_epoch = -1
