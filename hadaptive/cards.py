@@ -26,6 +26,7 @@ class ModelCard:
         preprocessing: from an image to the network's input.
         drop_rate, drop_path_rate: as it was trained; no effect on predictions.
         started_from: digest of the weights that its training started from, None where they were random.
+        temperature: that its logits are divided by, to be as sure as they are right.
     """
 
     model: str
@@ -35,6 +36,7 @@ class ModelCard:
     drop_rate: float | None = None
     drop_path_rate: float | None = None
     started_from: str | None = None
+    temperature: float = 1.0
 
     @property
     def identity(self) -> str:
@@ -84,6 +86,7 @@ class ModelCard:
             "drop_rate": self.drop_rate,
             "drop_path_rate": self.drop_path_rate,
             "started_from": self.started_from,
+            "temperature": self.temperature,
         }
 
     @classmethod

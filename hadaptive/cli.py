@@ -165,6 +165,7 @@ def _predict(arguments: list[str]) -> None:
         as_json=command.json,
         sheet=command.sheet,
         trust=command.trust,
+        reject_below=command.reject_below,
     )
 
 

@@ -117,6 +117,7 @@ class PredictCommand:
         json: print JSON lines instead of a table.
         sheet: also draw the images with their predictions into this new PNG.
         trust: load a torch.export file (.pt2), which can run code: only one that you made yourself.
+        reject_below: call an image unknown where the likeliest class has a lower probability.
     """
 
     run: Positional[Path]
@@ -126,6 +127,7 @@ class PredictCommand:
     json: bool = False
     sheet: Path | None = None
     trust: bool = False
+    reject_below: float = 0.0
 
 
 @dataclass(frozen=True)

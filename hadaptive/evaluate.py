@@ -18,7 +18,7 @@ from hadaptive.engine.processes import on_main
 from hadaptive.errors import UserError
 from hadaptive.files import write_atomically, write_csv, write_json
 from hadaptive.metrics import Evaluation, evaluate_model, share_text
-from hadaptive.pictures import plot_confusion
+from hadaptive.pictures import plot_confusion, plot_reliability
 from hadaptive.runs import RunFolder
 from hadaptive.train import TrainConfig, read_config
 
@@ -81,12 +81,14 @@ def evaluate_run(
         len(card.classes),
         accelerator=accelerator,
         channels_last=execution.channels_last,
+        temperature=card.temperature,
     )
     files = {
         "figures": run.path / f"evaluation-{part}.json",
         "per class": run.path / f"per-class-{part}.csv",
         "each image": run.path / f"predictions-{part}.csv",
         "confusion matrix": run.path / f"confusion-{part}.png",
+        "reliability": run.path / f"reliability-{part}.png",
     }
 
     def write() -> None:
@@ -103,6 +105,9 @@ def evaluate_run(
         write_atomically(files["each image"], lambda p: write_csv(p, images, list(IMAGE_COLUMNS)))
         title = f"{card.model} on {where}, {part}: {share_text(evaluation.correct, evaluation.total)}"
         plot_confusion(evaluation.confusion(), card.classes, files["confusion matrix"], title)
+        assert evaluation.confidences is not None
+        right = evaluation.targets == evaluation.predictions
+        plot_reliability(evaluation.confidences, right, files["reliability"], f"{card.model} on {where}, {part}")
         if not quiet:
             for note in notes:
                 say(note)

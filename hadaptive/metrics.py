@@ -4,6 +4,7 @@ import math
 import statistics
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -192,9 +193,62 @@ class Evaluation:
         return result
 
 
+MISTAKES = 10  # fewer say too little of how sure a network should be
+
+
+@torch.no_grad()
+def logits_of(
+    model: nn.Module, loader: DataLoader, *, accelerator: Any = None, channels_last: bool = True
+) -> tuple[Tensor, Tensor]:
+    """What a network says of the images that can be read: logits, float32 (N, classes), and targets, int64 (N,).
+
+    Args:
+        model, loader, accelerator, channels_last: as of :func:`evaluate_model`.
+    """
+    model.eval()
+    parts: list[tuple[Tensor, ...]] = []
+    for images, targets, _ in loader:
+        images = images.to(memory_format=torch.channels_last) if channels_last else images
+        with nullcontext() if accelerator is None else accelerator.autocast():
+            part = (model(images).float(), targets)
+        part = part if accelerator is None else accelerator.gather_for_metrics(part)
+        parts.append(tuple(tensor.cpu() for tensor in part))
+    logits, targets = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    return logits[targets >= 0], targets[targets >= 0]
+
+
+def fit_temperature(logits: Tensor, targets: Tensor) -> float:
+    """The number that logits are divided by to be as sure as they are right; 1 where there are too few mistakes.
+
+    Source: temperature scaling, Guo et al., arXiv 1706.04599.
+
+    Args:
+        logits: float32 (N, classes), of images that the network has not learned from.
+        targets: int64 (N,).
+    """
+    from scipy.optimize import minimize_scalar
+
+    finite = torch.isfinite(logits).all(1)
+    logits, targets = logits[finite].double(), targets[finite]
+    if int((logits.argmax(1) != targets).sum()) < MISTAKES:
+        return 1.0
+
+    def loss(exponent: float) -> float:
+        return float(F.cross_entropy(logits / math.exp(exponent), targets))
+
+    found: Any = minimize_scalar(loss, bounds=(math.log(0.05), math.log(20)), method="bounded")
+    return math.exp(float(found.x))
+
+
 @torch.no_grad()
 def evaluate_model(
-    model: nn.Module, loader: DataLoader, num_classes: int, *, accelerator: Any = None, channels_last: bool = True
+    model: nn.Module,
+    loader: DataLoader,
+    num_classes: int,
+    *,
+    accelerator: Any = None,
+    channels_last: bool = True,
+    temperature: float = 1.0,
 ) -> Evaluation:
     """Run a network over a labelled loader, in eval mode, and put it back into the mode it was in.
 
@@ -204,6 +258,7 @@ def evaluate_model(
         num_classes: outputs of the network.
         accelerator: gathers over processes and sets the precision; None for plain CPU.
         channels_last: lay the images out as NHWC.
+        temperature: that logits are divided by before they are probabilities.
     """
     was_training = model.training
     model.eval()
@@ -224,7 +279,7 @@ def evaluate_model(
             logits.argmax(1),
             (best == known[:, None]).any(1),
             F.cross_entropy(logits, known, reduction="none"),
-            logits.softmax(1).amax(1),
+            (logits / temperature).softmax(1).amax(1),
             unreadable,
         )
         if accelerator is not None:

@@ -30,11 +30,13 @@ class Prediction:
         image: its path.
         classes: (name, probability) pairs, likeliest first; empty when unreadable.
         error: None, or the reason.
+        unknown: whether the likeliest class is less likely than it must be.
     """
 
     image: str
     classes: list[tuple[str, float]]
     error: str | None = None
+    unknown: bool = False
 
 
 def find_images(paths: Iterable[Path]) -> tuple[list[Path], str]:
@@ -80,6 +82,8 @@ def predict_images(
     *,
     top: int = 5,
     batch_size: int = 32,
+    temperature: float = 1.0,
+    reject_below: float = 0.0,
 ) -> Iterator[Prediction]:
     """Predict image by image, in order; one that cannot be read gives a Prediction with an error.
 
@@ -90,12 +94,16 @@ def predict_images(
         preprocessing: as the network was trained.
         top: how many classes to give, at most as many as there are.
         batch_size: images per forward pass.
+        temperature: that logits are divided by, as the model's card has it.
+        reject_below: an image is unknown where its likeliest class has a lower probability.
 
     Raises:
-        UserError: top is not positive.
+        UserError: top is not positive, or reject_below is no probability.
     """
     if top < 1:
         raise UserError(f"top must be at least 1, got {top}")
+    if not 0 <= reject_below <= 1:
+        raise UserError(f"reject_below must lie between 0 and 1, got {reject_below}")
     transform = eval_transform(preprocessing)
     for batch in _batches(list(images), batch_size):
         tensors: list[Tensor] = []
@@ -105,14 +113,14 @@ def predict_images(
                 tensors.append(transform(open_image(path.read_bytes())))
             except OSError as error:
                 errors[path] = error.strerror or first_line(error)
-        rows = iter(torch.softmax(model(torch.stack(tensors)).float(), dim=1) if tensors else [])
+        rows = iter(torch.softmax(model(torch.stack(tensors)).float() / temperature, dim=1) if tensors else [])
         for path in batch:
             if path in errors:
                 yield Prediction(str(path), [], errors[path])
                 continue
             values, indices = next(rows).topk(min(top, len(classes)))
-            pairs = zip(indices.tolist(), values.tolist(), strict=True)
-            yield Prediction(str(path), [(classes[i], p) for i, p in pairs])
+            pairs = list(zip(indices.tolist(), values.tolist(), strict=True))
+            yield Prediction(str(path), [(classes[i], p) for i, p in pairs], unknown=pairs[0][1] < reject_below)
 
 
 def _open(path: Path, weights: str | None, trust: bool) -> tuple[Callable[[Tensor], Tensor], ModelCard]:
@@ -138,6 +146,7 @@ def predict_command(
     as_json: bool = False,
     sheet: Path | None = None,
     trust: bool = False,
+    reject_below: float = 0.0,
 ) -> None:
     """Predict and print: a table, or a JSON object per line; optionally a contact sheet.
 
@@ -159,21 +168,33 @@ def predict_command(
         table.add_column(column, overflow="fold")  # a name that is cut off may be that of another image
     tiles: list[tuple[Image.Image, str, bool | None]] = []
     failed = 0
-    for prediction in predict_images(model, images, card.classes, card.preprocessing, top=top):
+    for prediction in predict_images(
+        model,
+        images,
+        card.classes,
+        card.preprocessing,
+        top=top,
+        temperature=card.temperature,
+        reject_below=reject_below,
+    ):
         failed += prediction.error is not None
         if as_json:
             say(json_text(dataclasses.asdict(prediction)))
         elif prediction.error is not None:
             table.add_row(prediction.image, "cannot be read", prediction.error, end_section=True)
+        elif prediction.unknown:
+            table.add_row(prediction.image, "unknown", "")
         for place, (name, probability) in enumerate(prediction.classes):
             last = place == len(prediction.classes) - 1
-            table.add_row("" if place else prediction.image, name, f"{probability:.2%}", end_section=last)
+            image = "" if place or prediction.unknown else prediction.image
+            table.add_row(image, name, f"{probability:.2%}", end_section=last)
         if sheet is not None and prediction.error is None and len(tiles) < MOST_TILES:
             name, probability = prediction.classes[0]
             how = card.preprocessing
             image = decode(Path(prediction.image).read_bytes(), how.max_pixels)
             image = to_eight_bit(image, 3, how.white)
-            tiles.append((tile_of(image), f"{name} ({probability:.0%})", None))
+            said = f"unknown, perhaps {name}" if prediction.unknown else name
+            tiles.append((tile_of(image), f"{said} ({probability:.0%})", None))
     if not as_json:
         console().print(table)
     if sheet is not None and tiles:

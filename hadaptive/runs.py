@@ -9,6 +9,7 @@ best.safetensors     weights with the best validation accuracy
 last.safetensors     weights of the last finished epoch
 checkpoint.pt        all state needed to go on exactly; removed when training is done
 teacher.safetensors  what a teacher says of each training image; removed when training is done
+calibration.json     how sure the tested weights are to be, as the validation part tells
 curves.png, summary.json, skipped_images.txt
 """
 
@@ -53,6 +54,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.csv"
         self.selection = self.path / "selection.csv"
         self.checkpoint = self.path / "checkpoint.pt"
+        self.calibration = self.path / "calibration.json"
         self.answers = self.path / "teacher.safetensors"
         self.summary = self.path / "summary.json"
         self.curves = self.path / "curves.png"
@@ -178,7 +180,24 @@ class RunFolder:
             model.load_state_dict(load_file(path))
         except Exception as error:  # safetensors raises its own class for a damaged file
             raise UserError(f"{path} does not hold the weights of {card.model}: {first_line(error)}") from None
-        return model.eval(), card
+        return model.eval(), replace(card, temperature=self.temperature(which))
+
+    def temperature(self, which: str) -> float:
+        """What the logits of the "best" or "last" weights are divided by; 1 where nobody found out.
+
+        Raises:
+            UserError: the file that says it is damaged.
+        """
+        if not self.calibration.is_file():
+            return 1.0
+        known = self.read_json(self.calibration)
+        try:
+            temperature = float(known["temperature"]) if known["weights"] == which else 1.0
+        except (KeyError, TypeError, ValueError):
+            temperature = 0.0
+        if not 0 < temperature < float("inf"):
+            raise UserError(f"{self.calibration} is damaged: delete it")
+        return temperature
 
     @property
     def version(self) -> int:

@@ -63,7 +63,7 @@ MISTAKES = [
     ("train --resume space.json", 1, "space.json"),
     ("latency published --rounds 1 --image-size 32", 1, "at least 5 rounds"),
     # export
-    ("export", 2, "run folder, NetSpec file"),
+    ("export", 2, "run folder, weights"),
     ("export rum", 1, "rum"),
     ("export run --format tflite", 2, "tflite"),
     ("export run --output network.pb", 1, ".onnx"),

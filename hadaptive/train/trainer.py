@@ -21,7 +21,8 @@ from hadaptive.engine.loop import Engine, Rows
 from hadaptive.engine.optimiser import backward_twice, create_optimiser, is_second_order, take_step
 from hadaptive.engine.processes import on_main
 from hadaptive.errors import UserError
-from hadaptive.metrics import Evaluation, evaluate_model, share_text
+from hadaptive.files import write_json
+from hadaptive.metrics import Evaluation, evaluate_model, fit_temperature, logits_of, share_text
 from hadaptive.nn import SelectionRecorder, adapt_temperatures, learns_by_score_function, score_function_term
 from hadaptive.nn.temperature import watched
 from hadaptive.runs import RunFolder
@@ -266,7 +267,19 @@ class Trainer(Engine):
             f"{self.num_classes} classes; {self.batches.train.images:,} training images; writing to {folder.path}"
         )
 
-    def _evaluate(self, part: str, loader: Any) -> Evaluation:
+    def _calibrate(self, folder: RunFolder) -> float:
+        """Find how sure the chosen weights should be, on the validation part, and write it into the folder."""
+        module = self.model if self.ema is None else self.ema.module
+        channels_last = self.config.execution.channels_last
+        found = logits_of(
+            module, self.batches.validation, accelerator=self.accelerator, channels_last=channels_last
+        )
+        temperature = fit_temperature(*found)
+        known = {"weights": folder.choice(), "temperature": temperature, "images": len(found[1])}
+        on_main(self.accelerator, lambda: write_json(folder.calibration, known))
+        return temperature
+
+    def _evaluate(self, part: str, loader: Any, temperature: float = 1.0) -> Evaluation:
         module = self.model if self.ema is None else self.ema.module
         evaluation = evaluate_model(
             module,
@@ -274,6 +287,7 @@ class Trainer(Engine):
             self.num_classes,
             accelerator=self.accelerator,
             channels_last=self.config.execution.channels_last,
+            temperature=temperature,
         )
         self.note_unreadable(part, evaluation.unreadable)
         return evaluation
@@ -331,7 +345,8 @@ class Trainer(Engine):
         """Test once, with the weights that the run's choice names."""
         chosen, _ = folder.load_model()
         self.averaged.load_state_dict(chosen.state_dict())
-        test = None if self.batches.test is None else self._evaluate("test", self.batches.test)
+        temperature = self._calibrate(folder)
+        test = None if self.batches.test is None else self._evaluate("test", self.batches.test, temperature)
         if test is not None:
             self.require_images(test, "test", folder)
         figures = self.figures.get(self.config.select)

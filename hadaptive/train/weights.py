@@ -91,7 +91,7 @@ def from_init(config: TrainConfig, classes: list[str]) -> Started:
     resize: Any = getattr(trained, "set_input_size", None)
     if resize is not None and card.preprocessing.image_size != config.preprocessing.image_size:
         resize(img_size=config.preprocessing.image_size)  # a transformer's positions are interpolated
-    card = replace(card, preprocessing=config.preprocessing)
+    card = replace(card, preprocessing=config.preprocessing, temperature=1.0)
     rates = config.network.drop_rate, config.network.drop_path_rate
     if rates == (None, None):
         return trained, card, notes
