@@ -5,6 +5,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
@@ -19,6 +20,7 @@ from hadaptive.commands import (
     LatencyCommand,
     PredictCommand,
     RecipesCommand,
+    RunsCommand,
     SearchCommand,
     SpacesCommand,
     TrainCommand,
@@ -169,6 +171,13 @@ def _predict(arguments: list[str]) -> None:
     )
 
 
+def _runs(arguments: list[str]) -> None:
+    command = parsed(RunsCommand, "hadaptive runs", arguments)
+    from hadaptive.compare import runs_command
+
+    runs_command(command.folders or (Path("runs"),), as_json=command.json, plot=command.plot)
+
+
 def _info(arguments: list[str]) -> None:
     command = parsed(InfoCommand, "hadaptive info", arguments)
     from hadaptive.info import info_command
@@ -237,6 +246,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "latency": (_latency, "time every candidate of a search space on this device"),
     "export": (_export, "write a network for ONNX Runtime, OpenVINO or torch.export, with the proof beside it"),
     "spaces": (_spaces, "the search spaces that ship; spaces published --save mine.json starts your own"),
+    "runs": (_runs, "the trainings and searches in a folder, with what came of them"),
     "info": (_info, "layers, parameters, MACs and products of a network"),
     "recipes": (_recipes, "the named settings that train starts from; recipes all shows them"),
     "demo": (_demo, "all of it on scikit-learn's digits, in a few minutes"),

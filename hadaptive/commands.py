@@ -131,6 +131,21 @@ class PredictCommand:
 
 
 @dataclass(frozen=True)
+class RunsCommand:
+    """List trainings and searches with what came of them, the latest last.
+
+    Attributes:
+        folders: folders of runs, or that hold some at any depth; default runs.
+        json: print a JSON line for each instead of a table.
+        plot: also draw validation accuracy over the epochs into this new PNG.
+    """
+
+    folders: Positional[tuple[Path, ...]] = (Path("runs"),)
+    json: bool = False
+    plot: Path | None = None
+
+
+@dataclass(frozen=True)
 class InfoCommand:
     """Show a network's layers, parameters, multiply-accumulates and element-wise products.
 

@@ -37,7 +37,7 @@ ORDER = (
     ("measure",),
     ("engine",),
     ("train",),
-    ("info", "doctor"),
+    ("info", "doctor", "compare"),
     ("evaluate",),
     ("search", "export"),
     ("predict",),
