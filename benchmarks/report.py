@@ -229,6 +229,47 @@ def planted_table(rows: Rows) -> str:
     return markdown_table(["estimator", "planted answers found"], lines)
 
 
+def shipped_table(rows: Rows) -> str:
+    """The weights that come with the package, and what they are worth on test images."""
+    lines = [
+        [
+            f"{row['network']}.{row['weights']}",
+            f"{int(row['parameters']):,}",
+            f"{int(row['macs']) / 1e6:.1f}, {row['image_size']}x{row['image_size']}",
+            f"{int(row['train_images']):,} x {row['epochs']}",
+            f"{100 * float(row['test_accuracy']):.2f} of {int(row['test_images']):,}",
+        ]
+        for row in last(rows, ("network", "weights")).values()
+    ]
+    return markdown_table(
+        ["weights", "parameters", "MMACs, input", "images x epochs", "test accuracy, %, images"], sorted(lines)
+    )
+
+
+def ranking_table(rows: Rows) -> str:
+    """How well a search's shared weights order random networks, and what it found beside them."""
+    from hadaptive.search.rivals import rank_of
+
+    lines = []
+    for search in dict.fromkeys(row["search"] for row in rows):
+        own = [row for row in rows if row["search"] == search]
+        drawn, found = ([r for r in own if (r["network"] == "found") is is_found] for is_found in (False, True))
+        rank = rank_of(drawn)
+        mean, half = mean_interval([100 * float(row["accuracy"]) for row in drawn])
+        lines.append(
+            [
+                drawn[0]["space"],
+                str(len(drawn)),
+                f"{rank['kendall_tau']:.2f} ({rank['p']:.2g})",
+                with_interval(mean, half),
+                f"{100 * max(float(row['accuracy']) for row in drawn):.2f}",
+                ", ".join(f"{100 * float(row['accuracy']):.2f}" for row in found),
+            ]
+        )
+    header = ["space", "random networks", "Kendall's tau (p)", "random, %", "best of them, %", "found, %"]
+    return markdown_table(header, lines)
+
+
 TABLES: dict[str, Callable[[Rows], str]] = {
     "accuracy": accuracy_table,
     "compiled": compiled_table,
@@ -243,11 +284,13 @@ TABLES: dict[str, Callable[[Rows], str]] = {
     "operators": operators_table,
     "parity": parity_table,
     "products": products_table,
+    "ranking": ranking_table,
     "search-comparison": comparison_table,
     "search-kinds": kinds_table,
     "search-planted": planted_table,
     "search-prediction": prediction_table,
     "search-price": price_table,
+    "shipped": shipped_table,
     "stability": stability_table,
     "trial": trial_table,
     "trial-static": partial(trial_table, against=":static"),

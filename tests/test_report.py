@@ -256,3 +256,17 @@ def test_costs_that_cannot_be_compared(tmp_path: Path, accuracies: str, latencie
     (tmp_path / "l.csv").write_text(f"model,runtime,image_size,threads,macs,products,median_ms\n{latencies}")
     with pytest.raises(ValueError, match=words):
         render(document("costs", "accuracy-x.csv,l.csv"), tmp_path)
+
+
+def test_tables_of_what_a_search_found(tmp_path: Path) -> None:
+    (tmp_path / "shipped.csv").write_text(
+        "network,weights,parameters,macs,image_size,train_images,epochs,test_accuracy,test_images\n"
+        "net,digits,1000,2500000,64,100,3,0.5,10\nnet,digits,1000,2500000,64,100,3,0.7,10\n"
+    )
+    text = render(document("shipped", "shipped.csv"), tmp_path)
+    assert "| net.digits | 1,000 | 2.5, 64x64 | 100 x 3 | 70.00 of 10 |" in text
+    rows = "".join(f"a,star,random-{n},0.{n}1,0.{n}\n" for n in range(1, 8)) + "a,star,found,0.9,0.95\n"
+    (tmp_path / "ranking.csv").write_text(f"search,space,network,supernet_accuracy,accuracy\n{rows}")
+    text = render(document("ranking", "ranking.csv"), tmp_path)
+    assert "| star | 7 | 1.00 (" in text
+    assert "| 70.00 | 95.00 |" in text
