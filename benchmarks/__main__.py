@@ -75,6 +75,13 @@ def _ship(arguments: list[str]) -> None:
     ship(parsed(ShipConfig, "python -m benchmarks ship", arguments))
 
 
+def _starts(arguments: list[str]) -> None:
+    from benchmarks.starts import StartsConfig, bench_starts
+    from hadaptive.parsing import parsed
+
+    bench_starts(parsed(StartsConfig, "python -m benchmarks starts", arguments))
+
+
 def _startup(arguments: list[str]) -> None:
     from benchmarks.startup import StartupConfig, bench_startup
     from hadaptive.parsing import parsed
@@ -165,6 +172,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "report": _report,
     "search": _search,
     "ship": _ship,
+    "starts": _starts,
     "startup": _startup,
 }
 

@@ -78,6 +78,9 @@ SHORTER = {
     "python -m benchmarks startup": "--rounds 2",
     "python -m benchmarks deployment": "runs/mine",
     "python -m benchmarks ranking": "--networks 6 --results ranking.csv --jobs 1",
+    "python -m benchmarks starts": (
+        "--seeds 0 --rates 2e-3 --rate-epochs 1 --teacher hadaptive_net2_s --results starts.csv"
+    ),
     "python -m benchmarks ship": "--results shipped.csv",
     "python -m benchmarks parity": "runs/mine --formats torch safetensors --images 20",
 }
