@@ -256,8 +256,8 @@ def test_latency_may_be_of_larger_images_than_accuracy(tmp_path: Path, space: Se
     )
     search(config_of(tmp_path, latency_target="1s", latency_size=16, runtime="onnxruntime", threads=1), quiet=True)
     assert LatencyTable.load(tmp_path / "run" / "latency.json").setting.image_size == 16
-    assert "predicted ms, 16x16 images" in labels
-    assert "validation accuracy with the supernet's weights, %, 8x8 images" in labels
+    assert "predicted ms\n16x16 images" in labels
+    assert "validation accuracy, shared weights, %\n8x8 images" in labels
     small = config_of(tmp_path, output=tmp_path / "small", space="published", image_size=32, latency_size=8)
     with pytest.raises(UserError, match="8x8 images are too small"):
         search(small.changed(latency_target="1s"), quiet=True)

@@ -108,7 +108,7 @@ def plot_weights(run: SearchFolder) -> None:
 
 def _of_size(what: str, size: int, latency_size: int | None) -> str:
     """What an axis shows, with the size of the images where the axes are not of the same."""
-    return what if latency_size in (None, size) else f"{what}, {size}x{size} images"
+    return what if latency_size in (None, size) else f"{what}\n{size}x{size} images"
 
 
 def plot_front(judged: list[Judged], within: list[Judged], config: SearchConfig, path: Path) -> None:
@@ -130,9 +130,7 @@ def plot_front(judged: list[Judged], within: list[Judged], config: SearchConfig,
     front = front_of(within)
     x, y = [unit * one.cost for one in front], [100 * one.accuracy for one in front]
     axes.plot(x, y, color="tab:red", label="front")
-    axes.set(
-        xlabel=name, ylabel=_of_size("validation accuracy with the supernet's weights, %", size, latency_size)
-    )
+    axes.set(xlabel=name, ylabel=_of_size("validation accuracy, shared weights, %", size, latency_size))
     axes.grid(alpha=0.3)
     axes.legend()
     save_png(figure, path)
