@@ -1,5 +1,6 @@
 """Trainings and searches side by side: what is in the folders, what came of them, and their curves."""
 
+import csv
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -67,7 +68,7 @@ def find_runs(folders: Iterable[Path]) -> list[Listed]:
 
 def _listed(run: RunFolder) -> Listed:
     searched = (run.path / "space.json").is_file()
-    rows = read_csv(run.metrics) if run.metrics.is_file() else []
+    rows = _epochs(run)
     stamp = max(path.stat().st_mtime for path in (run.config, run.metrics, run.summary) if path.is_file())
     facts: dict[str, Any] = {
         "path": str(run.path),
@@ -79,9 +80,10 @@ def _listed(run: RunFolder) -> Listed:
         settings = flat_settings(run.read_json(run.config))
         summary = run.read_json(run.summary) if run.summary.is_file() else {}
         model = settings.get("space") if searched else run.read_card().model
-    except UserError as error:
-        return Listed(**facts, **dict.fromkeys(("model", "data", "recipe"), ""), **UNKNOWN, state=str(error))
-    test = summary.get("test") or {}
+        test = summary.get("test") or {}
+    except (UserError, AttributeError, ValueError) as error:  # what another program left there
+        why = str(error) if isinstance(error, UserError) else "damaged"
+        return Listed(**facts, **dict.fromkeys(("model", "data", "recipe"), ""), **UNKNOWN, state=why)
     return Listed(
         **facts,
         model=Path(str(model)).stem if str(model).endswith(".json") else str(model),
@@ -94,6 +96,15 @@ def _listed(run: RunFolder) -> Listed:
         parameters=summary.get("parameters"),
         seconds=summary.get("train_seconds"),
     )
+
+
+def _epochs(run: RunFolder) -> list[dict[str, str]]:
+    """Whole rows of its epochs; none where the file is damaged."""
+    try:
+        rows = read_csv(run.metrics) if run.metrics.is_file() else []
+    except (ValueError, csv.Error):
+        return []
+    return [row for row in rows if None not in row.values()]
 
 
 UNKNOWN = dict.fromkeys(("seed", "validation_accuracy", "test_accuracy", "parameters", "seconds"))
@@ -151,7 +162,7 @@ def plot_runs(runs: list[Listed], path: Path) -> None:
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for run in runs:
-        rows = [row for row in read_csv(RunFolder(run.path).metrics) if "val_accuracy" in row]
+        rows = [row for row in _epochs(RunFolder(run.path)) if "val_accuracy" in row]
         if rows and run.kind == "training":
             epochs = [int(row["epoch"]) + 1 for row in rows]
             axes.plot(epochs, [100 * float(row["val_accuracy"]) for row in rows], label=drawn(Path(run.path).name))

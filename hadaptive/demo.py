@@ -49,7 +49,10 @@ def run_demo(output: Path | None = None, *, epochs: int | None = None) -> dict[s
     tiles: list[tuple[Image.Image, str, bool | None]] = []
     right = 0
     for prediction, path, truth in zip(
-        predict_images(model, paths, card.classes, card.preprocessing), paths, truths, strict=True
+        predict_images(model, paths, card.classes, card.preprocessing, temperature=card.temperature),
+        paths,
+        truths,
+        strict=True,
     ):
         name, probability = prediction.classes[0]
         right += name == truth

@@ -1,5 +1,6 @@
 """Evaluate a finished run on one of its parts, and leave the figures beside it."""
 
+import hashlib
 import math
 import re
 from dataclasses import replace
@@ -70,9 +71,11 @@ def evaluate_run(
         loader, notes, source = _part(run, config, card, split, accelerator, data, data_dir)
         part, where = split, config.data.data
     else:
+        run.require_manifest()
         source, notes = open_apart(DataConfig(data=on, data_dir=data_dir), card.classes, run.read_manifest())
         loader = evaluation_batches(source, card.preprocessing, accelerator=accelerator)
-        part, where = "on-" + re.sub(r"[^\w.-]+", "-", Path(on).resolve().name), on
+        where = str(Path(on).resolve()) if Path(on).exists() else on
+        part = _part_of_others(run, where)
     if not run.summary.is_file():
         notes = [*notes, f"{path} is not finished: these are the weights it has so far"]
     evaluation = evaluate_model(
@@ -115,6 +118,15 @@ def evaluate_run(
 
     on_main(accelerator, write)
     return evaluation, card.classes, files
+
+
+def _part_of_others(run: RunFolder, where: str) -> str:
+    """What files of other images are called by, where another place of that name may have been measured before."""
+    part = "on-" + re.sub(r"[^\w.-]+", "-", Path(where).name)
+    known = run.path / f"evaluation-{part}.json"
+    if not known.is_file() or run.read_json(known).get("data") == where:
+        return part
+    return f"{part}-{hashlib.sha256(where.encode(errors='surrogateescape')).hexdigest()[:6]}"
 
 
 def _part(

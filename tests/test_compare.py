@@ -73,6 +73,10 @@ def test_damaged_and_old_runs_are_listed(runs: Path, tmp_path: Path) -> None:
     (tmp_path / "run/summary.json").write_text("{")
     (run,) = find_runs([tmp_path])
     assert "is damaged" in run.state
+    (tmp_path / "run/summary.json").write_text("[]")
+    assert find_runs([tmp_path])[0].state == "damaged"
+    RunFolder(tmp_path / "run").metrics.write_bytes(b"epoch,val_accuracy\n0,\xff\n")
+    assert find_runs([tmp_path])[0].epochs == 0
     RunFolder(tmp_path / "run").metrics.unlink()
     assert find_runs([tmp_path])[0].epochs == 0
 

@@ -16,7 +16,8 @@ from scipy.stats import binomtest
 from tiny import tiny_config
 
 from hadaptive.cli import main
-from hadaptive.data import eval_transform
+from hadaptive.data import DataConfig, eval_transform
+from hadaptive.data.apart import open_apart
 from hadaptive.errors import UserError
 from hadaptive.evaluate import each_image, evaluate_run, print_evaluation
 from hadaptive.files import read_csv
@@ -197,3 +198,24 @@ def test_of_data_with_parts_the_test_part_is_measured(tmp_path: Path) -> None:
     assert parts
     evaluation, _, _ = evaluate_run(tmp_path / "run", on=str(tmp_path / "apart"))
     assert evaluation.total == 8
+
+
+def test_other_places_of_one_name_do_not_overwrite_each_other(run: Path, tmp_path: Path) -> None:
+    files = []
+    for parent in ("a", "b"):
+        fill(tmp_path / parent / "mine", {"0": 3, "1": 3})
+        files.append(evaluate_run(run, on=str(tmp_path / parent / "mine"))[2])
+    again = evaluate_run(run, on=str(tmp_path / "a/mine"))[2]
+    assert again == files[0]
+    assert set(files[0].values()).isdisjoint(files[1].values())
+    assert all(path.is_file() for found in files for path in found.values())
+
+
+def test_a_run_that_does_not_know_its_images_says_so(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    others = fill(tmp_path / "others", {"0": 3, "1": 3})
+    (copy / "split.csv").unlink()
+    with pytest.raises(UserError, match=r"has lost its split\.csv"):
+        evaluate_run(copy, on=str(others))
+    assert "nobody knows" in open_apart(DataConfig(str(others)), [*"0123456789"], None)[1][-1]

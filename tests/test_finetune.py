@@ -166,6 +166,19 @@ def test_export_fine_tunes(finished: Path, tmp_path: Path, capsys: pytest.Captur
     assert all(torch.equal(tuned[name], written[name]) for name in tuned)
 
 
+@pytest.mark.slow
+def test_what_a_run_began_with_is_no_part_of_its_fine_tuning(finished: Path, tmp_path: Path) -> None:
+    """Its teacher may be gone, and its classifier has learned by now."""
+    shutil.copytree(finished, tmp_path / "teacher")
+    config = settings(finished).changed(model=None, init=finished, output=tmp_path / "run", freeze_backbone=1)
+    train(config.changed(teacher=str(tmp_path / "teacher"), patience=1, epochs=2), quiet=True)
+    shutil.rmtree(tmp_path / "teacher")
+    flags = ["--freeze", "--finetune", "1", "--force", "--images", "8", "--format", "safetensors"]
+    assert main(["export", str(tmp_path / "run"), *flags, "--output", str(tmp_path / "a.safetensors")]) == 0
+    tuned = RunFolder.open(tmp_path / "run/finetuned")
+    assert open_weights(tmp_path / "a.safetensors")[1].temperature == tuned.temperature("last")
+
+
 def test_what_cannot_be_a_start(finished: Path, tmp_path: Path) -> None:
     config = settings(finished).changed(model=None, output=tmp_path / "new")
     for changes, sentence in (

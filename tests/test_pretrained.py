@@ -16,12 +16,15 @@ from tiny import stopped_after, tiny_config, tiny_spec
 from torch import Tensor
 
 from hadaptive.cli import main
+from hadaptive.engine.accelerator import create_accelerator
 from hadaptive.engine.config import Optimisation
 from hadaptive.engine.optimiser import create_optimiser
 from hadaptive.errors import UserError
+from hadaptive.measure.lowering import write
 from hadaptive.models import create_model
 from hadaptive.runs import RunFolder
 from hadaptive.train import TrainConfig, resume, train, train_or_resume
+from hadaptive.train.launch import new_trainer
 
 NAME = "test_efficientnet"
 HEAD = ("classifier.weight", "classifier.bias")
@@ -125,6 +128,7 @@ def test_the_weights_of_any_file(weights: Path, tmp_path: Path) -> None:
         ({"init": "FILE"}, "does not say which network its weights are of: name it with --model"),
         ({"init": "FILE", "model": "resnet18"}, r"does not hold the weights of resnet18: \d+ tensors differ"),
         ({"model": NAME, "layer_decay": 0.0}, "layer_decay must be above 0"),
+        ({"model": NAME, "balanced": True, "class_weights": True}, "leave one of them out"),
     ],
     ids=str,
 )  # fmt: skip
@@ -206,3 +210,37 @@ def test_the_rate_that_is_written_down_is_the_classifiers(weights: Path, tmp_pat
     train(config, quiet=True)
     assert float(RunFolder(tmp_path / "run").metrics.read_text().splitlines()[1].split(",")[2]) == 0.01
     assert json.loads((tmp_path / "run/config.json").read_text())["layer_decay"] == 0.5
+
+
+def test_as_many_other_classes_get_a_new_classifier(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    known = ["pretrained", "init"]
+    for way in known:
+        start = {"model": "hadaptive_net2_xs.fmnist", "pretrained": True}
+        start = start if way == "pretrained" else {"init": Path("hadaptive_net2_xs.fmnist")}
+        config = config_of(tmp_path, **start, output=tmp_path / way, image_size=64, train_size=32, **STILL)
+        train(config)
+        assert "the classifier is new: " in " ".join(capsys.readouterr().out.split())
+        train_or_resume(config, quiet=True)  # known again by its name
+    folders = [RunFolder(tmp_path / way).load_model("last")[0].state_dict() for way in known]
+    for name in ("stem.0.weight", "conv_head.weight"):
+        torch.testing.assert_close(folders[0][name], folders[1][name], rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:torch.searchsorted:UserWarning")
+def test_a_transformer_that_cannot_be_described_at_another_size_is_refused(tmp_path: Path) -> None:
+    first = config_of(
+        tmp_path, model="swin_tiny_patch4_window7_224", image_size=64, train_size=16, output=tmp_path / "a"
+    )
+    accelerator = create_accelerator(first.execution)
+    trainer, _ = new_trainer(first, accelerator, quiet=True)
+    write(trainer.network.eval(), tmp_path / "swin.safetensors", "safetensors", trainer.card, {})
+    with pytest.raises(UserError, match="a run folder could not describe it"):
+        train(config_of(tmp_path, init=tmp_path / "swin.safetensors", image_size=96, train_size=16), quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_patience_begins_when_everything_learns(weights: Path, tmp_path: Path) -> None:
+    start = {"model": f"local-dir:{weights}", "pretrained": True}
+    summary = train(config_of(tmp_path, **start, **STILL, epochs=6, freeze_backbone=4, patience=1), quiet=True)
+    assert summary["epochs"] >= 5

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,14 @@ from processes import launch
 from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 from timm.task import LogitDistillationTask
-from tiny import stopped_after, tiny_config
+from tiny import TINY, stopped_after, tiny_config
 from torch import Tensor, nn
 
 from hadaptive.cli import main
 from hadaptive.data import Numbered, open_data
 from hadaptive.errors import UserError
 from hadaptive.runs import RunFolder
-from hadaptive.train import TrainConfig, resume, train, train_or_resume
+from hadaptive.train import TrainConfig, Trainer, resume, train, train_or_resume
 from hadaptive.train.teacher import Lessons, Teacher, open_teacher
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -219,3 +220,40 @@ def test_commands_and_two_processes(teacher: Path, tmp_path: Path, capsys: pytes
     train_or_resume(config, quiet=True)
     assert main(["train", "--teacher-weight", "0.3"]) == 1
     assert "--teacher-weight has no effect here, for --teacher is not there" in capsys.readouterr().err
+
+
+def test_answers_come_to_where_the_images_are(tmp_path: Path) -> None:
+    """A runtime of files answers on the CPU, whatever the training's device."""
+    how = tiny_config(tmp_path).preprocessing
+    asked = Teacher("x", lambda images: torch.ones(len(images), 3, device="cpu"), how, torch.tensor([2, 0]), [])
+    said = asked.answer(torch.empty(4, 3, 8, 8, device="meta"), how)
+    assert (said.device.type, tuple(said.shape)) == ("meta", (4, 2))
+
+
+def test_a_file_that_ends_in_a_softmax_teaches_the_same(teacher: Path, tmp_path: Path) -> None:
+    network, card = RunFolder(teacher).load_model()
+    path, x = tmp_path / "shares.onnx", torch.randn(2, 3, 12, 12)
+    shapes = ({0: torch.export.Dim.DYNAMIC},)
+    shares = nn.Sequential(network, nn.Softmax(1)).eval()
+    torch.onnx.export(shares, (x,), str(path), dynamo=True, verbose=False, dynamic_shapes=shapes)
+    found = open_teacher(taught(tmp_path, path), card.classes)
+    torch.testing.assert_close(found.network(x), network(x).log_softmax(1), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("changes", [{"teacher_weight": 0.6}, {"class_weights": True}], ids=str)
+def test_score_functions_see_the_loss_that_is_trained(
+    changes: dict[str, Any], teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Tensor] = []
+    monkeypatch.setattr(
+        "hadaptive.train.trainer.score_function_term", lambda _, losses: seen.append(losses) or 0.0
+    )
+    values: list[float] = []
+    real = Trainer.micro_step
+    monkeypatch.setattr(Trainer, "micro_step", lambda *a: values.append(real(*a)) or values[-1])
+    spec = replace(TINY, surrogate="sfess")
+    spec.save(tmp_path / "sfess.json")
+    more = {"teacher": str(teacher)} if "teacher_weight" in changes else {}
+    config = tiny_config(tmp_path, epochs=1, **{**changes, **more, "model": str(tmp_path / "sfess.json")})
+    train(config, quiet=True)
+    assert [float(losses.mean()) for losses in seen] == pytest.approx(values, rel=1e-4)

@@ -43,7 +43,9 @@ def open_apart(config: DataConfig, classes: Sequence[str], known: Manifest | Non
             f"{config.data} has classes that the network does not know ({some(missing)}); "
             f"it knows {some(list(classes), 5)}"
         )
-    if known is not None:
+    if known is None:
+        notes.append("nobody knows which of these images the network has learned from: none is left out")
+    else:
         seen = learned(known)
         new = np.array([digest not in seen for digest in listing.read(images)], dtype=bool)
         if not new.all():

@@ -360,7 +360,7 @@ class Engine(ABC):
 
         on_main(self.accelerator, write)
         of_test = {f"test_{name}": value for name, value in (summary.get("test") or {}).items()}
-        self.tracking.log(of_test, self.epochs - 1)
+        self.tracking.log(of_test, self.epoch - 1)
         if self.show:
             if self.unreadable:
                 say(self.skipped_line(folder))

@@ -88,9 +88,8 @@ def create_optimiser(
             **({} if scaled else _fused(module, how.opt)),
         )
     except (ValueError, AssertionError, ImportError, TypeError) as error:
-        raise UserError(
-            f"opt {how.opt!r} cannot be used here ({first_line(error)}): choose another, such as adamw"
-        ) from None
+        cure = "choose another, such as adamw" if layer_decay == 1 else "choose another, or leave layer_decay out"
+        raise UserError(f"opt {how.opt!r} cannot be used here ({first_line(error)}): {cure}") from None
     if how.sched == "none":  # every other schedule of timm's sees to it
         for group in optimizer.param_groups:
             group["lr"] *= group.get("lr_scale", 1.0)

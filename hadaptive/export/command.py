@@ -2,6 +2,7 @@
 
 import math
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hadaptive.console import console, say
 from hadaptive.data import Preprocessing
 from hadaptive.errors import UserError, first_line
 from hadaptive.export.config import ExportConfig
-from hadaptive.export.finetune import finetune
+from hadaptive.export.finetune import NAME, finetune
 from hadaptive.export.freeze import calibrate, freeze
 from hadaptive.export.images import ExportImages, open_images
 from hadaptive.export.int8 import BATCH, quantise, quantise_within
@@ -72,6 +73,10 @@ def export_command(config: ExportConfig) -> dict[str, Any]:
     if config.freeze:
         assert isinstance(network, HadaptiveNet)
         network = _frozen(network, card, images, config, about)
+        if config.finetune:
+            card = replace(card, temperature=RunFolder.open(Path(config.source) / NAME).temperature("last"))
+        elif config.is_run:
+            card = replace(card, temperature=images.temperature(network))
     about["frozen"] = bool(expansions(network)) and _selects_nothing(network)
     deployed, about["passes"] = network, []
     if config.format != "safetensors" and isinstance(network, HadaptiveNet):
@@ -157,7 +162,7 @@ def _open(config: ExportConfig) -> tuple[nn.Module, ModelCard, RunFolder | None]
         raise UserError(f"there is no run folder {path}")
     if config.source in shipped_weights():
         for name in ("num_classes", "image_size", "seed", "int8", "freeze"):
-            if getattr(config, name):
+            if getattr(config, name) not in (None, False):
                 raise UserError(
                     f"{config.source} has weights, classes and a size of its own, and no images to judge by: "
                     f"leave --{name.replace('_', '-')} out"

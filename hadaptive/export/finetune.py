@@ -49,8 +49,12 @@ def finetune(
     training = read_config(run)
     config = training.changed(
         model=None,
+        pretrained=False,
         stem_strides=None,
         init=start,
+        teacher=None,
+        freeze_backbone=0,
+        patience=0,
         data=data.location.data,
         data_dir=data.location.data_dir,
         split=division,

@@ -21,7 +21,7 @@ from hadaptive.data import (
 )
 from hadaptive.engine.batches import evaluation_batches
 from hadaptive.errors import UserError
-from hadaptive.metrics import evaluate_model
+from hadaptive.metrics import evaluate_model, fit_temperature, logits_of
 from hadaptive.runs import RunFolder
 from hadaptive.text import alike
 
@@ -82,6 +82,11 @@ class ExportImages:
         if not evaluation.total:
             raise UserError("not one of the validation images can be read, so that nothing tells the accuracy")
         return evaluation.accuracy
+
+    def temperature(self, model: nn.Module) -> float:
+        """That makes a network in eval mode on the CPU as sure as it is right on the validation part."""
+        batches = evaluation_batches(self.data.validation, self.preprocessing, workers=0)
+        return fit_temperature(*logits_of(model, batches))
 
 
 def open_images(run: RunFolder | None, card: ModelCard, data: str | None, data_dir: Path | None) -> ExportImages:

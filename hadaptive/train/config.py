@@ -139,6 +139,8 @@ class TrainConfig(RecipeSettings):
             not_negative(name, getattr(self, name))
         if not 0 < self.layer_decay <= 1:
             raise UserError(f"layer_decay must be above 0 and at most 1, got {self.layer_decay}")
+        if self.balanced and self.class_weights:
+            raise UserError("balanced and class_weights make up for the same thing: leave one of them out")
         if self.freeze_backbone and not self.network.starts_trained:
             raise UserError(
                 "freeze_backbone keeps weights that have learned something: pass pretrained or init as well"
@@ -161,7 +163,7 @@ class TrainConfig(RecipeSettings):
 
     def idle(self) -> Iterator[Idle]:
         """Settings that have no effect beside the others."""
-        if self.network.init is not None:
+        if self.network.init is not None and self.network.model is None:
             yield Idle("stem_strides", "init", "has its own network")
         if self.teaching.teacher is None:
             for name in ("teacher_weight", "teacher_temperature", "teacher_sees"):

@@ -19,7 +19,7 @@ from hadaptive.train.config import Teaching, TrainConfig
 from hadaptive.train.network import as_done, begun_network, identity_of, starting_network
 from hadaptive.train.teacher import open_teacher
 from hadaptive.train.trainer import Trainer
-from hadaptive.train.weights import located_init
+from hadaptive.train.weights import absolute, located_init
 
 
 def default_output(config: TrainConfig) -> Path:
@@ -205,7 +205,7 @@ def differing(run: RunFolder, config: TrainConfig) -> str:
     """
     stored, asked = read_config(run).flat(), config.flat()
     for name in ("data", "data_dir", "split", "teacher"):
-        stored[name], asked[name] = (_place(values[name]) for values in (stored, asked))
+        stored[name], asked[name] = (_place(absolute(values[name])) for values in (stored, asked))
     card, init = run.read_card(), config.network.init
     if init is not None and card.started_from is None and stored["init"] is not None:  # a run of version 1
         same = init.name == stored["init"].name
@@ -220,7 +220,7 @@ def differing(run: RunFolder, config: TrainConfig) -> str:
 
 def taught(how: Teaching) -> Teaching:
     """The settings of teaching, a file or folder by its absolute path."""
-    return how if how.teacher is None else replace(how, teacher=_place(how.teacher))
+    return how if how.teacher is None else replace(how, teacher=_place(absolute(how.teacher)))
 
 
 def _place(value: object) -> str:

@@ -13,7 +13,7 @@ from hadaptive.models import check_image_size, create_model, spec_of
 from hadaptive.models.variants import variant_of
 from hadaptive.runs import RunFolder
 from hadaptive.train.config import DEFAULT_MODEL, NetworkConfig, TrainConfig
-from hadaptive.train.weights import Started, from_init, from_timm, pretrained_identity
+from hadaptive.train.weights import Started, absolute, from_init, from_timm, located_init, pretrained_identity
 
 
 def starting_network(config: TrainConfig, classes: list[str]) -> Started:
@@ -73,10 +73,12 @@ def identity_of(config: TrainConfig) -> str:
     how, name = config.network, config.network.model or DEFAULT_MODEL
     if how.pretrained:
         return pretrained_identity(name)
-    if how.init is not None:
-        weights = RunFolder.open(how.init) if how.init.is_dir() else None
-        path = how.init if weights is None else weights.weights(weights.choice())
-        return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}" if path.is_file() else str(how.init)
+    init = located_init(how.init)
+    if init is not None:
+        weights = RunFolder.open(init) if init.is_dir() else None
+        path = init if weights is None else weights.weights(weights.choice())
+        of_model = "" if how.model is None else f":{how.model}"
+        return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}{of_model}" if path.is_file() else str(init)
     network = create_model(name, num_classes=1, stem_strides=how.stem_strides) if _is_ours(name) else None
     spec = None if network is None else spec_of(network)
     return name if spec is None else spec.fingerprint
@@ -95,5 +97,5 @@ def as_done(how: NetworkConfig, card: ModelCard) -> NetworkConfig:
             return replace(how, **rates)
     model = how.model or DEFAULT_MODEL
     base, colon, variant = model.rpartition(":") if variant_of(model) is not None else (model, "", "")
-    resolved = str(Path(base).resolve()) if base.endswith(".json") else base
+    resolved = str(Path(base).resolve()) if base.endswith(".json") else absolute(base)
     return replace(how, model=f"{resolved}{colon}{variant}", **rates)

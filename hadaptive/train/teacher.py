@@ -20,9 +20,9 @@ from hadaptive.console import say
 from hadaptive.data import Preprocessing, Source
 from hadaptive.engine.batches import evaluation_batches
 from hadaptive.errors import UserError, first_line
-from hadaptive.measure.formats import SUFFIXES
+from hadaptive.measure.formats import SUFFIXES, check_format
 from hadaptive.models import create_model
-from hadaptive.models.shipped import shipped_weights
+from hadaptive.models.shipped import METADATA_KEY, shipped_weights
 from hadaptive.runs import RunFolder, save_tensors
 from hadaptive.text import spelt
 from hadaptive.train.config import TrainConfig
@@ -54,8 +54,12 @@ class Teacher:
         """
         self.move(device)
         batches = evaluation_batches(source, self.preprocessing, in_memory=in_memory)
-        said = [self.network(images.to(device)).float()[:, self.order.to(device)].cpu() for images, *_ in batches]
-        return torch.cat(said).half()
+        return torch.cat([self._say(images.to(device)).cpu() for images, *_ in batches]).half()
+
+    def _say(self, images: Tensor) -> Tensor:
+        """Logits of the student's classes, where the images are; a runtime of files answers on the CPU."""
+        logits = self.network(images).float()
+        return logits[:, self.order.to(logits.device)].to(images.device)
 
     @torch.no_grad()
     def answer(self, images: Tensor, student: Preprocessing) -> Tensor:
@@ -64,7 +68,7 @@ class Teacher:
         if (own.mean, own.std) != (student.mean, student.std):
             scale = [_per_channel(values, images) for values in (student.std, student.mean, own.mean, own.std)]
             images = (images * scale[0] + scale[1] - scale[2]) / scale[3]
-        return self.network(images).float()[:, self.order.to(images.device)]
+        return self._say(images)
 
     def move(self, device: torch.device) -> None:
         """Bring it to a device; a runtime of files stays where it is."""
@@ -93,12 +97,16 @@ def open_teacher(config: TrainConfig, classes: list[str]) -> Teacher:
     """
     name = config.teaching.teacher
     assert name is not None
-    path, how, notes = shipped_weights().get(name, Path(name)), config.preprocessing, []
+    path, how, notes = shipped_weights().get(name, Path(name).expanduser()), config.preprocessing, []
     if path.is_dir():
         network, card = RunFolder.open(path).load_model()
         known, how = card.classes, card.preprocessing
     elif path.is_file():
         network, known, how = _of_file(path, how)
+        if known is None:
+            notes.append(
+                f"the teacher {name} does not say how it scales pixels: as this training does, it is taken"
+            )
     elif path.suffix in SUFFIXES.values():
         raise UserError(f"there is no teacher {name}")
     else:
@@ -107,9 +115,10 @@ def open_teacher(config: TrainConfig, classes: list[str]) -> Teacher:
         own = resolve_model_data_config(network)
         how = Preprocessing(
             image_size=own["input_size"][1],
-            in_chans=own["input_size"][0],
-            fit=config.preprocessing.fit,
-            pad=config.preprocessing.pad,
+            in_chans=how.in_chans,
+            fit=how.fit,
+            pad=how.pad,
+            crop_pct=own["crop_pct"] if how.fit == "crop" else how.crop_pct,
             interpolation=own["interpolation"],
             mean=own["mean"],
             std=own["std"],
@@ -153,12 +162,12 @@ def _of_timm(name: str, how: Preprocessing, classes: int) -> Any:
 def _of_file(path: Path, how: Preprocessing) -> tuple[Callable[[Tensor], Tensor], list[str] | None, Preprocessing]:
     from hadaptive.measure.sessions import load
 
-    try:
+    if path.suffix == SUFFIXES["torch"]:
+        raise UserError(f"{path} can run code when it is loaded, and is no teacher: give the run that it is of")
+    if path.suffix != ".onnx" or _is_ours(path):
         run, card = load(path)
         return lambda images: torch.from_numpy(run(images.cpu().numpy())), card.classes, card.preprocessing
-    except UserError:
-        if path.suffix != ".onnx":
-            raise
+    check_format("onnx", writing=False)
     import onnxruntime
 
     try:
@@ -174,10 +183,24 @@ def _of_file(path: Path, how: Preprocessing) -> tuple[Callable[[Tensor], Tensor]
         arrays = images.cpu().numpy()
         parts = np.split(arrays, len(arrays)) if given.shape[0] == 1 else [arrays]
         outputs: list[Any] = [session.run(None, {given.name: part})[0] for part in parts]
-        return torch.from_numpy(np.concatenate(outputs))
+        said = torch.from_numpy(np.concatenate(outputs))
+        # A file that ends in a softmax: probabilities are the logits' exponentials but for a constant.
+        are_shares = bool((said >= 0).all()) and bool(((said.sum(1) - 1).abs() < 1e-3).all())
+        return said.clamp(min=1e-12).log() if are_shares else said
 
     side = given.shape[-1]
     return answer, None, replace(how, image_size=side) if isinstance(side, int) else how
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether an ONNX file says what it is, as those of ``hadaptive export`` do."""
+    check_format("onnx", writing=False)
+    import onnx
+
+    try:
+        return any(entry.key == METADATA_KEY for entry in onnx.load(path, load_external_data=False).metadata_props)
+    except Exception:  # it is no ONNX file, which is said where it is run
+        return False
 
 
 class Lessons:
@@ -220,10 +243,10 @@ class Lessons:
             raise UserError(f"{folder.answers} is of {len(self.answers):,} images, not {images:,}: delete it")
 
     def loss(self, loss: Tensor, logits: Tensor, images: Tensor, numbers: Tensor | None) -> Tensor:
-        """The loss with the teacher's share.
+        """The loss with the teacher's share: of each image (B,), or the mean where `loss` is one.
 
         Args:
-            loss: by the labels.
+            loss: by the labels, () or (B,).
             logits: of the student, float32 (B, classes).
             images: that it saw.
             numbers: which images of the training part they are, int64 (B,).
@@ -236,7 +259,7 @@ class Lessons:
             assert numbers is not None
             said = self.answers[numbers.cpu()].to(logits.device).float()
         t = how.teacher_temperature
-        taught = F.kl_div(
-            F.log_softmax(logits / t, 1), F.log_softmax(said / t, 1), reduction="batchmean", log_target=True
-        )
+        student, teacher = F.log_softmax(logits / t, 1), F.log_softmax(said / t, 1)
+        taught = F.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
+        taught = taught if loss.ndim else taught.mean()
         return (1 - how.teacher_weight) * loss + how.teacher_weight * t**2 * taught

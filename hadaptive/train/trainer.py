@@ -85,6 +85,7 @@ class Trainer(Engine):
         if config.execution.channels_last:
             network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.network = network.to(accelerator.device)
+        self.learns = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         self.ema = ModelEmaV3(self.network, decay=config.ema, use_warmup=True) if config.ema else None
         self.recorder = SelectionRecorder(self.network, every=RECORD_EVERY)
         optimizer, self.scheduler = create_optimiser(
@@ -183,7 +184,7 @@ class Trainer(Engine):
             if not abs(value) < float("inf"):
                 raise self._non_finite(f"the loss is {value}", first_non_finite(self.network, images))
             if self.by_score_function:
-                loss = loss + self._score_function_term(logits, targets)
+                loss = loss + self._score_function_term(logits, targets, images, numbers)
             if self.second_order:
                 backward_twice(accelerator, loss)
             else:
@@ -199,9 +200,17 @@ class Trainer(Engine):
             )
         return value
 
-    def _score_function_term(self, logits: Tensor, targets: Tensor) -> Tensor:
-        smoothing = self.criterion.label_smoothing
-        losses = nn.functional.cross_entropy(logits.detach(), targets, reduction="none", label_smoothing=smoothing)
+    def _score_function_term(
+        self, logits: Tensor, targets: Tensor, images: Tensor, numbers: Tensor | None
+    ) -> Tensor:
+        how, logits = self.criterion, logits.detach()
+        losses = nn.functional.cross_entropy(
+            logits, targets, how.weight, reduction="none", label_smoothing=how.label_smoothing
+        )
+        if how.weight is not None and targets.ndim == 1:
+            losses = losses / how.weight[targets].mean()  # as the mean over the batch is taken
+        if self.lessons is not None:
+            losses = self.lessons.loss(losses, logits, images, numbers)
         return score_function_term(self.network, losses)
 
     def _clip(self, *_: Any) -> None:
@@ -241,7 +250,7 @@ class Trainer(Engine):
         frozen = self.epoch < self.config.freeze_backbone
         heads = classifier_of(self.network)
         learning = {id(parameter) for head in heads for parameter in head.parameters()}
-        for parameter in self.network.parameters():
+        for parameter in self.learns:
             parameter.requires_grad_(not frozen or id(parameter) in learning)
         if frozen:  # statistics and dropout, too, stay as they are in use
             for module in self.network.children():
@@ -250,7 +259,8 @@ class Trainer(Engine):
                 head.train()
 
     def enough(self) -> str:
-        since = self.epoch - 1 - self.best_epoch
+        # While the classifier learns alone nothing is decided.
+        since = self.epoch - 1 - max(self.best_epoch, self.config.freeze_backbone - 1)
         if not self.config.patience or self.best_epoch < 0 or since < self.config.patience:
             return ""
         return f"ended after {self.epoch} epochs of {self.epochs}: for {since} validation was not better"

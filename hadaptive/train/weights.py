@@ -47,10 +47,17 @@ def from_timm(config: TrainConfig, classes: list[str]) -> Started:
         drop_path_rate=how.drop_path_rate,
         started_from=pretrained_identity(name),
     )
-    if name.startswith(SOURCES) and _shapes(card.create_model()) != _shapes(network):
-        raise UserError(f"{name} is not built as timm builds {model}: a run folder could not describe it")
-    number = known.get("num_classes")
-    notes = [f"the classifier is new: {name} knows {number} classes"] if number != len(classes) else []
+    if name.startswith(SOURCES):
+        _check_rebuilt(network, card, name)
+    number, labels = known.get("num_classes"), known.get("label_names")
+    notes = [f"{name} does not say which images it has learned from: nothing keeps them out of the test part"]
+    if number != len(classes):
+        notes.append(f"the classifier is new: {name} knows {number} classes")
+    elif labels is not None and not alike(labels, classes):
+        network.reset_classifier(len(classes))
+        notes.append(f"the classifier is new: {name} knows other classes")
+    elif labels is None:
+        notes.append(f"the classifier is kept: {name} has as many classes, which are taken to be these")
     return network, card, notes + _other_values(name, config, known.get("mean"), known.get("std"))
 
 
@@ -92,6 +99,7 @@ def from_init(config: TrainConfig, classes: list[str]) -> Started:
     if resize is not None and card.preprocessing.image_size != config.preprocessing.image_size:
         resize(img_size=config.preprocessing.image_size)  # a transformer's positions are interpolated
     card = replace(card, preprocessing=config.preprocessing, temperature=1.0)
+    _check_rebuilt(trained, card, str(init))
     rates = config.network.drop_rate, config.network.drop_path_rate
     if rates == (None, None):
         return trained, card, notes
@@ -103,6 +111,35 @@ def from_init(config: TrainConfig, classes: list[str]) -> Started:
     network = card.create_model()
     network.load_state_dict(trained.state_dict())
     return network, card, notes
+
+
+def _check_rebuilt(network: nn.Module, card: ModelCard, name: str) -> None:
+    """Raise one clear UserError where what a run folder says of a network would build another one."""
+    again = card.create_model().eval()
+    training = network.training
+    same = _shapes(again) == _shapes(network)
+    if same:
+        again.load_state_dict(network.state_dict())
+        x = torch.randn(1, *card.preprocessing.input_size, generator=torch.Generator().manual_seed(0))
+        try:
+            with torch.no_grad():
+                same = torch.allclose(network.eval()(x), again(x), rtol=1e-3, atol=1e-4)
+        except (RuntimeError, AssertionError):
+            return  # images do not fit it, which is said elsewhere
+        finally:
+            network.train(training)
+    if not same:
+        raise UserError(
+            f"{name} is not built as {card.model} is for {card.preprocessing.image_size} pixels: a run folder "
+            "could not describe it"
+        )
+
+
+def absolute(name: Any) -> Any:
+    """A name of timm's whose folder is found from any other."""
+    if not str(name).startswith("local-dir:"):
+        return name
+    return f"local-dir:{Path(str(name).partition(':')[2]).expanduser().resolve()}"
 
 
 def located_init(init: Path | None) -> Path | None:
@@ -147,7 +184,9 @@ def _from_other_file(config: TrainConfig, path: Path, classes: list[str]) -> Sta
     notes = []
     if any(name in state and state[name].shape != own[name].shape for name in head):
         state = {name: value for name, value in state.items() if name not in head}
-    if not any(name in state for name in head):
+    if any(name in state for name in head):
+        notes.append(f"the classifier is kept: {path} has as many classes, which are taken to be these")
+    else:
         notes.append(f"the classifier is new: that of {path} is of other classes")
     needed = {name: value for name, value in own.items() if name in state or name not in head}
     wrong = sorted({name for name, _ in _shapes_of(state).items() ^ _shapes_of(needed).items()})
