@@ -227,7 +227,7 @@ def test_as_many_other_classes_get_a_new_classifier(tmp_path: Path, capsys: pyte
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:torch.searchsorted:UserWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_transformer_that_cannot_be_described_at_another_size_is_refused(tmp_path: Path) -> None:
     first = config_of(
         tmp_path, model="swin_tiny_patch4_window7_224", image_size=64, train_size=16, output=tmp_path / "a"
