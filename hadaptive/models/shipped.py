@@ -16,6 +16,7 @@ from hadaptive.models.spec import NetSpec
 METADATA_KEY = "hadaptive"  # under which files of other formats say what they are
 FOLDER = Path(__file__).parent / "networks"
 FOUND = ("hadaptive_net2_xs", "hadaptive_net2_s", "hadaptive_net2_m")
+TAGS = ("fmnist", "digits")  # of weights; the first are those of a network where no tag is given
 
 
 @cache
@@ -27,7 +28,8 @@ def shipped_spec(name: str) -> NetSpec:
 @cache
 def shipped_weights() -> dict[str, Path]:
     """Files of weights by their names, as ``timm.create_model`` takes them: network, dot, tag."""
-    return {path.stem: path for path in sorted(FOLDER.glob("*.safetensors"))}
+    files = sorted(FOLDER.glob("*.safetensors"), key=lambda path: TAGS.index(path.stem.partition(".")[2]))
+    return {path.stem: path for path in files}
 
 
 def pretrained_cfgs() -> dict[str, dict[str, Any]]:

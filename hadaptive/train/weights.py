@@ -117,13 +117,16 @@ def _check_rebuilt(network: nn.Module, card: ModelCard, name: str) -> None:
     """Raise one clear UserError where what a run folder says of a network would build another one."""
     again = card.create_model().eval()
     training = network.training
-    same = _shapes(again) == _shapes(network)
-    if same:
+    try:  # fixed selections are part of the structure, and known from the weights only
         again.load_state_dict(network.state_dict())
+        same = True
+    except RuntimeError:
+        same = False
+    if same:
         x = torch.randn(1, *card.preprocessing.input_size, generator=torch.Generator().manual_seed(0))
         try:
             with torch.no_grad():
-                same = torch.allclose(network.eval()(x), again(x), rtol=1e-3, atol=1e-4)
+                same = torch.allclose(network.eval()(x), again(x), rtol=1e-3, atol=1e-4, equal_nan=True)
         except (RuntimeError, AssertionError):
             return  # images do not fit it, which is said elsewhere
         finally:
@@ -189,7 +192,7 @@ def _from_other_file(config: TrainConfig, path: Path, classes: list[str]) -> Sta
     else:
         notes.append(f"the classifier is new: that of {path} is of other classes")
     needed = {name: value for name, value in own.items() if name in state or name not in head}
-    wrong = sorted({name for name, _ in _shapes_of(state).items() ^ _shapes_of(needed).items()})
+    wrong = sorted({name for name, _ in _shapes(state).items() ^ _shapes(needed).items()})
     if wrong:
         raise UserError(
             f"{path} does not hold the weights of {how.model}: {len(wrong)} tensors differ, first {wrong[0]}"
@@ -211,11 +214,7 @@ def classifier_names(network: nn.Module) -> set[str]:
     return {key for key in network.state_dict() if any(key.startswith(f"{prefix}.") for prefix in prefixes)}
 
 
-def _shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
-    return _shapes_of(network.state_dict())
-
-
-def _shapes_of(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+def _shapes(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in state.items()}
 
 
