@@ -208,7 +208,7 @@ class Lessons:
 
     Args:
         config: of the training.
-        teacher: None where all its answers are in `folder` already.
+        teacher: None where all its answers are in the run's folder already.
     """
 
     def __init__(self, config: TrainConfig, teacher: Teacher | None) -> None:
@@ -235,6 +235,7 @@ class Lessons:
             assert self.teacher is not None
             self.teacher.move(device)
             return
+        self.teacher = None  # it has said everything, and may be large
         try:
             self.answers = load_file(folder.answers)["logits"]
         except Exception as error:  # safetensors raises its own class
