@@ -6,15 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hadaptive.bench.accuracy import print_accuracy
+from hadaptive.bench.accuracy import print_accuracy, row_of
 from hadaptive.bench.floor import FLOORS, floor
 from hadaptive.console import say
 from hadaptive.files import append_csv, read_csv
 from hadaptive.train import TrainConfig
 from hadaptive.train.launch import train_or_resume
-
-KEYS = ("seed", "recipe", "data", "parameters", "train_images", "epochs", "weights")
-WHERE = ("train_seconds", "device", "cores", "threads", "python", "torch", "timm", "hadaptive", "commit")
 
 
 @dataclass(frozen=True)
@@ -50,14 +47,15 @@ def bench_starts(config: StartsConfig) -> None:
     settings = TrainConfig.from_recipe(config.recipe)
     if not {(name, "0") for name in FLOORS} <= done:
         for name, summary in floor(settings).items():
-            _append(config, name, summary, float("nan"))
+            append_csv(config.results, [row_of(name, summary, float("nan"))])
     for name, changes in _ways(config):
         rate = _rate(config, name, changes)
         for seed in config.seeds:
             if (name, str(seed)) in done:
                 continue
             say(f"== {name}, seed {seed}, learning rate {rate:g}")
-            _append(config, name, train_or_resume(_training(config, name, changes, rate, seed), quiet=True), rate)
+            summary = train_or_resume(_training(config, name, changes, rate, seed), quiet=True)
+            append_csv(config.results, [row_of(name, summary, rate)])
     print_accuracy(read_csv(config.results))
 
 
@@ -90,10 +88,3 @@ def _rate(config: StartsConfig, name: str, changes: dict[str, Any]) -> float:
         training = _training(config, name, changes, rate, config.seeds[0], epochs=config.rate_epochs)
         found[rate] = train_or_resume(training, quiet=True, test=False)["validation_accuracy"]
     return max(config.rates, key=lambda rate: (found[rate], -rate))
-
-
-def _append(config: StartsConfig, name: str, summary: dict[str, Any], rate: float) -> None:
-    row = {"model": name, **{key: summary[key] for key in KEYS}, "lr": rate}
-    row |= {f"test_{key}": summary["test"][key] for key in ("images", "accuracy", "loss")}
-    row["validation_accuracy"] = summary["validation_accuracy"]
-    append_csv(config.results, [{**row, **{key: summary[key] for key in WHERE}}])

@@ -57,10 +57,10 @@ def find_runs(folders: Iterable[Path]) -> list[Listed]:
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"there is no folder {folder}")
-        for config in [folder / "config.json", *folder.rglob("config.json")]:
-            run = RunFolder(config.parent)
-            if config.is_file() and (run.card.is_file() or (run.path / "space.json").is_file()):
-                found.setdefault(run.path.resolve(), _listed(run))
+        for config in folder.rglob("config.json"):
+            run, place = RunFolder(config.parent), config.parent.resolve()
+            if place not in found and (run.card.is_file() or (run.path / "space.json").is_file()):
+                found[place] = _listed(run)
     if not found:
         raise UserError(f"there are no runs in {', '.join(map(str, folders))}")
     return sorted(found.values(), key=lambda run: run.changed)

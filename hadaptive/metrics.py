@@ -3,7 +3,7 @@
 import math
 import statistics
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -193,6 +193,23 @@ class Evaluation:
         return result
 
 
+def _said(
+    model: nn.Module, loader: DataLoader, accelerator: Any, channels_last: bool
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Logits of this process's share of each batch, float32, their targets, and which could not be read."""
+    for images, targets, unreadable in loader:
+        images = images.to(memory_format=torch.channels_last) if channels_last else images
+        with nullcontext() if accelerator is None else accelerator.autocast():
+            logits = model(images)
+        yield logits.float(), targets, unreadable
+
+
+def _gathered(part: tuple[Tensor, ...], accelerator: Any) -> tuple[Tensor, ...]:
+    """The parts of all processes, on the CPU."""
+    part = part if accelerator is None else accelerator.gather_for_metrics(part)
+    return tuple(tensor.cpu() for tensor in part)
+
+
 MISTAKES = 10  # fewer say too little of how sure a network should be
 
 
@@ -207,12 +224,8 @@ def logits_of(
     """
     model.eval()
     parts: list[tuple[Tensor, ...]] = []
-    for images, targets, _ in loader:
-        images = images.to(memory_format=torch.channels_last) if channels_last else images
-        with nullcontext() if accelerator is None else accelerator.autocast():
-            part = (model(images).float(), targets)
-        part = part if accelerator is None else accelerator.gather_for_metrics(part)
-        parts.append(tuple(tensor.cpu() for tensor in part))
+    for logits, targets, _ in _said(model, loader, accelerator, channels_last):
+        parts.append(_gathered((logits, targets), accelerator))
     logits, targets = (torch.cat(columns) for columns in zip(*parts, strict=True))
     return logits[targets >= 0], targets[targets >= 0]
 
@@ -263,15 +276,7 @@ def evaluate_model(
     was_training = model.training
     model.eval()
     parts: list[tuple[Tensor, ...]] = []
-    for images, targets, unreadable in loader:
-        if channels_last:
-            images = images.to(memory_format=torch.channels_last)
-        if accelerator is None:
-            logits = model(images)
-        else:
-            with accelerator.autocast():
-                logits = model(images)
-        logits = logits.float()
+    for logits, targets, unreadable in _said(model, loader, accelerator, channels_last):
         known = targets.clamp(min=0)
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices
         part = (
@@ -282,9 +287,7 @@ def evaluate_model(
             (logits / temperature).softmax(1).amax(1),
             unreadable,
         )
-        if accelerator is not None:
-            part = accelerator.gather_for_metrics(part)
-        parts.append(tuple(tensor.cpu() for tensor in part))
+        parts.append(_gathered(part, accelerator))
     model.train(was_training)
     if not parts:
         empty = torch.empty(0, dtype=torch.int64)

@@ -58,7 +58,7 @@ def bench_accuracy(config: AccuracyConfig) -> list[dict[str, Any]]:
     }
     for outcome in run_jobs(list(trainings), config.sharing, threads=config.threads):
         name = trainings[outcome.job]
-        append_csv(results, [_row(name, outcome.result(), rates[name])])
+        append_csv(results, [row_of(name, outcome.result(), rates[name])])
     wanted = {*models, *FLOORS}
     return [row for row in read_csv(results) if row["model"] in wanted]
 
@@ -112,7 +112,7 @@ def _add_floor(settings: TrainConfig, results: Path) -> None:
         say("== logistic regression and nearest neighbour, on pixels")
         for name, summary in floor(settings).items():
             if (name, "0") not in _done(results):
-                append_csv(results, [_row(name, summary, math.nan)])
+                append_csv(results, [row_of(name, summary, math.nan)])
 
 
 def _shared(config: AccuracyConfig) -> tuple[Sharing, tuple[str, ...]]:
@@ -172,7 +172,17 @@ def name_of(model: str) -> str:
     return f"{spec.name}@{spec.fingerprint[:8]}"
 
 
-def _row(name: str, summary: dict[str, Any], rate: float) -> dict[str, Any]:
+def row_of(name: str, summary: dict[str, Any], rate: float) -> dict[str, Any]:
+    """A training's row of results.
+
+    Args:
+        name: what rows call it.
+        summary: of the training.
+        rate: peak learning rate; NaN where there is none.
+
+    Raises:
+        UserError: there was no test part.
+    """
     test = summary["test"]
     if test is None:
         raise UserError(f"{summary['data']} has no test part to compare on")

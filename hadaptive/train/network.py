@@ -7,13 +7,21 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from hadaptive.cards import ModelCard, card_for
+from hadaptive.cards import ModelCard
 from hadaptive.errors import UserError, first_line
 from hadaptive.models import check_image_size, create_model, spec_of
 from hadaptive.models.variants import variant_of
 from hadaptive.runs import RunFolder
 from hadaptive.train.config import DEFAULT_MODEL, NetworkConfig, TrainConfig
-from hadaptive.train.weights import Started, absolute, from_init, from_timm, located_init, pretrained_identity
+from hadaptive.train.weights import (
+    Started,
+    absolute,
+    from_init,
+    from_timm,
+    located_init,
+    named_network,
+    pretrained_identity,
+)
 
 
 def starting_network(config: TrainConfig, classes: list[str]) -> Started:
@@ -34,19 +42,7 @@ def starting_network(config: TrainConfig, classes: list[str]) -> Started:
 
 
 def _new(config: TrainConfig, classes: list[str]) -> Started:
-    how, name = config.network, config.network.model or DEFAULT_MODEL
-    torch.manual_seed(config.execution.seed)
-    network = create_model(
-        name,
-        num_classes=len(classes),
-        in_chans=config.preprocessing.in_chans,
-        drop_rate=how.drop_rate,
-        drop_path_rate=how.drop_path_rate,
-        stem_strides=how.stem_strides,
-        image_size=config.preprocessing.image_size,
-    )
-    card = card_for(name, network, classes, config.preprocessing)
-    return network, replace(card, drop_rate=how.drop_rate, drop_path_rate=how.drop_path_rate), []
+    return *named_network(config, config.network.model or DEFAULT_MODEL, classes), []
 
 
 def begun_network(run: RunFolder, config: TrainConfig) -> tuple[nn.Module, ModelCard]:

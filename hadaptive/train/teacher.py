@@ -164,17 +164,11 @@ def _of_file(path: Path, how: Preprocessing) -> tuple[Callable[[Tensor], Tensor]
 
     if path.suffix == SUFFIXES["torch"]:
         raise UserError(f"{path} can run code when it is loaded, and is no teacher: give the run that it is of")
-    if path.suffix != ".onnx" or _is_ours(path):
+    session = _foreign_session(path) if path.suffix == SUFFIXES["onnx"] else None
+    if session is None:
         run, card = load(path)
         return lambda images: torch.from_numpy(run(images.cpu().numpy())), card.classes, card.preprocessing
-    check_format("onnx", writing=False)
-    import onnxruntime
-
-    try:
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        (given, *more) = session.get_inputs()
-    except Exception as error:
-        raise UserError(f"{path} is no ONNX file: {first_line(error)}") from None
+    given, *more = session.get_inputs()
     if more:
         raise UserError(f"{path} takes {len(more) + 1} inputs, a teacher takes images")
 
@@ -192,15 +186,16 @@ def _of_file(path: Path, how: Preprocessing) -> tuple[Callable[[Tensor], Tensor]
     return answer, None, replace(how, image_size=side) if isinstance(side, int) else how
 
 
-def _is_ours(path: Path) -> bool:
-    """Whether an ONNX file says what it is, as those of ``hadaptive export`` do."""
+def _foreign_session(path: Path) -> Any:
+    """What runs an ONNX file that another program wrote; None for those of ``hadaptive export``."""
     check_format("onnx", writing=False)
-    import onnx
+    import onnxruntime
 
     try:
-        return any(entry.key == METADATA_KEY for entry in onnx.load(path, load_external_data=False).metadata_props)
-    except Exception:  # it is no ONNX file, which is said where it is run
-        return False
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has classes of its own
+        raise UserError(f"{path} is no ONNX file: {first_line(error)}") from None
+    return None if METADATA_KEY in session.get_modelmeta().custom_metadata_map else session
 
 
 class Lessons:
@@ -243,22 +238,28 @@ class Lessons:
         if len(self.answers) != images:
             raise UserError(f"{folder.answers} is of {len(self.answers):,} images, not {images:,}: delete it")
 
-    def loss(self, loss: Tensor, logits: Tensor, images: Tensor, numbers: Tensor | None) -> Tensor:
+    def said(self, images: Tensor, numbers: Tensor | None) -> Tensor:
+        """What the teacher says of a batch, float32 (B, classes).
+
+        Args:
+            images: that the student sees.
+            numbers: which images of the training part they are, int64 (B,).
+        """
+        if self.answers is None:
+            assert self.teacher is not None
+            return self.teacher.answer(images, self.config.preprocessing)
+        assert numbers is not None
+        return self.answers[numbers.cpu()].to(images.device).float()
+
+    def loss(self, loss: Tensor, logits: Tensor, said: Tensor) -> Tensor:
         """The loss with the teacher's share: of each image (B,), or the mean where `loss` is one.
 
         Args:
             loss: by the labels, () or (B,).
             logits: of the student, float32 (B, classes).
-            images: that it saw.
-            numbers: which images of the training part they are, int64 (B,).
+            said: by the teacher, as :meth:`said` has it.
         """
         how = self.config.teaching
-        if self.answers is None:
-            assert self.teacher is not None
-            said = self.teacher.answer(images, self.config.preprocessing)
-        else:
-            assert numbers is not None
-            said = self.answers[numbers.cpu()].to(logits.device).float()
         t = how.teacher_temperature
         student, teacher = F.log_softmax(logits / t, 1), F.log_softmax(said / t, 1)
         taught = F.kl_div(student, teacher, reduction="none", log_target=True).sum(1)

@@ -178,13 +178,15 @@ class Trainer(Engine):
         with accelerator.accumulate(self.model), backend:
             logits = self.model(images).float()
             loss = self.criterion(logits, targets)
+            said = None
             if self.lessons is not None:
-                loss = self.lessons.loss(loss, logits, images, numbers)
+                said = self.lessons.said(images, numbers)
+                loss = self.lessons.loss(loss, logits, said)
             value = loss.item()
             if not abs(value) < float("inf"):
                 raise self._non_finite(f"the loss is {value}", first_non_finite(self.network, images))
             if self.by_score_function:
-                loss = loss + self._score_function_term(logits, targets, images, numbers)
+                loss = loss + self._score_function_term(logits, targets, said)
             if self.second_order:
                 backward_twice(accelerator, loss)
             else:
@@ -200,17 +202,15 @@ class Trainer(Engine):
             )
         return value
 
-    def _score_function_term(
-        self, logits: Tensor, targets: Tensor, images: Tensor, numbers: Tensor | None
-    ) -> Tensor:
+    def _score_function_term(self, logits: Tensor, targets: Tensor, said: Tensor | None) -> Tensor:
         how, logits = self.criterion, logits.detach()
         losses = nn.functional.cross_entropy(
             logits, targets, how.weight, reduction="none", label_smoothing=how.label_smoothing
         )
         if how.weight is not None and targets.ndim == 1:
             losses = losses / how.weight[targets].mean()  # as the mean over the batch is taken
-        if self.lessons is not None:
-            losses = self.lessons.loss(losses, logits, images, numbers)
+        if self.lessons is not None and said is not None:
+            losses = self.lessons.loss(losses, logits, said)
         return score_function_term(self.network, losses)
 
     def _clip(self, *_: Any) -> None:

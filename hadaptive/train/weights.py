@@ -21,15 +21,17 @@ from hadaptive.train.config import DEFAULT_MODEL, TrainConfig
 Started = tuple[nn.Module, ModelCard, list[str]]  # a network, its card, and what a person should know of it
 
 
-def from_timm(config: TrainConfig, classes: list[str]) -> Started:
-    """timm's network of the settings with its weights, and a classifier of these classes.
+def named_network(
+    config: TrainConfig, name: str, classes: list[str], *, pretrained: bool = False
+) -> tuple[Any, ModelCard]:
+    """The network of that name as the settings have it, seeded, and its card.
 
     Raises:
-        UserError: the weights are not to be had, or the network cannot be built again from its name.
+        UserError: there is no such network, or no weights of that name.
     """
-    how, name = config.network, config.network.model or DEFAULT_MODEL
+    how = config.network
     torch.manual_seed(config.execution.seed)
-    network: Any = create_model(
+    network = create_model(
         name,
         num_classes=len(classes),
         in_chans=config.preprocessing.in_chans,
@@ -37,17 +39,24 @@ def from_timm(config: TrainConfig, classes: list[str]) -> Started:
         drop_path_rate=how.drop_path_rate,
         stem_strides=how.stem_strides,
         image_size=config.preprocessing.image_size,
-        pretrained=True,
+        pretrained=pretrained,
     )
+    card = card_for(name, network, classes, config.preprocessing)
+    return network, replace(card, drop_rate=how.drop_rate, drop_path_rate=how.drop_path_rate)
+
+
+def from_timm(config: TrainConfig, classes: list[str]) -> Started:
+    """timm's network of the settings with its weights, and a classifier of these classes.
+
+    Raises:
+        UserError: the weights are not to be had, or the network cannot be built again from its name.
+    """
+    name = config.network.model or DEFAULT_MODEL
+    network, card = named_network(config, name, classes, pretrained=True)
     known = network.pretrained_cfg
-    model = known["architecture"] if name.startswith(SOURCES) else name
-    card = replace(
-        card_for(model, network, classes, config.preprocessing),
-        drop_rate=how.drop_rate,
-        drop_path_rate=how.drop_path_rate,
-        started_from=pretrained_identity(name),
-    )
-    if name.startswith(SOURCES):
+    card = replace(card, started_from=pretrained_identity(name))
+    if name.startswith(SOURCES):  # built again without the Hub or the folder
+        card = replace(card, model=known["architecture"])
         _check_rebuilt(network, card, name)
     number, labels = known.get("num_classes"), known.get("label_names")
     notes = [f"{name} does not say which images it has learned from: nothing keeps them out of the test part"]
@@ -164,21 +173,7 @@ def _from_other_file(config: TrainConfig, path: Path, classes: list[str]) -> Sta
     how = config.network
     if how.model is None:
         raise UserError(f"{path} does not say which network its weights are of: name it with --model")
-    torch.manual_seed(config.execution.seed)
-    network: Any = create_model(
-        how.model,
-        num_classes=len(classes),
-        in_chans=config.preprocessing.in_chans,
-        drop_rate=how.drop_rate,
-        drop_path_rate=how.drop_path_rate,
-        stem_strides=how.stem_strides,
-        image_size=config.preprocessing.image_size,
-    )
-    card = replace(
-        card_for(how.model, network, classes, config.preprocessing),
-        drop_rate=how.drop_rate,
-        drop_path_rate=how.drop_path_rate,
-    )
+    network, card = named_network(config, how.model, classes)
     try:
         state = load_file(path)
     except Exception as error:
