@@ -1,18 +1,20 @@
 """What a network is, how to feed it, and what it has learned from: as run folders and exported files say it."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from hadaptive.data import Manifest, Preprocessing
 from hadaptive.errors import UserError, first_line
 from hadaptive.models import NetSpec, create_model, spec_of
 from hadaptive.models.shipped import METADATA_KEY
+from hadaptive.text import shown, spelt
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class ModelCard:
         drop_rate, drop_path_rate: as it was trained; no effect on predictions.
         started_from: digest of the weights that its training started from, None where they were random.
         temperature: that its logits are divided by, to be as sure as they are right.
+        multi_label: whether an image has any number of classes, each with a probability of its own.
+        thresholds: probability from which each class counts; None where nobody set any.
     """
 
     model: str
@@ -37,6 +41,8 @@ class ModelCard:
     drop_path_rate: float | None = None
     started_from: str | None = None
     temperature: float = 1.0
+    multi_label: bool = False
+    thresholds: tuple[float, ...] | None = None
 
     @property
     def identity(self) -> str:
@@ -87,13 +93,54 @@ class ModelCard:
             "drop_path_rate": self.drop_path_rate,
             "started_from": self.started_from,
             "temperature": self.temperature,
+            "multi_label": self.multi_label,
+            "thresholds": None if self.thresholds is None else list(self.thresholds),
         }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "ModelCard":
         """The inverse of :meth:`to_dict`."""
         spec = None if data["spec"] is None else NetSpec.from_dict(data["spec"])
-        return cls(**{**data, "spec": spec, "preprocessing": Preprocessing.from_dict(data["preprocessing"])})
+        known = {**data, "spec": spec, "preprocessing": Preprocessing.from_dict(data["preprocessing"])}
+        if known.get("thresholds") is not None:
+            known["thresholds"] = tuple(known["thresholds"])
+        return cls(**known)
+
+    def with_thresholds(self, given: Sequence[str]) -> "ModelCard":
+        """This card with the probabilities that a person sets: one for all classes, or of single ones.
+
+        Args:
+            given: such as "0.6" and "cat=0.8"; nothing leaves the card as it is.
+
+        Raises:
+            UserError: one is no probability, or of no class of the network.
+        """
+        if not given:
+            return self
+        found = list(self.thresholds or [0.5 if self.multi_label else 0.0] * len(self.classes))
+        places = {spelt(name): place for place, name in enumerate(self.classes)}
+        for one in sorted(given, key=lambda text: "=" in text):  # that of all comes first
+            name, named, text = one.rpartition("=")
+            try:
+                least = float(text)
+            except ValueError:
+                least = -1.0
+            if not 0 <= least <= 1:
+                raise UserError(f"reject_below must lie between 0 and 1, such as 0.6 or cat=0.8, got {one!r}")
+            if named and spelt(name) not in places:
+                raise UserError(f"reject_below: the network has no class {name!r}; {_known(self.classes)}")
+            for place in [places[spelt(name)]] if named else range(len(found)):
+                found[place] = least
+        return replace(self, thresholds=tuple(found))
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Of each class, float32 (B, classes), from the network's logits (B, classes)."""
+        logits = logits.float() / self.temperature
+        return logits.sigmoid() if self.multi_label else logits.softmax(1)
+
+
+def _known(classes: list[str]) -> str:
+    return f"it knows {', '.join(map(shown, classes[:5]))}{', …' if len(classes) > 5 else ''}"
 
 
 def open_weights(path: Path) -> tuple[nn.Module, ModelCard]:

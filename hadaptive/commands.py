@@ -117,7 +117,8 @@ class PredictCommand:
         json: print JSON lines instead of a table.
         sheet: also draw the images with their predictions into this new PNG.
         trust: load a torch.export file (.pt2), which can run code: only one that you made yourself.
-        reject_below: call an image unknown where the likeliest class has a lower probability.
+        reject_below: call an image unknown where the likeliest class has a lower probability; of a network for any
+            number of classes, from which probability one counts. Of single classes: 0.6 cat=0.8.
     """
 
     run: Positional[Path]
@@ -127,7 +128,7 @@ class PredictCommand:
     json: bool = False
     sheet: Path | None = None
     trust: bool = False
-    reject_below: float = 0.0
+    reject_below: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

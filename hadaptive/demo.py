@@ -49,7 +49,7 @@ def run_demo(output: Path | None = None, *, epochs: int | None = None) -> dict[s
     tiles: list[tuple[Image.Image, str, bool | None]] = []
     right = 0
     for prediction, path, truth in zip(
-        predict_images(model, paths, card.classes, card.preprocessing, temperature=card.temperature),
+        predict_images(model, paths, card),
         paths,
         truths,
         strict=True,

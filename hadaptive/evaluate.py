@@ -7,18 +7,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from hadaptive.cards import ModelCard
 from hadaptive.console import console, say
-from hadaptive.data import DataConfig, Source, is_stream
+from hadaptive.data import DataConfig, LabelSets, Source, is_stream
 from hadaptive.data.apart import open_apart
 from hadaptive.engine.accelerator import create_accelerator
 from hadaptive.engine.batches import EVALUATION_BATCH, evaluation_batches, stream_loader
 from hadaptive.engine.processes import on_main
 from hadaptive.errors import UserError
-from hadaptive.files import write_atomically, write_csv, write_json
-from hadaptive.metrics import Evaluation, evaluate_model, share_text
+from hadaptive.files import json_text, write_atomically, write_csv, write_json
+from hadaptive.metrics import Evaluation, share_text, told
+from hadaptive.multi_label import MultiLabelEvaluation, evaluate_network
 from hadaptive.pictures import plot_confusion, plot_reliability
 from hadaptive.runs import RunFolder
 from hadaptive.train import TrainConfig, read_config
@@ -34,11 +37,12 @@ def evaluate_run(
     on: str | None = None,
     cpu: bool = False,
     quiet: bool = True,
-) -> tuple[Evaluation, list[str], dict[str, Path]]:
+) -> tuple[Evaluation | MultiLabelEvaluation, list[str], dict[str, Path]]:
     """Evaluate a run's network on its held-out data, the same images that were held out then, or on others.
 
-    Writes evaluation-<split>.json, per-class-<split>.csv, predictions-<split>.csv and confusion-<split>.png into
-    the run folder; of other data their name stands there behind "on-".
+    Writes evaluation-<split>.json, per-class-<split>.csv, predictions-<split>.csv, reliability-<split>.png and, of
+    one class an image, confusion-<split>.png into the run folder; of other data their name stands there behind
+    "on-".
 
     Args:
         path: the run folder.
@@ -68,31 +72,35 @@ def evaluate_run(
     if on is not None and (data is not None or split != "test"):
         raise UserError("on names other images than the run's: leave data and split out")
     if on is None:
-        loader, notes, source = _part(run, config, card, split, accelerator, data, data_dir)
+        loader, notes, source, sets = _part(run, config, card, split, accelerator, data, data_dir)
         part, where = split, config.data.data
     else:
         run.require_manifest()
-        source, notes = open_apart(DataConfig(data=on, data_dir=data_dir), card.classes, run.read_manifest())
+        others = replace(OTHERS, data=on, data_dir=data_dir, **_labelling(config.data))
+        source, sets, notes = open_apart(others, card.classes, run.read_manifest())
         loader = evaluation_batches(source, card.preprocessing, accelerator=accelerator)
         where = str(Path(on).resolve()) if Path(on).exists() else on
         part = _part_of_others(run, where)
     if not run.summary.is_file():
         notes = [*notes, f"{path} is not finished: these are the weights it has so far"]
-    evaluation = evaluate_model(
+    evaluation = evaluate_network(
         accelerator.prepare(model),
         loader,
         len(card.classes),
+        sets,
         accelerator=accelerator,
         channels_last=execution.channels_last,
         temperature=card.temperature,
+        thresholds=card.thresholds,
     )
     files = {
         "figures": run.path / f"evaluation-{part}.json",
         "per class": run.path / f"per-class-{part}.csv",
         "each image": run.path / f"predictions-{part}.csv",
-        "confusion matrix": run.path / f"confusion-{part}.png",
         "reliability": run.path / f"reliability-{part}.png",
     }
+    if isinstance(evaluation, Evaluation):
+        files["confusion matrix"] = run.path / f"confusion-{part}.png"
 
     def write() -> None:
         rows = evaluation.per_class(card.classes)
@@ -105,12 +113,17 @@ def evaluate_run(
         write_json(files["figures"], {**about, **evaluation.summary()})
         write_atomically(files["per class"], lambda p: write_csv(p, rows, list(rows[0])))
         images = each_image(evaluation, card.classes, source)
-        write_atomically(files["each image"], lambda p: write_csv(p, images, list(IMAGE_COLUMNS)))
-        title = f"{card.model} on {where}, {part}: {share_text(evaluation.correct, evaluation.total)}"
-        plot_confusion(evaluation.confusion(), card.classes, files["confusion matrix"], title)
-        assert evaluation.confidences is not None
-        right = evaluation.targets == evaluation.predictions
-        plot_reliability(evaluation.confidences, right, files["reliability"], f"{card.model} on {where}, {part}")
+        columns = IMAGE_COLUMNS if isinstance(evaluation, Evaluation) else SEVERAL_COLUMNS
+        write_atomically(files["each image"], lambda p: write_csv(p, images, list(columns)))
+        title = f"{card.model} on {where}, {part}"
+        if isinstance(evaluation, Evaluation):
+            named = f"{title}: {share_text(evaluation.correct, evaluation.total)}"
+            plot_confusion(evaluation.confusion(), card.classes, files["confusion matrix"], named)
+            assert evaluation.confidences is not None
+            plot_reliability(evaluation.confidences, evaluation.right, files["reliability"], title)
+        else:
+            happened = evaluation.probabilities.flatten(), evaluation.truth.flatten()
+            plot_reliability(*happened, files["reliability"], title, of_classes=True)
         if not quiet:
             for note in notes:
                 say(note)
@@ -118,6 +131,14 @@ def evaluate_run(
 
     on_main(accelerator, write)
     return evaluation, card.classes, files
+
+
+OTHERS = DataConfig()
+
+
+def _labelling(config: DataConfig) -> dict[str, Any]:
+    """How the labels of other images are read: as those of the run's."""
+    return {"multi_label": config.multi_label, "label_separator": config.label_separator}
 
 
 def _part_of_others(run: RunFolder, where: str) -> str:
@@ -137,36 +158,58 @@ def _part(
     accelerator: Any,
     data: str | None,
     data_dir: Path | None,
-) -> tuple[DataLoader, list[str], Source | None]:
-    """Batches of one part of a run's images, what has become of them, and the images; None of a stream."""
+) -> tuple[DataLoader, list[str], Source | None, LabelSets | None]:
+    """Batches of one part of a run's images, what has become of them, the images, and the classes of each target.
+
+    A stream has no images to name, and one class an image.
+    """
     stored = config.data
     if is_stream(stored.data):
         name = stored.test_split if split == "test" else stored.val_split
         if name is None or (split == "test" and name in (stored.train_split, stored.val_split)):
             raise UserError(f"{stored.data} has no {split} part; try --split validation")
-        return stream_loader(config, name, EVALUATION_BATCH, accelerator), [], None
+        return stream_loader(config, name, EVALUATION_BATCH, accelerator), [], None, None
     opened = run.open_data(data, data_dir, needs=(split,))
     source = opened.parts.get(split)
     if source is None:
         raise UserError(f"{stored.data} has no {split} part; try --split validation")
     loader = evaluation_batches(source, card.preprocessing, in_memory=opened.in_memory, accelerator=accelerator)
-    return loader, opened.notes, source
+    return loader, opened.notes, source, opened.label_sets(card.classes)
 
 
 IMAGE_COLUMNS = ("image", "class", "prediction", "probability", "right")
+SEVERAL_COLUMNS = ("image", "classes", "predictions", "probabilities", "right")
 
 
-def each_image(evaluation: Evaluation, classes: list[str], source: Source | None) -> list[dict[str, object]]:
+def each_image(
+    evaluation: Evaluation | MultiLabelEvaluation, classes: list[str], source: Source | None
+) -> list[dict[str, object]]:
     """A row for every image that could be read: what it is, what the network takes it for, and how surely.
+
+    Of several classes an image, names and the probabilities of all classes are JSON.
 
     Args:
         evaluation: of the images in their order.
         classes: names.
         source: the images; None where they have numbers alone.
     """
-    assert evaluation.confidences is not None
     bad = set(evaluation.unreadable)
     numbers = [number for number in range(evaluation.total + len(bad)) if number not in bad]
+    if isinstance(evaluation, MultiLabelEvaluation):
+        marks = zip(numbers, evaluation.truth, evaluation.found, evaluation.probabilities, strict=True)
+        return [
+            {
+                "image": f"#{number}" if source is None else source.name(number),
+                "classes": _named(truth, classes),
+                "predictions": _named(found, classes),
+                "probabilities": json_text(
+                    {n: round(float(p), 6) for n, p in zip(classes, probability, strict=True)}
+                ),
+                "right": int(torch.equal(truth, found)),
+            }
+            for number, truth, found, probability in marks
+        ]
+    assert evaluation.confidences is not None
     columns = (numbers, evaluation.targets, evaluation.predictions, evaluation.confidences)
     return [
         {
@@ -180,24 +223,43 @@ def each_image(evaluation: Evaluation, classes: list[str], source: Source | None
     ]
 
 
-def print_evaluation(evaluation: Evaluation, classes: list[str], files: dict[str, Path]) -> None:
+def _rounded(probability: float) -> float:
+    return round(probability, 6)
+
+
+def _named(marks: Tensor, classes: list[str]) -> str:
+    return json_text([classes[i] for i in marks.nonzero().flatten().tolist()])
+
+
+def print_evaluation(
+    evaluation: Evaluation | MultiLabelEvaluation, classes: list[str], files: dict[str, Path]
+) -> None:
     """Print accuracy with its interval, the classes from worst to best, and where the files lie."""
     from rich.table import Table
 
     out = console()
     error = evaluation.calibration_error
     calibration = "" if math.isnan(error) else f", calibration error {error:.3f}"
-    out.print(f"accuracy {evaluation.said}, loss {evaluation.loss:.4f}{calibration}")
+    figures = evaluation.summary()
+    top5 = f", among the first five {figures['top5']:.2%}" if "top5" in figures else ""
+    f1 = figures.get("macro_f1")
+    macro = "" if f1 is None else f", macro F1 {f1:.3f}"
+    out.print(f"{told(figures, interval=True)}{top5}{macro}, loss {evaluation.loss:.4f}{calibration}")
     table = Table(title="classes, hardest first", title_justify="left")
     table.add_column("class", overflow="fold")
-    for column in ("images", "recall", "precision"):
+    several = isinstance(evaluation, MultiLabelEvaluation)
+    for column in ("images", "recall", "precision", *(("average precision", "threshold") if several else ())):
         table.add_column(column, justify="right")
-    rows = evaluation.per_class(classes)
-    rows.sort(key=lambda row: math.inf if row["recall"] is None else row["recall"])
+    rows, by = evaluation.per_class(classes), "average_precision" if several else "recall"
+    rows.sort(key=lambda row: math.inf if row[by] is None else row[by])
     for row in rows[:50]:
         recall = "no images" if row["recall"] is None else f"{row['recall']:.2%}"
         precision = "never predicted" if row["precision"] is None else f"{row['precision']:.2%}"
-        table.add_row(row["class"], f"{row['images']:,}", recall, precision)
+        more = []
+        if several:
+            average = row["average_precision"]
+            more = ["" if average is None else f"{average:.3f}", f"{row['threshold']:.3f}"]
+        table.add_row(row["class"], f"{row['images']:,}", recall, precision, *more)
     out.print(table)
     if evaluation.unreadable:
         number = len(evaluation.unreadable)

@@ -85,6 +85,35 @@ def share_text(correct: int, total: int, interval: bool = False) -> str:
     return f"{inside} ({said}) on {total:,} images"
 
 
+def binned_gap(probabilities: Tensor, happened: Tensor) -> float:
+    """How far probabilities lie from shares, in fifteen equal bins, on average; NaN for none.
+
+    Args:
+        probabilities: float (N,), in [0, 1].
+        happened: bool (N,).
+    """
+    if not len(probabilities):
+        return math.nan
+    bins = (15 * probabilities).long().clamp(0, 14)
+    gaps = torch.zeros(15, dtype=torch.double).index_add_(0, bins, probabilities.double() - happened.double())
+    return float(gaps.abs().sum() / len(probabilities))
+
+
+def told(figures: dict[str, Any], interval: bool = False) -> str:
+    """What a summary of an evaluation comes to, for a person.
+
+    Args:
+        figures: of :meth:`Evaluation.summary`, or of a multi-label one.
+        interval: say that too.
+    """
+    correct = round((figures["accuracy"] or 0) * figures["images"])
+    share = share_text(correct, figures["images"], interval)
+    precision = figures.get("mean_average_precision")
+    if precision is None:
+        return f"accuracy {share}"
+    return f"mean average precision {precision:.3f}, every class right {share}"
+
+
 @dataclass
 class Evaluation:
     """Predictions on a labelled part, and what follows from them.
@@ -113,9 +142,14 @@ class Evaluation:
         return len(self.targets)
 
     @property
+    def right(self) -> Tensor:
+        """(N,) bool, which images are classified correctly."""
+        return self.targets == self.predictions
+
+    @property
     def correct(self) -> int:
         """Images classified correctly."""
-        return int((self.targets == self.predictions).sum())
+        return int(self.right.sum())
 
     @property
     def accuracy(self) -> float:
@@ -128,9 +162,14 @@ class Evaluation:
         return wilson_interval(self.correct, self.total)
 
     @property
+    def score(self) -> float:
+        """What weights are chosen by: the accuracy."""
+        return self.accuracy
+
+    @property
     def said(self) -> str:
         """The accuracy as a person is told it, with its interval."""
-        return share_text(self.correct, self.total, interval=True)
+        return f"accuracy {share_text(self.correct, self.total, interval=True)}"
 
     @property
     def calibration_error(self) -> float:
@@ -138,12 +177,7 @@ class Evaluation:
 
         Source: Guo et al., arXiv 1706.04599. NaN for no images.
         """
-        if self.confidences is None or not self.total:
-            return math.nan
-        right = (self.targets == self.predictions).double()
-        bins = (15 * self.confidences).long().clamp(0, 14)
-        gaps = torch.zeros(15, dtype=torch.double).index_add_(0, bins, self.confidences.double() - right)
-        return float(gaps.abs().sum() / self.total)
+        return math.nan if self.confidences is None else binned_gap(self.confidences, self.right)
 
     @property
     def loss(self) -> float:
@@ -216,18 +250,25 @@ MISTAKES = 10  # fewer say too little of how sure a network should be
 @torch.no_grad()
 def logits_of(
     model: nn.Module, loader: DataLoader, *, accelerator: Any = None, channels_last: bool = True
-) -> tuple[Tensor, Tensor]:
-    """What a network says of the images that can be read: logits, float32 (N, classes), and targets, int64 (N,).
+) -> tuple[Tensor, Tensor, list[int]]:
+    """What a network says in eval mode of the images that can be read; it is put back into the mode it was in.
 
     Args:
         model, loader, accelerator, channels_last: as of :func:`evaluate_model`.
+
+    Returns:
+        Logits, float32 (N, classes), targets, int64 (N,), and indices of the images that could not be read.
     """
+    was_training = model.training
     model.eval()
-    parts: list[tuple[Tensor, ...]] = []
-    for logits, targets, _ in _said(model, loader, accelerator, channels_last):
-        parts.append(_gathered((logits, targets), accelerator))
-    logits, targets = (torch.cat(columns) for columns in zip(*parts, strict=True))
-    return logits[targets >= 0], targets[targets >= 0]
+    parts = [_gathered(part, accelerator) for part in _said(model, loader, accelerator, channels_last)]
+    model.train(was_training)
+    logits, targets, unreadable = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    return logits[targets >= 0], targets[targets >= 0], _indices(unreadable)
+
+
+def _indices(unreadable: Tensor) -> list[int]:
+    return sorted(set(unreadable[unreadable >= 0].tolist()))
 
 
 def fit_temperature(logits: Tensor, targets: Tensor) -> float:
@@ -237,17 +278,21 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> float:
 
     Args:
         logits: float32 (N, classes), of images that the network has not learned from.
-        targets: int64 (N,).
+        targets: int64 (N,); or bool (N, classes) where an image has any number of classes.
     """
     from scipy.optimize import minimize_scalar
 
     finite = torch.isfinite(logits).all(1)
     logits, targets = logits[finite].double(), targets[finite]
-    if int((logits.argmax(1) != targets).sum()) < MISTAKES:
+    several = targets.ndim == 2
+    wrong = ((logits > 0) != targets).any(1) if several else logits.argmax(1) != targets
+    if int(wrong.sum()) < MISTAKES:
         return 1.0
+    loss_of = F.binary_cross_entropy_with_logits if several else F.cross_entropy
+    truth = targets.double() if several else targets
 
     def loss(exponent: float) -> float:
-        return float(F.cross_entropy(logits / math.exp(exponent), targets))
+        return float(loss_of(logits / math.exp(exponent), truth))
 
     found: Any = minimize_scalar(loss, bounds=(math.log(0.05), math.log(20)), method="bounded")
     return math.exp(float(found.x))
@@ -296,7 +341,7 @@ def evaluate_model(
         torch.cat(columns) for columns in zip(*parts, strict=True)
     )
     keep = targets >= 0
-    bad = sorted(set(unreadable[unreadable >= 0].tolist()))
+    bad = _indices(unreadable)
     return Evaluation(
         targets[keep], predictions[keep], top5[keep], losses[keep], num_classes, bad, confidences[keep]
     )

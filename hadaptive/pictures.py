@@ -32,24 +32,29 @@ def save_png(figure: Figure, path: Path) -> None:
         write_atomically(path, lambda p: figure.savefig(p, dpi=110, format="png"))
 
 
-def plot_reliability(confidences: Tensor, right: Tensor, path: Path, title: str) -> None:
+def plot_reliability(
+    confidences: Tensor, right: Tensor, path: Path, title: str, *, of_classes: bool = False
+) -> None:
     """Draw how often predictions are right over how sure they are, in ten bins, and how many there are in each.
 
     Args:
         confidences: float (N,), in [0, 1].
         right: bool (N,).
+        of_classes: they are probabilities of classes, and whether the images have them.
     """
+    share = "share that has the class" if of_classes else "share that is right"
+    what = "probability of a class" if of_classes else "probability of the prediction"
     bins = (10 * confidences).long().clamp(0, 9).numpy()
     counts = np.bincount(bins, minlength=10)
     sums = np.bincount(bins, weights=right.double().numpy(), minlength=10)
     centres = [0.1 * number + 0.05 for number in range(10)]
     figure = Figure(figsize=(4.5, 4.5), layout="constrained")
     axes = figure.subplots()
-    axes.bar(centres, sums / counts.clip(min=1), width=0.09, label="share that is right")
+    axes.bar(centres, sums / counts.clip(min=1), width=0.09, label=share)
     axes.plot([0, 1], [0, 1], color="gray", linestyle="--", linewidth=1, label="as sure as right")
     for centre, count in zip(centres, counts.tolist(), strict=True):
         axes.text(centre, 0.01, f"{count:,}", ha="center", fontsize=6)
-    axes.set(xlabel="probability of the prediction", ylabel="share", xlim=(0, 1), ylim=(0, 1), title=drawn(title))
+    axes.set(xlabel=what, ylabel="share", xlim=(0, 1), ylim=(0, 1), title=drawn(title))
     axes.legend(loc="upper left", fontsize=8)
     save_png(figure, path)
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hadaptive.cards import ModelCard
 from hadaptive.console import console, say
-from hadaptive.data import Preprocessing, decode, eval_transform, to_eight_bit
+from hadaptive.data import decode, eval_transform, to_eight_bit
 from hadaptive.data.images import open_image
 from hadaptive.data.scan import Reason, left_out, order, scan_folder
 from hadaptive.errors import UserError, first_line
@@ -31,12 +31,15 @@ class Prediction:
         classes: (name, probability) pairs, likeliest first; empty when unreadable.
         error: None, or the reason.
         unknown: whether the likeliest class is less likely than it must be.
+        present: the classes that count, likeliest first, of a network that gives an image any number of them;
+            None of others.
     """
 
     image: str
     classes: list[tuple[str, float]]
     error: str | None = None
     unknown: bool = False
+    present: list[str] | None = None
 
 
 def find_images(paths: Iterable[Path]) -> tuple[list[Path], str]:
@@ -77,34 +80,28 @@ def _batches(items: list[Path], size: int) -> Iterator[list[Path]]:
 def predict_images(
     model: Callable[[Tensor], Tensor],
     images: Iterable[Path],
-    classes: list[str],
-    preprocessing: Preprocessing,
+    card: ModelCard,
     *,
     top: int = 5,
     batch_size: int = 32,
-    temperature: float = 1.0,
-    reject_below: float = 0.0,
 ) -> Iterator[Prediction]:
     """Predict image by image, in order; one that cannot be read gives a Prediction with an error.
 
     Args:
         model: (B, C, H, W) -> logits; a network in eval mode on the CPU, or what runs an exported file.
         images: paths of image files.
-        classes: names, in the order of the outputs.
-        preprocessing: as the network was trained.
+        card: of the network: its classes, how it sees images, how sure it is, and from which probability a class
+            counts. Of a network for one class an image, one that is less likely is unknown.
         top: how many classes to give, at most as many as there are.
         batch_size: images per forward pass.
-        temperature: that logits are divided by, as the model's card has it.
-        reject_below: an image is unknown where its likeliest class has a lower probability.
 
     Raises:
-        UserError: top is not positive, or reject_below is no probability.
+        UserError: top is not positive.
     """
     if top < 1:
         raise UserError(f"top must be at least 1, got {top}")
-    if not 0 <= reject_below <= 1:
-        raise UserError(f"reject_below must lie between 0 and 1, got {reject_below}")
-    transform = eval_transform(preprocessing)
+    classes, transform = card.classes, eval_transform(card.preprocessing)
+    least = torch.tensor(card.thresholds or [0.5 if card.multi_label else 0.0] * len(classes))
     for batch in _batches(list(images), batch_size):
         tensors: list[Tensor] = []
         errors: dict[Path, str] = {}
@@ -113,14 +110,19 @@ def predict_images(
                 tensors.append(transform(open_image(path.read_bytes())))
             except OSError as error:
                 errors[path] = error.strerror or first_line(error)
-        rows = iter(torch.softmax(model(torch.stack(tensors)).float() / temperature, dim=1) if tensors else [])
+        rows = iter(card.probabilities(model(torch.stack(tensors))) if tensors else [])
         for path in batch:
             if path in errors:
                 yield Prediction(str(path), [], errors[path])
                 continue
-            values, indices = next(rows).topk(min(top, len(classes)))
-            pairs = list(zip(indices.tolist(), values.tolist(), strict=True))
-            yield Prediction(str(path), [(classes[i], p) for i, p in pairs], unknown=pairs[0][1] < reject_below)
+            row = next(rows)
+            order = row.argsort(descending=True, stable=True)
+            counts = row >= least
+            pairs = [(classes[i], float(row[i])) for i in order[:top].tolist()]
+            if card.multi_label:
+                yield Prediction(str(path), pairs, present=[classes[i] for i in order.tolist() if counts[i]])
+            else:
+                yield Prediction(str(path), pairs, unknown=not counts[order[0]])
 
 
 def _open(path: Path, weights: str | None, trust: bool) -> tuple[Callable[[Tensor], Tensor], ModelCard]:
@@ -146,12 +148,13 @@ def predict_command(
     as_json: bool = False,
     sheet: Path | None = None,
     trust: bool = False,
-    reject_below: float = 0.0,
+    reject_below: Sequence[str] = (),
 ) -> None:
     """Predict and print: a table, or a JSON object per line; optionally a contact sheet.
 
     Raises:
-        UserError: no such run, exported file or images, the sheet exists, or not one image could be read.
+        UserError: no such run, exported file or images, the sheet exists, reject_below names no probability or no
+            class, or not one image could be read.
     """
     from rich.table import Table
 
@@ -161,21 +164,20 @@ def predict_command(
     if sheet is not None and not sheet.parent.is_dir():
         raise UserError(f"there is no folder {sheet.parent} to write {sheet.name} into")
     model, card = _open(run_path, weights, trust)
+    card = card.with_thresholds(reject_below)
     if passed:
         say(passed, error=as_json)
     table = Table()
-    for column in ("image", "class", "probability"):
+    columns = ("image", "class", "probability", *(("counts",) if card.multi_label else ()))
+    for column in columns:
         table.add_column(column, overflow="fold")  # a name that is cut off may be that of another image
     tiles: list[tuple[Image.Image, str, bool | None]] = []
     failed = 0
     for prediction in predict_images(
         model,
         images,
-        card.classes,
-        card.preprocessing,
+        card,
         top=top,
-        temperature=card.temperature,
-        reject_below=reject_below,
     ):
         failed += prediction.error is not None
         if as_json:
@@ -187,14 +189,13 @@ def predict_command(
         for place, (name, probability) in enumerate(prediction.classes):
             last = place == len(prediction.classes) - 1
             image = "" if place or prediction.unknown else prediction.image
-            table.add_row(image, name, f"{probability:.2%}", end_section=last)
+            counts = [] if prediction.present is None else ["yes" if name in prediction.present else ""]
+            table.add_row(image, name, f"{probability:.2%}", *counts, end_section=last)
         if sheet is not None and prediction.error is None and len(tiles) < MOST_TILES:
-            name, probability = prediction.classes[0]
             how = card.preprocessing
             image = decode(Path(prediction.image).read_bytes(), how.max_pixels)
             image = to_eight_bit(image, 3, how.white)
-            said = f"unknown, perhaps {name}" if prediction.unknown else name
-            tiles.append((tile_of(image), f"{said} ({probability:.0%})", None))
+            tiles.append((tile_of(image), _caption(prediction), None))
     if not as_json:
         console().print(table)
     if sheet is not None and tiles:
@@ -203,3 +204,10 @@ def predict_command(
             say(f"{sheet} shows the first {len(tiles)} of {len(images) - failed:,} images", error=as_json)
     if failed == len(images):
         raise UserError("not one of the images could be read")
+
+
+def _caption(prediction: Prediction) -> str:
+    if prediction.present is not None:
+        return ", ".join(prediction.present) or "none"
+    name, probability = prediction.classes[0]
+    return f"{f'unknown, perhaps {name}' if prediction.unknown else name} ({probability:.0%})"

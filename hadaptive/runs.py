@@ -180,24 +180,28 @@ class RunFolder:
             model.load_state_dict(load_file(path))
         except Exception as error:  # safetensors raises its own class for a damaged file
             raise UserError(f"{path} does not hold the weights of {card.model}: {first_line(error)}") from None
-        return model.eval(), replace(card, temperature=self.temperature(which))
+        return model.eval(), self.calibrated(card, which)
 
-    def temperature(self, which: str) -> float:
-        """What the logits of the "best" or "last" weights are divided by; 1 where nobody found out.
+    def calibrated(self, card: ModelCard, which: str) -> ModelCard:
+        """A card that says how sure the "best" or "last" weights are to be, as far as somebody found out.
 
         Raises:
             UserError: the file that says it is damaged.
         """
-        if not self.calibration.is_file():
-            return 1.0
-        known = self.read_json(self.calibration)
+        known: dict[str, Any] = {"weights": None}
+        if self.calibration.is_file():
+            known = self.read_json(self.calibration)
         try:
-            temperature = float(known["temperature"]) if known["weights"] == which else 1.0
+            if known["weights"] != which:
+                return replace(card, temperature=1.0, thresholds=None)
+            temperature, thresholds = float(known["temperature"]), known.get("thresholds")
+            thresholds = None if thresholds is None else tuple(map(float, thresholds))
         except (KeyError, TypeError, ValueError):
-            temperature = 0.0
-        if not 0 < temperature < float("inf"):
+            temperature, thresholds = 0.0, None
+        fits = thresholds is None or len(thresholds) == len(card.classes)
+        if not 0 < temperature < float("inf") or not fits:
             raise UserError(f"{self.calibration} is damaged: delete it")
-        return temperature
+        return replace(card, temperature=temperature, thresholds=thresholds)
 
     @property
     def version(self) -> int:

@@ -218,4 +218,4 @@ def test_a_run_that_does_not_know_its_images_says_so(run: Path, tmp_path: Path) 
     (copy / "split.csv").unlink()
     with pytest.raises(UserError, match=r"has lost its split\.csv"):
         evaluate_run(copy, on=str(others))
-    assert "nobody knows" in open_apart(DataConfig(str(others)), [*"0123456789"], None)[1][-1]
+    assert "nobody knows" in open_apart(DataConfig(str(others)), [*"0123456789"], None)[2][-1]

@@ -176,7 +176,7 @@ def test_what_a_run_began_with_is_no_part_of_its_fine_tuning(finished: Path, tmp
     flags = ["--freeze", "--finetune", "1", "--force", "--images", "8", "--format", "safetensors"]
     assert main(["export", str(tmp_path / "run"), *flags, "--output", str(tmp_path / "a.safetensors")]) == 0
     tuned = RunFolder.open(tmp_path / "run/finetuned")
-    assert open_weights(tmp_path / "a.safetensors")[1].temperature == tuned.temperature("last")
+    assert open_weights(tmp_path / "a.safetensors")[1].temperature == tuned.load_model("last")[1].temperature
 
 
 def test_what_cannot_be_a_start(finished: Path, tmp_path: Path) -> None:

@@ -47,9 +47,7 @@ def test_prediction_is_the_networks_output_on_the_transformed_image(run: Path, i
     paths, _ = find_images([images])
     assert len(paths) == 6
     transform = eval_transform(PREPROCESSING)
-    for prediction, path in zip(
-        predict_images(model, paths, card.classes, card.preprocessing, top=3, batch_size=4), paths, strict=True
-    ):
+    for prediction, path in zip(predict_images(model, paths, card, top=3, batch_size=4), paths, strict=True):
         with torch.no_grad():
             expected = model(transform(decode(path.read_bytes()))[None]).softmax(1)[0]
         assert prediction.image == str(path)
@@ -64,10 +62,10 @@ def test_prediction_is_the_networks_output_on_the_transformed_image(run: Path, i
 def test_top_is_at_most_the_classes_and_at_least_one(run: Path, images: Path) -> None:
     model, card = RunFolder.open(run).load_model()
     path = [images / "RGB.png"]
-    assert len(next(predict_images(model, path, card.classes, card.preprocessing, top=99)).classes) == 3
-    assert len(next(predict_images(model, path, card.classes, card.preprocessing, top=1)).classes) == 1
+    assert len(next(predict_images(model, path, card, top=99)).classes) == 3
+    assert len(next(predict_images(model, path, card, top=1)).classes) == 1
     with pytest.raises(ValueError, match="top must be at least 1"):
-        next(predict_images(model, path, card.classes, card.preprocessing, top=0))
+        next(predict_images(model, path, card, top=0))
 
 
 def test_unreadable_files_are_told_not_fatal(run: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -132,7 +130,7 @@ def test_one_white_and_one_limit_hold_from_training_to_prediction(tmp_path: Path
     pixels = eval_transform(card.preprocessing)(decode(image.read_bytes()))
     assert pixels.mean() == pytest.approx((round(2760 / 4095 * 255) / 255 - 0.5) / 0.5, abs=1e-6)
     Image.new("L", (11, 10)).save(tmp_path / "large.png")
-    first, second = predict_images(network, [image, tmp_path / "large.png"], card.classes, card.preprocessing)
+    first, second = predict_images(network, [image, tmp_path / "large.png"], card)
     assert first.error is None
     assert second.error is not None
     assert "--max-pixels 100 allows" in second.error

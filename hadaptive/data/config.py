@@ -47,6 +47,8 @@ class DataConfig:
         num_classes: needed for streams (wds, tfds) only.
         train_samples: images per epoch of a stream, where it does not say so itself.
         data_seed: of the held-out parts; the same for runs that are to be compared.
+        multi_label: an image has any number of classes: its label names them all, such as cat|dog.
+        label_separator: what stands between them.
     """
 
     data: str = "digits"
@@ -61,6 +63,8 @@ class DataConfig:
     num_classes: int | None = None
     train_samples: int | None = None
     data_seed: int = 0
+    multi_label: bool = False
+    label_separator: str = "|"
 
     def __post_init__(self) -> None:
         for name in ("val_fraction", "test_fraction"):
@@ -76,6 +80,10 @@ class DataConfig:
             raise UserError(f"data_seed must not be negative, got {self.data_seed}")
         if self.data_seed >= 2**63:
             raise UserError(f"data_seed must be below 2**63, got {self.data_seed}")
+        if not self.label_separator:
+            raise UserError("label_separator must be what stands between two classes, such as '|'")
+        if self.multi_label and is_stream(self.data):
+            raise UserError(f"{self.data} is a stream, whose labels are numbers: leave out multi_label")
 
 
 @dataclass(frozen=True)

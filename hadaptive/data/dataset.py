@@ -1,6 +1,6 @@
 """Open a data set: divide it, find it again as a run had it, or take an older division over."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -8,6 +8,7 @@ import numpy as np
 from hadaptive.data.config import DataConfig
 from hadaptive.data.draw import Divided, Sizing, choose, choose_apart
 from hadaptive.data.extend import extend
+from hadaptive.data.labels import LabelSets
 from hadaptive.data.listing import Listing
 from hadaptive.data.manifest import PARTS, Manifest, some
 from hadaptive.data.memory import carry, learned
@@ -41,6 +42,16 @@ class ImageData:
     in_memory: bool
     notes: list[str] = field(default_factory=list)
     ignored: set[str] = field(default_factory=set)
+
+    def label_sets(self, classes: Sequence[str] | None = None) -> LabelSets | None:
+        """The classes that each target stands for; None where that is the one of its number.
+
+        Args:
+            classes: of a network, which must know them all; None for those that the images have.
+        """
+        if not self.location.multi_label:
+            return None
+        return LabelSets.of(self.classes, self.location.label_separator, classes)
 
     @property
     def train(self) -> Source:

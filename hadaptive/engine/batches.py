@@ -14,6 +14,7 @@ from hadaptive.data import (
     EpochSampler,
     ImageData,
     ImageDataset,
+    LabelSets,
     Numbered,
     Preprocessing,
     Source,
@@ -72,7 +73,7 @@ class Batches:
     Attributes:
         train: of the weights.
         validation, test: in order; None where there is no such part, or it is not looked at.
-        classes: names.
+        classes: names, in the order of a network's outputs.
         parts: the images of each part, for their names; empty for streams.
         alpha: of a search's architecture parameters.
         notes: sentences for the person.
@@ -80,6 +81,7 @@ class Batches:
         fingerprint: of the images and their parts, "" for streams.
         in_memory: whether reading an image costs no file access.
         counts: int64 (classes,), training images of each class; None where they are not known beforehand.
+        sets: which classes each target stands for, of images that may have several; else None.
     """
 
     train: Training
@@ -93,6 +95,12 @@ class Batches:
     fingerprint: str = ""
     in_memory: bool = False
     counts: np.ndarray | None = None
+    sets: LabelSets | None = None
+
+    @property
+    def labels(self) -> int:
+        """How many values targets have."""
+        return len(self.classes if self.sets is None else self.sets.members)
 
     def image_name(self, part: str, index: int) -> str:
         """What to call an image of a part in a message."""
@@ -170,16 +178,21 @@ def create_batches(
         raise UserError(
             f"the classes of {config.data.data} are not known before it is read: nothing can be balanced"
         )
+    sets = data.label_sets()
+    counts = None if part.targets is None else np.bincount(part.targets, minlength=len(data.classes))
+    if sets is not None and counts is not None:
+        counts = counts @ sets.members
     batches = Batches(
         train=trained(Numbered(part, len(data.classes)) if numbered else part, steps, seed),
         validation=evaluated(data.validation),
         test=evaluated(data.test) if test and data.test is not None else None,
-        classes=data.classes,
+        classes=data.classes if sets is None else sets.classes,
         parts={**data.parts, "train": part},
         notes=list(data.notes),
         fingerprint=data.manifest.fingerprint,
         in_memory=data.in_memory,
-        counts=None if part.targets is None else np.bincount(part.targets, minlength=len(data.classes)),
+        counts=counts,
+        sets=sets,
     )
     if alpha_part is not None:
         # Never more architecture steps than weight steps: they alternate.

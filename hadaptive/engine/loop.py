@@ -26,7 +26,6 @@ from hadaptive.engine.stopping import StopRequest
 from hadaptive.engine.tracking import Tracking, check_trackers
 from hadaptive.errors import MainProcessError, TrainingInterruptedError, UserError, first_line, resuming
 from hadaptive.files import write_atomically, write_json
-from hadaptive.metrics import Evaluation
 from hadaptive.provenance import provenance
 from hadaptive.runs import Folder, RunFolder
 
@@ -300,9 +299,9 @@ class Engine(ABC):
                     f"{first}; mend them, then give the command again"
                 )
 
-    def require_images(self, evaluation: Evaluation, part: str, folder: Any) -> Evaluation:
+    def require_images(self, evaluation: T, part: str, folder: Any) -> T:
         """Give an evaluation back, or save and raise one clear UserError where it has no image."""
-        if not evaluation.total:
+        if not evaluation.total:  # pyright: ignore
             self.checkpoint(folder)
             reason = next((f": {name}: {why}" for name, why in self.unreadable.items()), "")
             raise UserError(

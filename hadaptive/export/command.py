@@ -62,6 +62,7 @@ def export_command(config: ExportConfig) -> dict[str, Any]:
         raise UserError(
             f"{config.source} has no selections to freeze, or they are fixed already: leave out --freeze"
         )
+    card.with_thresholds(config.reject_below)  # a mistake shows before the work
     images = open_images(run, card, config.data, config.data_dir)
     for note in images.data.notes if config.is_run else ():
         say(note)
@@ -74,9 +75,10 @@ def export_command(config: ExportConfig) -> dict[str, Any]:
         assert isinstance(network, HadaptiveNet)
         network = _frozen(network, card, images, config, about)
         if config.finetune:
-            card = replace(card, temperature=RunFolder.open(Path(config.source) / NAME).temperature("last"))
+            card = RunFolder.open(Path(config.source) / NAME).calibrated(card, "last")
         elif config.is_run:
-            card = replace(card, temperature=images.temperature(network))
+            card = replace(card, **images.calibration(network))
+    card = card.with_thresholds(config.reject_below)
     about["frozen"] = bool(expansions(network)) and _selects_nothing(network)
     deployed, about["passes"] = network, []
     if config.format != "safetensors" and isinstance(network, HadaptiveNet):
@@ -234,11 +236,11 @@ def _write_int8(
             targets = torch.cat([targets for _, targets in some])
             say(f"int8: what each layer costs alone, on {len(targets)} images")
             ranges = torch.from_numpy(calibration).split(BATCH)
-            costs = sensitivity(deployed, ranges, [batch for batch, _ in some], targets)
+            costs = sensitivity(deployed, ranges, [batch for batch, _ in some], targets, images.right)
             append_csv(output.with_name(f"{output.name}.layers.csv"), [cost.to_dict() for cost in costs])
         keep += [cost.layer for cost in costs if cost.lost > config.max_loss and cost.layer not in keep]
         samples = list(images.samples(config.images))
-        before = accuracy_of(load(plain)[0], samples)
+        before = accuracy_of(load(plain)[0], samples, images.right)
         found["float"], found["lost"] = quantise_within(
             plain,
             output,
@@ -246,7 +248,7 @@ def _write_int8(
             calibration,
             order=[cost.layer for cost in sorted(costs, key=_noise, reverse=True)],
             keep=keep,
-            lost=lambda run: 100 * (before - accuracy_of(run, samples)),
+            lost=lambda run: 100 * (before - accuracy_of(run, samples, images.right)),
             max_loss=config.max_loss,
         )
         found["accuracy_float32"] = before

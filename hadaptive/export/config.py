@@ -35,6 +35,8 @@ class ExportConfig:
         data: images for a network without a run, or where a run's data lie now.
         data_dir: where named data sets lie.
         seed: of random weights; default 0.
+        reject_below: probability from which a class counts, and those of single classes, such as 0.6 cat=0.8:
+            carried along for ``hadaptive predict``; default as the run's.
     """
 
     source: tyro.conf.Positional[str]
@@ -56,6 +58,7 @@ class ExportConfig:
     data: str | None = None
     data_dir: Path | None = None
     seed: int | None = None
+    reject_below: tuple[str, ...] = ()
 
     @property
     def is_run(self) -> bool:

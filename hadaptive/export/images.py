@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from hadaptive.data import (
     DataConfig,
     ImageData,
     ImageDataset,
+    LabelSets,
     Preprocessing,
     create_loader,
     eval_transform,
@@ -21,7 +23,9 @@ from hadaptive.data import (
 )
 from hadaptive.engine.batches import evaluation_batches
 from hadaptive.errors import UserError
-from hadaptive.metrics import evaluate_model, fit_temperature, logits_of
+from hadaptive.export.proof import one_class
+from hadaptive.metrics import logits_of
+from hadaptive.multi_label import calibration, evaluate_network
 from hadaptive.runs import RunFolder
 from hadaptive.text import alike
 
@@ -35,10 +39,12 @@ class ExportImages:
     Attributes:
         data: of the run, in the parts it was trained with, or any others for a network without a run.
         preprocessing: of the network.
+        sets: the classes of each target, of images that may have several; else None.
     """
 
     data: ImageData
     preprocessing: Preprocessing
+    sets: LabelSets | None = None
 
     def samples(self, number: int, only: str | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of images (B, C, H, W) and their classes (B,): of validation, then of training.
@@ -72,21 +78,33 @@ class ExportImages:
         return (images for images, _ in self.samples(number, only))
 
     def accuracy(self, model: nn.Module) -> float:
-        """Of a network in eval mode on the CPU, on the validation part.
+        """Of a network in eval mode on the CPU, on the validation part; of several classes, every one is right.
 
         Raises:
             UserError: not one of its images can be read.
         """
         batches = evaluation_batches(self.data.validation, self.preprocessing, workers=0)
-        evaluation = evaluate_model(model, batches, len(self.data.classes))
+        evaluation = evaluate_network(model, batches, len(self.data.classes), self.sets)
         if not evaluation.total:
             raise UserError("not one of the validation images can be read, so that nothing tells the accuracy")
         return evaluation.accuracy
 
-    def temperature(self, model: nn.Module) -> float:
-        """That makes a network in eval mode on the CPU as sure as it is right on the validation part."""
+    def calibration(self, model: nn.Module) -> dict[str, Any]:
+        """How sure a network in eval mode on the CPU is to be, from the validation part."""
         batches = evaluation_batches(self.data.validation, self.preprocessing, workers=0)
-        return fit_temperature(*logits_of(model, batches))
+        logits, targets, _ = logits_of(model, batches)
+        return calibration(logits, targets, self.sets)
+
+    def right(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Which images a network gets right, bool (B,): their class, or every one of their classes.
+
+        Args:
+            logits: (B, classes).
+            targets: int64 (B,), of :meth:`samples`.
+        """
+        if self.sets is None:
+            return one_class(logits, targets)
+        return ((logits > 0) == torch.from_numpy(self.sets.members)[targets]).all(1)
 
 
 def open_images(run: RunFolder | None, card: ModelCard, data: str | None, data_dir: Path | None) -> ExportImages:
@@ -107,7 +125,8 @@ def open_images(run: RunFolder | None, card: ModelCard, data: str | None, data_d
     if is_stream(config.data):
         raise UserError(f"{config.data} is a stream, which an export cannot sample: pass a folder as --data")
     if run is not None and not is_stream(run.data_config().data):
-        return ExportImages(run.open_data(data, data_dir, needs=PARTS), card.preprocessing)
+        opened = run.open_data(data, data_dir, needs=PARTS)
+        return ExportImages(opened, card.preprocessing, opened.label_sets(card.classes))
     opened = open_data(config)
     if run is not None and not alike(opened.classes, card.classes):
         raise UserError(

@@ -142,12 +142,20 @@ def _margins(network: nn.Module) -> Iterator[Callable[[int], np.ndarray]]:
             handle.remove()
 
 
-def accuracy_of(run: Run, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """Share of images, in batches with their classes, that an exported file gets right."""
+Right = Callable[[Tensor, Tensor], Tensor]  # logits (B, classes) and targets (B,) -> which images are right, bool
+
+
+def one_class(logits: Tensor, targets: Tensor) -> Tensor:
+    """Which images are right, bool (B,), where each has one class."""
+    return logits.argmax(1) == targets
+
+
+def accuracy_of(run: Run, batches: Iterable[tuple[Tensor, Tensor]], right_of: Right = one_class) -> float:
+    """Share of images, in batches with their targets, that an exported file gets right."""
     right = total = 0
     for images, targets in batches:
         if len(images):
-            right += int((run(images.numpy()).argmax(1) == targets.numpy()).sum())
+            right += int(right_of(torch.from_numpy(run(images.numpy())), targets).sum())
             total += len(images)
     return right / max(total, 1)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hadaptive.errors import UserError
+from hadaptive.export.proof import Right, one_class
 from hadaptive.measure.deploy import DeployNet, DeployProducts
 from hadaptive.measure.deploy_products import DeployPairs
 
@@ -74,6 +75,7 @@ def sensitivity(
     calibration: Sequence[Tensor],
     images: Sequence[Tensor],
     targets: Tensor,
+    right_of: Right = one_class,
 ) -> list[LayerCost]:
     """Quantise one layer after another, each alone, and see what it costs.
 
@@ -81,20 +83,21 @@ def sensitivity(
         net: deployed, float32, on the CPU.
         calibration: batches (B, C, H, W) that give the ranges.
         images: batches that accuracy is measured on.
-        targets: (N,) their classes.
+        targets: (N,) of theirs.
+        right_of: which images some logits get right.
 
     Returns:
         A row for each layer, in the network's order.
     """
     ranges = _ranges(net, calibration)
     expected = torch.cat([net(batch) for batch in images])
-    right = (expected.argmax(1) == targets).float().mean()
+    right = right_of(expected, targets).float().mean()
     rows = []
     for name, parts in layers(net).items():
         with _quantised(net, name, parts, ranges):
             found = torch.cat([net(batch) for batch in images])
         noise = (found - expected).square().mean().sqrt() / expected.square().mean().sqrt().clamp(min=1e-12)
-        lost = 100 * (right - (found.argmax(1) == targets).float().mean())
+        lost = 100 * (right - right_of(found, targets).float().mean())
         rows.append(LayerCost(name, *ranges[name], float(noise), float(lost)))
     return rows
 

@@ -180,6 +180,11 @@ class SearchConfig(_SearchSettings):
             raise UserError(f"drop_rate must be at least 0 and below 1, got {self.drop_rate}")
         if self.execution.mixed_precision == "fp16":
             raise UserError("a search has no loss scaling: use --mixed-precision bf16 or no")
+        if self.data.multi_label:
+            raise UserError(
+                "a search learns from images of one class each: leave out multi_label, search on those, and train "
+                "what was found with it"
+            )
 
     def idle(self) -> Iterator[Idle]:
         yield from idle_images(self)

@@ -102,7 +102,8 @@ class TrainConfig(RecipeSettings):
             --init.
         layer_decay: the learning rate of each layer, as a share of that of the one after it.
         patience: epochs without better validation after which a training ends early; 0 never does.
-        class_weights: images of each class count the more, the fewer there are of it.
+        class_weights: images of each class count the more, the fewer there are of it; with --multi-label, as
+            much as those without it.
         balanced: draw images of every class equally often, however many there are.
         ema: decay of a moving average of the weights, which is then evaluated and saved; 0 is off.
         select: test the weights with the best validation accuracy (ties: the lower loss), or the last ones.
@@ -141,6 +142,8 @@ class TrainConfig(RecipeSettings):
             raise UserError(f"layer_decay must be above 0 and at most 1, got {self.layer_decay}")
         if self.balanced and self.class_weights:
             raise UserError("balanced and class_weights make up for the same thing: leave one of them out")
+        if self.balanced and self.data.multi_label:
+            raise UserError("balanced draws images by the one class they have: with multi_label use class_weights")
         if self.freeze_backbone and not self.network.starts_trained:
             raise UserError(
                 "freeze_backbone keeps weights that have learned something: pass pretrained or init as well"
@@ -168,6 +171,8 @@ class TrainConfig(RecipeSettings):
         if self.teaching.teacher is None:
             for name in ("teacher_weight", "teacher_temperature", "teacher_sees"):
                 yield Idle(name, "teacher", "is not there")
+        if not self.data.multi_label:
+            yield Idle("label_separator", "multi_label", "is not there")
         if is_stream(self.data.data):
             for name in ("balanced", "class_weights"):
                 yield Idle(name, "data", "is a stream, whose classes nobody has counted")

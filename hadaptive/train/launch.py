@@ -118,6 +118,7 @@ def new_trainer(
         config = replace(config, data=data.location)
     batches = _batches(config, accelerator, data, test)
     network, card, more = starting_network(config, batches.classes)
+    card = replace(card, multi_label=config.data.multi_label, thresholds=None)
     teacher = None if config.teaching.teacher is None else open_teacher(config, batches.classes)
     batches.notes += notes + more + ([] if teacher is None else teacher.notes)
     config = replace(config, network=as_done(config.network, card), teaching=taught(config.teaching))

@@ -22,10 +22,17 @@ def plot_curves(run: RunFolder) -> None:
     epochs = [int(row["epoch"]) + 1 for row in metrics]
     for key, label in (("train_loss", "training"), ("val_loss", "validation")):
         axes[0, 0].plot(epochs, [float(row[key]) for row in metrics], label=label)
-    axes[0, 0].set(title="loss", xlabel="epoch", ylabel="cross-entropy, nats")
+    several = "val_average_precision" in metrics[0]  # classes an image
+    entropy = "binary cross-entropy" if several else "cross-entropy"
+    axes[0, 0].set(title="loss", xlabel="epoch", ylabel=f"{entropy}, nats")
     axes[0, 0].legend()
-    axes[0, 1].plot(epochs, [100 * float(row["val_accuracy"]) for row in metrics])
-    axes[0, 1].set(title="validation accuracy", xlabel="epoch", ylabel="%")
+    score, title = (
+        ("average_precision", "validation, mean average precision")
+        if several
+        else ("accuracy", "validation accuracy")
+    )
+    axes[0, 1].plot(epochs, [100 * float(row[f"val_{score}"]) for row in metrics])
+    axes[0, 1].set(title=title, xlabel="epoch", ylabel="%")
     if selection:
         layers = list(dict.fromkeys(_block(row["layer"]) for row in selection))
         for panel, key, title in (

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
+from hadaptive.cards import ModelCard
 from hadaptive.console import say
 from hadaptive.data import Preprocessing, Source
 from hadaptive.engine.batches import evaluation_batches
@@ -97,13 +98,16 @@ def open_teacher(config: TrainConfig, classes: list[str]) -> Teacher:
     """
     name = config.teaching.teacher
     assert name is not None
-    path, how, notes = shipped_weights().get(name, Path(name).expanduser()), config.preprocessing, []
+    path, how = shipped_weights().get(name, Path(name).expanduser()), config.preprocessing
+    known, several, notes = None, False, []
     if path.is_dir():
         network, card = RunFolder.open(path).load_model()
-        known, how = card.classes, card.preprocessing
+        known, how, several = card.classes, card.preprocessing, card.multi_label
     elif path.is_file():
-        network, known, how = _of_file(path, how)
-        if known is None:
+        network, card, how = _of_file(path, how)
+        if card is not None:
+            known, several = card.classes, card.multi_label
+        else:
             notes.append(
                 f"the teacher {name} does not say how it scales pixels: as this training does, it is taken"
             )
@@ -124,6 +128,12 @@ def open_teacher(config: TrainConfig, classes: list[str]) -> Teacher:
             std=own["std"],
         )
         known = cfg.get("label_names")
+    if several != config.data.multi_label:
+        has, asks = ("any number of classes", "one class") if several else ("one class", "any number of classes")
+        raise UserError(
+            f"the teacher {name} takes an image to have {has}, and this training {asks}: give it a teacher that "
+            f"learned {'without' if several else 'with'} --multi-label"
+        )
     if known is None:
         notes.append(f"the teacher {name} names no classes: they are taken to be in the order of the data's")
         known = classes
@@ -159,7 +169,7 @@ def _of_timm(name: str, how: Preprocessing, classes: int) -> Any:
     return network.eval()
 
 
-def _of_file(path: Path, how: Preprocessing) -> tuple[Callable[[Tensor], Tensor], list[str] | None, Preprocessing]:
+def _of_file(path: Path, how: Preprocessing) -> tuple[Callable[[Tensor], Tensor], ModelCard | None, Preprocessing]:
     from hadaptive.measure.sessions import load
 
     if path.suffix == SUFFIXES["torch"]:
@@ -167,7 +177,7 @@ def _of_file(path: Path, how: Preprocessing) -> tuple[Callable[[Tensor], Tensor]
     session = _foreign_session(path) if path.suffix == SUFFIXES["onnx"] else None
     if session is None:
         run, card = load(path)
-        return lambda images: torch.from_numpy(run(images.cpu().numpy())), card.classes, card.preprocessing
+        return lambda images: torch.from_numpy(run(images.cpu().numpy())), card, card.preprocessing
     given, *more = session.get_inputs()
     if more:
         raise UserError(f"{path} takes {len(more) + 1} inputs, a teacher takes images")
@@ -261,7 +271,17 @@ class Lessons:
         """
         how = self.config.teaching
         t = how.teacher_temperature
-        student, teacher = F.log_softmax(logits / t, 1), F.log_softmax(said / t, 1)
-        taught = F.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
+        if self.config.data.multi_label:
+            taught = _bernoulli_divergence(logits / t, said / t).mean(1)
+        else:
+            student, teacher = F.log_softmax(logits / t, 1), F.log_softmax(said / t, 1)
+            taught = F.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
         taught = taught if loss.ndim else taught.mean()
         return (1 - how.teacher_weight) * loss + how.teacher_weight * t**2 * taught
+
+
+def _bernoulli_divergence(logits: Tensor, said: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of each class from what the teacher says of it alone, nats, (B, classes)."""
+    shares = said.sigmoid()
+    own = F.binary_cross_entropy_with_logits(said, shares, reduction="none")
+    return F.binary_cross_entropy_with_logits(logits, shares, reduction="none") - own

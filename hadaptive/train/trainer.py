@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from timm.data import Mixup
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
@@ -22,29 +21,19 @@ from hadaptive.engine.optimiser import backward_twice, create_optimiser, is_seco
 from hadaptive.engine.processes import on_main
 from hadaptive.errors import UserError
 from hadaptive.files import write_json
-from hadaptive.metrics import Evaluation, evaluate_model, fit_temperature, logits_of, share_text
+from hadaptive.metrics import Evaluation, logits_of, told
+from hadaptive.multi_label import MultiLabelEvaluation, calibration, evaluate_network
 from hadaptive.nn import SelectionRecorder, adapt_temperatures, learns_by_score_function, score_function_term
 from hadaptive.nn.temperature import watched
 from hadaptive.runs import RunFolder
 from hadaptive.train.config import TrainConfig
+from hadaptive.train.criterion import Criterion
 from hadaptive.train.plots import plot_curves
 from hadaptive.train.teacher import Lessons, Teacher
 from hadaptive.train.weights import classifier_of
 
 SMALLEST_SCALE = 2.0**-14  # of an fp16 loss: the gradients are not finite for another reason than its size
 RECORD_EVERY = 10  # steps between recorded selections; a step in ten is enough for shares and costs nothing
-
-
-def class_weights(batches: Batches) -> Tensor:
-    """Weights of the classes, float32 (classes,), by which each counts alike; 1 on average over the images.
-
-    Raises:
-        UserError: nobody knows how many images there are of each.
-    """
-    if batches.counts is None:
-        raise UserError("the classes of these images are not known before they are read: leave class_weights out")
-    counts = torch.from_numpy(batches.counts).float()
-    return torch.where(counts > 0, counts.sum() / ((counts > 0).sum() * counts.clamp(min=1)), 1.0)
 
 
 def _rank(accuracy: float, loss: float) -> tuple[bool, float, float]:
@@ -102,16 +91,10 @@ class Trainer(Engine):
         if config.clip_grad:  # after the temperatures, which learn from the gradients as they are
             watched(optimizer).register_step_pre_hook(self._clip)
         self.model, self.optimizer = accelerator.prepare(self.network, optimizer)
-        smoothing, self.mixup = config.optimisation.label_smoothing, None
-        if config.mixup or config.cutmix:
-            self.mixup = Mixup(
-                config.mixup, config.cutmix, label_smoothing=smoothing, num_classes=self.num_classes
-            )
         self.lessons = None if config.teaching.teacher is None else Lessons(config, teacher)
         self.by_score_function = learns_by_score_function(self.network)
-        weights = class_weights(batches).to(accelerator.device) if config.class_weights else None
-        self.criterion = nn.CrossEntropyLoss(weights, label_smoothing=0.0 if self.mixup else smoothing)
-        self.best_accuracy = -1.0
+        self.criterion = Criterion(config, batches, accelerator.device)
+        self.best_accuracy = -1.0  # or mean average precision, of images of several classes
         self.best_loss = float("inf")
         self.best_epoch = -1
         self.improved = False  # in the last epoch
@@ -170,9 +153,8 @@ class Trainer(Engine):
         set_seed(seed % 2**32)
         numbers = None
         if self.lessons is not None and config.teaching.teacher_sees == "image":
-            numbers, targets = targets // self.num_classes, targets % self.num_classes
-        if self.mixup is not None:
-            images, targets = self.mixup(images, targets)
+            numbers, targets = targets // self.batches.labels, targets % self.batches.labels
+        images, targets = self.criterion.mixed(images, targets)
         # The fused kernels have no second derivative.
         backend = ops.backend("reference") if self.second_order else nullcontext()
         with accelerator.accumulate(self.model), backend:
@@ -203,12 +185,8 @@ class Trainer(Engine):
         return value
 
     def _score_function_term(self, logits: Tensor, targets: Tensor, said: Tensor | None) -> Tensor:
-        how, logits = self.criterion, logits.detach()
-        losses = nn.functional.cross_entropy(
-            logits, targets, how.weight, reduction="none", label_smoothing=how.label_smoothing
-        )
-        if how.weight is not None and targets.ndim == 1:
-            losses = losses / how.weight[targets].mean()  # as the mean over the batch is taken
+        logits = logits.detach()
+        losses = self.criterion.each(logits, targets)
         if self.lessons is not None and said is not None:
             losses = self.lessons.loss(losses, logits, said)
         return score_function_term(self.network, losses)
@@ -277,27 +255,28 @@ class Trainer(Engine):
             f"{self.num_classes} classes; {self.batches.train.images:,} training images; writing to {folder.path}"
         )
 
-    def _calibrate(self, folder: RunFolder) -> float:
+    def _calibrate(self, folder: RunFolder) -> dict[str, Any]:
         """Find how sure the chosen weights should be, on the validation part, and write it into the folder."""
         module = self.model if self.ema is None else self.ema.module
         channels_last = self.config.execution.channels_last
-        found = logits_of(
+        logits, targets, _ = logits_of(
             module, self.batches.validation, accelerator=self.accelerator, channels_last=channels_last
         )
-        temperature = fit_temperature(*found)
-        known = {"weights": folder.choice(), "temperature": temperature, "images": len(found[1])}
+        found = calibration(logits, targets, self.batches.sets)
+        known = {"weights": folder.choice(), **found, "images": len(targets)}
         on_main(self.accelerator, lambda: write_json(folder.calibration, known))
-        return temperature
+        return found
 
-    def _evaluate(self, part: str, loader: Any, temperature: float = 1.0) -> Evaluation:
+    def _evaluate(self, part: str, loader: Any, **calibrated: Any) -> Evaluation | MultiLabelEvaluation:
         module = self.model if self.ema is None else self.ema.module
-        evaluation = evaluate_model(
+        evaluation = evaluate_network(
             module,
             loader,
             self.num_classes,
+            self.batches.sets,
             accelerator=self.accelerator,
             channels_last=self.config.execution.channels_last,
-            temperature=temperature,
+            **calibrated,
         )
         self.note_unreadable(part, evaluation.unreadable)
         return evaluation
@@ -306,11 +285,11 @@ class Trainer(Engine):
         validation = self.timed(lambda: self._evaluate("validation", self.batches.validation))
         self.require_images(validation, "validation", folder)
         # A small validation part often ties; its loss tells more.
-        self.improved = _rank(validation.accuracy, validation.loss) > _rank(self.best_accuracy, self.best_loss)
+        self.improved = _rank(validation.score, validation.loss) > _rank(self.best_accuracy, self.best_loss)
         figures = {"epoch": self.epoch + 1, "correct": validation.correct, **validation.summary()}
         self.figures["last"] = figures
         if self.improved:
-            self.best_accuracy, self.best_loss, self.best_epoch = validation.accuracy, validation.loss, self.epoch
+            self.best_accuracy, self.best_loss, self.best_epoch = validation.score, validation.loss, self.epoch
             self.figures["best"] = figures
         row = {
             "epoch": self.epoch,
@@ -322,6 +301,8 @@ class Trainer(Engine):
             "seconds": round(self.seconds, 2),
             "skipped_images": len(self.unreadable),
         }
+        if "mean_average_precision" in figures:
+            row["val_average_precision"] = figures["mean_average_precision"]
         layers = [
             {
                 "epoch": self.epoch,
@@ -339,7 +320,7 @@ class Trainer(Engine):
         self.scheduler.after_epoch(self.updates, validation.loss)
         line = (
             f"epoch {self.epoch + 1}/{self.epochs}: train loss {row['train_loss']:.4f}, "
-            f"validation loss {validation.loss:.4f}, accuracy {share_text(validation.correct, validation.total)}"
+            f"validation loss {validation.loss:.4f}, {told(figures)}"
         )
         return {folder.metrics: [row], folder.selection: layers}, line
 
@@ -355,8 +336,8 @@ class Trainer(Engine):
         """Test once, with the weights that the run's choice names."""
         chosen, _ = folder.load_model()
         self.averaged.load_state_dict(chosen.state_dict())
-        temperature = self._calibrate(folder)
-        test = None if self.batches.test is None else self._evaluate("test", self.batches.test, temperature)
+        found = self._calibrate(folder)
+        test = None if self.batches.test is None else self._evaluate("test", self.batches.test, **found)
         if test is not None:
             self.require_images(test, "test", folder)
         figures = self.figures.get(self.config.select)
@@ -374,7 +355,7 @@ class Trainer(Engine):
             "epochs": self.epoch,
             "weights": self.config.select,
             "best_epoch": self.best_epoch,
-            "best_validation_accuracy": self.best_accuracy,
+            "best_validation_accuracy": self.figures.get("best", {"accuracy": self.best_accuracy})["accuracy"],
             "validation_accuracy": figures["accuracy"],
             "validation": figures,
             "test": None if test is None else test.summary(),
@@ -386,12 +367,9 @@ class Trainer(Engine):
         for which, found in sorted({**self.figures, self.config.select: summary["validation"]}.items()):
             if which in ("best", self.config.select):
                 epoch = "" if found["epoch"] is None else f", epoch {found['epoch']}"
-                share = share_text(found["correct"], found["images"], interval=True)
-                say(f"{which} validation accuracy {share}{epoch}")
+                say(f"{which} validation {told(found, interval=True)}{epoch}")
         if test is None:
             say("no test part was measured")
         else:
-            correct = round(test["accuracy"] * test["images"])
-            share = share_text(correct, test["images"], interval=True)
-            say(f"test accuracy {share}, {self.config.select} weights")
+            say(f"test {told(test, interval=True)}, {self.config.select} weights")
         say(f"run folder: {folder.path}")
