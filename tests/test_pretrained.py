@@ -113,6 +113,28 @@ def test_the_weights_of_any_file(weights: Path, tmp_path: Path) -> None:
         train_or_resume(config.changed(init=tmp_path / "other.safetensors"), quiet=True)
 
 
+class Trap:
+    """What runs where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (Path(self.path),)
+
+
+def test_a_folder_of_others_runs_no_code(weights: Path, tmp_path: Path) -> None:
+    folder, sprung = tmp_path / "folder", tmp_path / "sprung"
+    folder.mkdir()
+    (folder / "config.json").write_bytes((weights / "config.json").read_bytes())
+    torch.save({"weights": Trap(sprung)}, folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match="cannot be had"):
+        train(config_of(tmp_path, model=f"local-dir:{folder}", pretrained=True), quiet=True)
+    assert not sprung.exists()
+    torch.load(folder / "pytorch_model.bin", weights_only=False)
+    assert sprung.exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
