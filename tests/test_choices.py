@@ -196,7 +196,7 @@ TRAININGS = [
     "--recipe quick --model relu6.json --train-size 24 --class-weights",
     "--recipe quick --model relu.json --train-size 24 --balanced",
     "--recipe quick --model local-dir:timm --pretrained --freeze-backbone 1 --layer-decay 0.8",
-    "--recipe quick --model one-ach.json --teacher run --teacher-sees batch --mixup 0.2",
+    "--recipe quick --model one-ach.json --teacher run --teacher-sees batch --teacher-features 1 --mixup 0.2",
 ]
 SEARCHES = [
     "--space one.json --estimator gdas --no-channels-last --quiet --mixed-precision bf16",

@@ -22,7 +22,8 @@ from hadaptive.data import Numbered, open_data
 from hadaptive.errors import UserError
 from hadaptive.runs import RunFolder
 from hadaptive.train import TrainConfig, Trainer, resume, train, train_or_resume
-from hadaptive.train.teacher import Lessons, Teacher, open_teacher
+from hadaptive.train.features import relations
+from hadaptive.train.teacher import Lessons, Said, Teacher, open_teacher
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -57,7 +58,7 @@ def test_the_loss_is_timms(tmp_path: Path) -> None:
     )
     asked = Teacher("x", other, how, torch.arange(10), [])
     logits = student(x)
-    lessons = Lessons(config, asked)
+    lessons = Lessons(config, asked, student)
     own = lessons.loss(nn.functional.cross_entropy(logits, y), logits, lessons.said(x, None))
     torch.testing.assert_close(own, task(x, y)["loss"])
 
@@ -69,9 +70,9 @@ def test_what_it_says_is_of_the_image_that_is_seen(
     seen: list[tuple[Tensor, Tensor]] = []
     real = Lessons.said
 
-    def said_of(self: Lessons, images: Tensor, numbers: Tensor | None) -> Tensor:
+    def said_of(self: Lessons, images: Tensor, numbers: Tensor | None) -> Said:
         said = real(self, images, numbers)
-        seen.append((images.clone(), said))
+        seen.append((images.clone(), said.logits))
         return said
 
     monkeypatch.setattr(Lessons, "said", said_of)
@@ -81,7 +82,11 @@ def test_what_it_says_is_of_the_image_that_is_seen(
     train(config, quiet=True)
     network, card = RunFolder(teacher).load_model()
     source = open_data(config.data).train
-    told = open_teacher(config, card.classes).answers(source, in_memory=True, device=torch.device("cpu")).float()
+    told = (
+        open_teacher(config, card.classes)
+        .answers(source, in_memory=True, device=torch.device("cpu"))["logits"]
+        .float()
+    )
     if sees == "image":
         from hadaptive.data import eval_transform
 
@@ -123,7 +128,7 @@ def test_a_teacher_may_know_more_classes_in_another_order(tmp_path: Path) -> Non
     found = open_teacher(config, ["c", "a"])
     assert [card.classes[n] for n in found.order] == ["c", "a"]
     x = torch.randn(3, 3, 8, 8)
-    assert torch.equal(found.answer(x, card.preprocessing), found.network(x)[:, [2, 0]])
+    assert torch.equal(found.answer(x, card.preprocessing).logits, found.network(x)[:, [2, 0]])
     train(config, quiet=True)
     with pytest.raises(UserError, match=r"does not know 'd': its classes are a, b, c"):
         open_teacher(config, ["a", "d"])
@@ -227,7 +232,7 @@ def test_answers_come_to_where_the_images_are(tmp_path: Path) -> None:
     """A runtime of files answers on the CPU, whatever the training's device."""
     how = tiny_config(tmp_path).preprocessing
     asked = Teacher("x", lambda images: torch.ones(len(images), 3, device="cpu"), how, torch.tensor([2, 0]), [])
-    said = asked.answer(torch.empty(4, 3, 8, 8, device="meta"), how)
+    said = asked.answer(torch.empty(4, 3, 8, 8, device="meta"), how).logits
     assert (said.device.type, tuple(said.shape)) == ("meta", (4, 2))
 
 
@@ -258,3 +263,72 @@ def test_score_functions_see_the_loss_that_is_trained(
     config = tiny_config(tmp_path, epochs=1, **{**changes, **more, "model": str(tmp_path / "sfess.json")})
     train(config, quiet=True)
     assert [float(losses.mean()) for losses in seen] == pytest.approx(values, rel=1e-4)
+
+
+def test_relations_are_the_papers_and_know_no_scale() -> None:
+    one, two = torch.randn(5, 7, dtype=torch.double), torch.randn(5, 3, dtype=torch.double)
+
+    def by_hand(x: Tensor) -> Tensor:
+        apart = torch.cdist(x, x)
+        return apart / apart[apart > 0].mean()
+
+    expected = nn.functional.smooth_l1_loss(by_hand(one), by_hand(two), reduction="none").mean(1)
+    torch.testing.assert_close(relations(one, two), expected)
+    torch.testing.assert_close(relations(3 * one + 1, two), expected)
+    assert torch.equal(relations(one, one), torch.zeros(5, dtype=torch.double))
+    same = torch.ones(4, 3, requires_grad=True)  # images that are all alike
+    relations(same, two[:4].float()).sum().backward()
+    assert same.grad is not None
+    assert same.grad.isfinite().all()
+    torch.autograd.gradcheck(lambda x: relations(x, two), one.requires_grad_())
+
+
+@pytest.mark.parametrize("sees", ["image", "batch"])
+def test_features_come_nearer_to_the_teachers(sees: str, teacher: Path, tmp_path: Path) -> None:
+    how = {"teacher_sees": sees, "image_size": 12, "epochs": 6, "shift": 0, "teacher_weight": 0.0, "lr": 5e-3}
+    told = open_teacher(taught(tmp_path, teacher, "x"), [*"0123456789"])
+    gaps = []
+    for weight in (0.0, 5.0):
+        config = taught(tmp_path, teacher, f"{weight}", teacher_features=weight, **how)
+        train(config, quiet=True)
+        network, card = RunFolder.open(config.output or "").load_model("last")
+        source = RunFolder.open(config.output or "").open_data().validation
+        watched = Teacher("x", network, card.preprocessing, torch.arange(10), [])
+        own, theirs = (
+            one.answers(source, in_memory=True, device=torch.device("cpu"))["features"].float()
+            for one in (watched, told)
+        )
+        gaps.append(float(relations(own, theirs).mean()))
+    assert gaps[1] < 0.8 * gaps[0]
+
+
+def test_an_output_for_the_teacher_learns_from_it_and_labels_teach_the_other(tmp_path: Path) -> None:
+    student = timm.models.deit.VisionTransformerDistilled(
+        img_size=16, patch_size=8, embed_dim=16, depth=1, num_heads=2, num_classes=10
+    )
+    other = timm.create_model("test_resnet", num_classes=10).eval()
+    config = taught(tmp_path, "x", teacher_sees="batch")
+    lessons = Lessons(config, Teacher("x", other, config.preprocessing, torch.arange(10), []), student)
+    student.train()
+    logits, to_teacher = student(torch.randn(4, 3, 16, 16))
+    loss = nn.functional.cross_entropy(logits, torch.arange(4))
+    lessons.loss(loss, to_teacher, Said(torch.randn(4, 10), None)).backward()
+    by_labels, by_teacher = student.head.bias.grad, student.head_dist.bias.grad
+    assert by_labels is not None
+    assert by_teacher is not None
+    torch.testing.assert_close(by_labels, 0.5 * (logits.softmax(1) - torch.eye(10)[:4]).mean(0))
+    assert not torch.allclose(by_teacher, by_labels)
+
+
+def test_a_network_with_such_an_output_is_trained(teacher: Path, tmp_path: Path) -> None:
+    name = "deit_tiny_distilled_patch16_224"
+    config = taught(tmp_path, teacher, image_size=32, epochs=1, train_size=64, model=name, teacher_features=1.0)
+    assert train(config, quiet=True)["test"]["images"]
+
+
+def test_features_of_files_and_of_compiled_networks_are_refused(teacher: Path, tmp_path: Path) -> None:
+    assert main(["export", str(teacher), "--output", str(tmp_path / "teacher.onnx")]) == 0
+    with pytest.raises(UserError, match="is a file, which tells nothing but its answer"):
+        train(taught(tmp_path, tmp_path / "teacher.onnx", teacher_features=1.0), quiet=True)
+    with pytest.raises(UserError, match="which compile hides"):
+        taught(tmp_path, teacher, teacher_features=1.0, compile=True)

@@ -66,6 +66,8 @@ class Teaching:
             of this package, or timm's weights for the same classes.
         teacher_weight: the teacher's share of the loss.
         teacher_temperature: by which logits are divided: the higher, the more the unlikely classes count.
+        teacher_features: weight of a term by which images of a batch lie as far apart, for the layer before the
+            classifier, as they do for the teacher's; 0 is off.
         teacher_sees: each training image once, before the first step; or every batch as it is augmented, which
             takes the teacher's time in each step.
     """
@@ -73,12 +75,14 @@ class Teaching:
     teacher: str | None = None
     teacher_weight: float = 0.5
     teacher_temperature: float = 2.0
+    teacher_features: float = 0.0
     teacher_sees: Literal["image", "batch"] = "image"
 
     def __post_init__(self) -> None:
         share("teacher_weight", self.teacher_weight)
         if not 0 < self.teacher_temperature < float("inf"):
             raise UserError(f"teacher_temperature must be positive, got {self.teacher_temperature}")
+        not_negative("teacher_features", self.teacher_features)
 
 
 @dataclass(frozen=True)
@@ -148,6 +152,8 @@ class TrainConfig(RecipeSettings):
             raise UserError(
                 "freeze_backbone keeps weights that have learned something: pass pretrained or init as well"
             )
+        if self.teaching.teacher is not None and self.teaching.teacher_features and self.compile:
+            raise UserError("teacher_features looks into the network, which compile hides: leave one of them out")
         if self.teaching.teacher is not None and self.teaching.teacher_sees == "image":
             for name in ("mixup", "cutmix"):
                 if getattr(self, name):
@@ -169,7 +175,7 @@ class TrainConfig(RecipeSettings):
         if self.network.init is not None and self.network.model is None:
             yield Idle("stem_strides", "init", "has its own network")
         if self.teaching.teacher is None:
-            for name in ("teacher_weight", "teacher_temperature", "teacher_sees"):
+            for name in ("teacher_weight", "teacher_temperature", "teacher_features", "teacher_sees"):
                 yield Idle(name, "teacher", "is not there")
         if not self.data.multi_label:
             yield Idle("label_separator", "multi_label", "is not there")

@@ -27,6 +27,20 @@ from hadaptive.models.shipped import METADATA_KEY, shipped_weights
 from hadaptive.runs import RunFolder, save_tensors
 from hadaptive.text import spelt
 from hadaptive.train.config import TrainConfig
+from hadaptive.train.features import Features, relations
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a teacher says of images.
+
+    Attributes:
+        logits: float32 (B, classes).
+        features: float32 (B, features), before its classifier; None of a file, which tells no more.
+    """
+
+    logits: Tensor
+    features: Tensor | None
 
 
 @dataclass
@@ -47,24 +61,32 @@ class Teacher:
     order: Tensor
     notes: list[str]
 
-    @torch.no_grad()
-    def answers(self, source: Source, *, in_memory: bool, device: torch.device) -> Tensor:
-        """What it says of each image of a source as it stands there: logits, float16 (N, classes).
+    def __post_init__(self) -> None:
+        self.features = Features(self.network) if isinstance(self.network, nn.Module) else None
 
-        An image that cannot be read has zeros: it is never trained on.
+    @torch.no_grad()
+    def answers(self, source: Source, *, in_memory: bool, device: torch.device) -> dict[str, Tensor]:
+        """What it says of each image of a source as it stands there: logits, features as in :class:`Said`, float16.
+
+        An image that cannot be read has zeros, or what a blank one has: it is never trained on.
         """
         self.move(device)
         batches = evaluation_batches(source, self.preprocessing, in_memory=in_memory)
-        return torch.cat([self._say(images.to(device)).cpu() for images, *_ in batches]).half()
+        said = [self._say(images.to(device)) for images, *_ in batches]
+        found = {"logits": torch.cat([one.logits.cpu() for one in said]).half()}
+        if self.features is not None:
+            found["features"] = torch.cat([one.features.cpu() for one in said]).half()  # pyright: ignore
+        return found
 
-    def _say(self, images: Tensor) -> Tensor:
-        """Logits of the student's classes, where the images are; a runtime of files answers on the CPU."""
+    def _say(self, images: Tensor) -> "Said":
+        """Of the student's classes, where the images are; a runtime of files answers on the CPU."""
         logits = self.network(images).float()
-        return logits[:, self.order.to(logits.device)].to(images.device)
+        features = None if self.features is None else self.features.take()
+        return Said(logits[:, self.order.to(logits.device)].to(images.device), features)
 
     @torch.no_grad()
-    def answer(self, images: Tensor, student: Preprocessing) -> Tensor:
-        """What it says of a batch that the student sees, float32 (B, classes)."""
+    def answer(self, images: Tensor, student: Preprocessing) -> "Said":
+        """What it says of a batch that the student sees."""
         own = self.preprocessing
         if (own.mean, own.std) != (student.mean, student.std):
             scale = [_per_channel(values, images) for values in (student.std, student.mean, own.mean, own.std)]
@@ -148,6 +170,11 @@ def open_teacher(config: TrainConfig, classes: list[str]) -> Teacher:
     teacher = Teacher(name, network, how, order, notes)
     if config.teaching.teacher_sees == "batch":
         teacher.check_batch(config.preprocessing)
+    if config.teaching.teacher_features and teacher.features is None:
+        raise UserError(
+            f"the teacher {name} is a file, which tells nothing but its answer: give the run that it is of, or "
+            "leave out teacher_features"
+        )
     blank = torch.zeros(2, *how.input_size)
     try:
         number = network(blank).shape[1]
@@ -214,11 +241,17 @@ class Lessons:
     Args:
         config: of the training.
         teacher: None where all its answers are in the run's folder already.
+        student: network that it is for. One with an output of its own for a teacher, as DeiT's distilled ones have
+            it (arXiv 2012.12877), learns from it there.
     """
 
-    def __init__(self, config: TrainConfig, teacher: Teacher | None) -> None:
+    def __init__(self, config: TrainConfig, teacher: Teacher | None, student: nn.Module) -> None:
         self.config, self.teacher = config, teacher
-        self.answers: Tensor | None = None
+        self.answers: dict[str, Tensor] | None = None
+        self.features = Features(student) if config.teaching.teacher_features else None
+        distilled: Any = getattr(student, "set_distilled_training", None)
+        if distilled is not None:
+            distilled(True)
 
     def prepare(
         self, folder: RunFolder, source: Source, *, in_memory: bool, device: torch.device, show: bool
@@ -228,7 +261,9 @@ class Lessons:
         if show:
             say(f"asking {self.teacher.name} about {len(source):,} images, once for all")
         answers = self.teacher.answers(source, in_memory=in_memory, device=device)
-        save_tensors({"logits": answers}, folder.answers)
+        if self.features is None:
+            answers.pop("features", None)
+        save_tensors(answers, folder.answers)
 
     def begin(self, folder: RunFolder, images: int, device: torch.device) -> None:
         """Read what the teacher said, in every process; or bring it where it is asked.
@@ -242,14 +277,15 @@ class Lessons:
             return
         self.teacher = None  # it has said everything, and may be large
         try:
-            self.answers = load_file(folder.answers)["logits"]
+            self.answers = load_file(folder.answers)
+            number = len(self.answers["logits"])
         except Exception as error:  # safetensors raises its own class
             raise UserError(f"{folder.answers} is damaged: {first_line(error)}; delete it") from None
-        if len(self.answers) != images:
-            raise UserError(f"{folder.answers} is of {len(self.answers):,} images, not {images:,}: delete it")
+        if number != images:
+            raise UserError(f"{folder.answers} is of {number:,} images, not {images:,}: delete it")
 
-    def said(self, images: Tensor, numbers: Tensor | None) -> Tensor:
-        """What the teacher says of a batch, float32 (B, classes).
+    def said(self, images: Tensor, numbers: Tensor | None) -> Said:
+        """What the teacher says of a batch.
 
         Args:
             images: that the student sees.
@@ -259,25 +295,31 @@ class Lessons:
             assert self.teacher is not None
             return self.teacher.answer(images, self.config.preprocessing)
         assert numbers is not None
-        return self.answers[numbers.cpu()].to(images.device).float()
+        found = {name: kept[numbers.cpu()].to(images.device).float() for name, kept in self.answers.items()}
+        return Said(found["logits"], found.get("features"))
 
-    def loss(self, loss: Tensor, logits: Tensor, said: Tensor) -> Tensor:
+    def loss(self, loss: Tensor, logits: Tensor, said: Said) -> Tensor:
         """The loss with the teacher's share: of each image (B,), or the mean where `loss` is one.
 
         Args:
             loss: by the labels, () or (B,).
-            logits: of the student, float32 (B, classes).
+            logits: of the student, or of its output for the teacher, float32 (B, classes).
             said: by the teacher, as :meth:`said` has it.
         """
         how = self.config.teaching
         t = how.teacher_temperature
         if self.config.data.multi_label:
-            taught = _bernoulli_divergence(logits / t, said / t).mean(1)
+            taught = _bernoulli_divergence(logits / t, said.logits / t).mean(1)
         else:
-            student, teacher = F.log_softmax(logits / t, 1), F.log_softmax(said / t, 1)
+            student, teacher = F.log_softmax(logits / t, 1), F.log_softmax(said.logits / t, 1)
             taught = F.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
         taught = taught if loss.ndim else taught.mean()
-        return (1 - how.teacher_weight) * loss + how.teacher_weight * t**2 * taught
+        total = (1 - how.teacher_weight) * loss + how.teacher_weight * t**2 * taught
+        if self.features is None:
+            return total
+        assert said.features is not None
+        alike = relations(self.features.take(), said.features)
+        return total + how.teacher_features * (alike if loss.ndim else alike.mean())
 
 
 def _bernoulli_divergence(logits: Tensor, said: Tensor) -> Tensor:

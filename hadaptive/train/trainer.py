@@ -29,7 +29,7 @@ from hadaptive.runs import RunFolder
 from hadaptive.train.config import TrainConfig
 from hadaptive.train.criterion import Criterion
 from hadaptive.train.plots import plot_curves
-from hadaptive.train.teacher import Lessons, Teacher
+from hadaptive.train.teacher import Lessons, Said, Teacher
 from hadaptive.train.weights import classifier_of
 
 SMALLEST_SCALE = 2.0**-14  # of an fp16 loss: the gradients are not finite for another reason than its size
@@ -91,7 +91,7 @@ class Trainer(Engine):
         if config.clip_grad:  # after the temperatures, which learn from the gradients as they are
             watched(optimizer).register_step_pre_hook(self._clip)
         self.model, self.optimizer = accelerator.prepare(self.network, optimizer)
-        self.lessons = None if config.teaching.teacher is None else Lessons(config, teacher)
+        self.lessons = None if config.teaching.teacher is None else Lessons(config, teacher, self.network)
         self.by_score_function = learns_by_score_function(self.network)
         self.criterion = Criterion(config, batches, accelerator.device)
         self.best_accuracy = -1.0  # or mean average precision, of images of several classes
@@ -158,17 +158,19 @@ class Trainer(Engine):
         # The fused kernels have no second derivative.
         backend = ops.backend("reference") if self.second_order else nullcontext()
         with accelerator.accumulate(self.model), backend:
-            logits = self.model(images).float()
+            output = self.model(images)
+            # A network distilled by a token answers twice while it learns.
+            logits, to_teacher = (each.float() for each in (output if isinstance(output, tuple) else [output] * 2))
             loss = self.criterion(logits, targets)
             said = None
             if self.lessons is not None:
                 said = self.lessons.said(images, numbers)
-                loss = self.lessons.loss(loss, logits, said)
+                loss = self.lessons.loss(loss, to_teacher, said)
             value = loss.item()
             if not abs(value) < float("inf"):
                 raise self._non_finite(f"the loss is {value}", first_non_finite(self.network, images))
             if self.by_score_function:
-                loss = loss + self._score_function_term(logits, targets, said)
+                loss = loss + self._score_function_term(logits, to_teacher, targets, said)
             if self.second_order:
                 backward_twice(accelerator, loss)
             else:
@@ -184,11 +186,12 @@ class Trainer(Engine):
             )
         return value
 
-    def _score_function_term(self, logits: Tensor, targets: Tensor, said: Tensor | None) -> Tensor:
-        logits = logits.detach()
-        losses = self.criterion.each(logits, targets)
+    def _score_function_term(
+        self, logits: Tensor, to_teacher: Tensor, targets: Tensor, said: Said | None
+    ) -> Tensor:
+        losses = self.criterion.each(logits.detach(), targets)
         if self.lessons is not None and said is not None:
-            losses = self.lessons.loss(losses, logits, said)
+            losses = self.lessons.loss(losses, to_teacher.detach(), said).detach()
         return score_function_term(self.network, losses)
 
     def _clip(self, *_: Any) -> None:
