@@ -193,7 +193,7 @@ TRAININGS = [
     "--recipe few-digits --train-size 24 --model random.json",
     "--recipe fmnist-long --train-size 20 --val-fraction 0.2 --model one-ach.json",
     "--recipe cooccurrence --train-size 24 --model one-ach.json",
-    "--recipe quick --model relu6.json --train-size 24 --class-weights",
+    "--recipe quick --model relu6.json --train-size 24 --class-weights --multi-label --label-separator ,",
     "--recipe quick --model relu.json --train-size 24 --balanced",
     "--recipe quick --model local-dir:timm --pretrained --freeze-backbone 1 --layer-decay 0.8",
     "--recipe quick --model one-ach.json --teacher run --teacher-sees batch --teacher-features 1 --mixup 0.2",

@@ -33,6 +33,7 @@ ORDER = (
     ("registration",),
     ("data",),
     ("cards", "metrics"),
+    ("multi_label",),
     ("runs",),
     ("measure",),
     ("engine",),

@@ -66,7 +66,7 @@ class Teacher:
 
     @torch.no_grad()
     def answers(self, source: Source, *, in_memory: bool, device: torch.device) -> dict[str, Tensor]:
-        """What it says of each image of a source as it stands there: logits, features as in :class:`Said`, float16.
+        """What it says of each image of a source as it stands there: as :class:`Said` has it, but float16.
 
         An image that cannot be read has zeros, or what a blank one has: it is never trained on.
         """
