@@ -2,7 +2,7 @@ from hadaptive.data.config import Augmentation, DataConfig, Preprocessing, is_st
 from hadaptive.data.dataset import ImageData, open_data
 from hadaptive.data.draw import hold_out
 from hadaptive.data.images import decode, to_eight_bit
-from hadaptive.data.labels import LabelSets
+from hadaptive.data.label_sets import LabelSets
 from hadaptive.data.loading import (
     EpochSampler,
     ImageDataset,

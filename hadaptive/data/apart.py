@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from hadaptive.data.config import DataConfig
-from hadaptive.data.labels import LabelSets
+from hadaptive.data.label_sets import LabelSets
 from hadaptive.data.listing import Listing
 from hadaptive.data.manifest import Manifest, some
 from hadaptive.data.memory import learned

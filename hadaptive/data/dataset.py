@@ -8,7 +8,7 @@ import numpy as np
 from hadaptive.data.config import DataConfig
 from hadaptive.data.draw import Divided, Sizing, choose, choose_apart
 from hadaptive.data.extend import extend
-from hadaptive.data.labels import LabelSets
+from hadaptive.data.label_sets import LabelSets
 from hadaptive.data.listing import Listing
 from hadaptive.data.manifest import PARTS, Manifest, some
 from hadaptive.data.memory import carry, learned
