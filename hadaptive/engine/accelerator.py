@@ -1,14 +1,18 @@
 """Devices, processes and precision, as accelerate finds them."""
 
 import os
+from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs
+from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from hadaptive.engine.config import Execution
 from hadaptive.errors import UserError, first_line
+
+# For what one process does alone, such as reading all images or asking a teacher; NCCL gives up after ten minutes.
+WAIT = timedelta(hours=12)
 
 
 def create_accelerator(
@@ -37,7 +41,10 @@ def create_accelerator(
             gradient_accumulation_steps=accumulate,
             dynamo_backend="inductor" if compile else None,
             dataloader_config=DataLoaderConfiguration(split_batches=True),
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused_parameters)],
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(find_unused_parameters=unused_parameters),
+                InitProcessGroupKwargs(timeout=WAIT),
+            ],
         )
     except ValueError as error:
         raise UserError(
