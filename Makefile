@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test test-fast lint format bench-accuracy bench-ops bench-search bench-gpu clean
+.PHONY: help install demo test test-fast lint format docs bench-accuracy bench-ops bench-search bench-gpu clean
 
 help:
 	@echo "make demo            train, evaluate and predict on real digits (a few minutes after set-up)"
@@ -12,6 +12,7 @@ help:
 	@echo "make test-fast       the tests that take seconds"
 	@echo "make lint            ruff and pyright"
 	@echo "make format          rewrite the code in the house's format"
+	@echo "make docs            the site of these pages, in the folder site; a broken link is an error"
 	@echo "make bench-accuracy  five networks, three seeds, one recipe (over an hour on two cores)"
 	@echo "make bench-ops       the operators and whole networks against their rivals on this CPU"
 	@echo "make bench-search    what a search costs, what it finds, and random networks beside it (about an hour)"
@@ -45,6 +46,10 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(STAMP)
+	$(BIN)/python -m mkdocs build --strict --site-dir site
+	@echo "open site/index.html"
+
 bench-accuracy: $(STAMP)
 	$(BIN)/python -m benchmarks accuracy
 
@@ -70,4 +75,4 @@ bench-gpu:
 	$(PYTHON) -m benchmarks gpu $(RESULTS) $(STEPS)
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .hypothesis

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md")
 PROGRAMS = ("hadaptive", "python", "torchrun", "make", "pip")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -53,6 +53,12 @@ def sections() -> list[Shown]:
                 heading = f"{document.name}, {part.splitlines()[0].strip('# ')}"
                 found.append(Shown(heading, tuple(dict.fromkeys(filter(None, commands))), tuple(scripts)))
     return found
+
+
+def recipes() -> dict[str, tuple[str, ...]]:
+    """The scripts of docs/recipes.md by their headings."""
+    found = [section for section in sections() if section.heading.startswith("recipes.md, ")]
+    return {section.heading.partition(", ")[2]: section.scripts for section in found if section.scripts}
 
 
 def targets() -> dict[str, list[str]]:

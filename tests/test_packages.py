@@ -40,7 +40,7 @@ def extras() -> dict[str, list[str]]:
     """Every extra of pyproject.toml for users, with the names its packages are imported by."""
     table = PROJECT.partition("[project.optional-dependencies]")[2].partition("\n[")[0]
     found = dict(re.findall(r"^(\w+) = \[(.*?)\]", table, re.MULTILINE | re.DOTALL))
-    del found["dev"]
+    del found["dev"], found["docs"]  # for those who work on it
     return {extra: re.findall(r'"([\w-]+)>', listed.replace("-", "_")) for extra, listed in found.items()}
 
 
