@@ -17,11 +17,12 @@ Positional = tyro.conf.Positional
 class TrainCommand(TrainConfig):
     """Train a network on images and leave a run folder.
 
-    Every flag's default comes from the recipe. Beside --resume only --quiet, and --data or --data-dir where the
-    images have moved, may be given.
+    Every flag's default comes from the recipe. Beside --resume only --quiet, --epochs, and --data or --data-dir
+    where the images have moved, may be given.
 
     Attributes:
-        resume: continue this interrupted run exactly where it stopped.
+        resume: continue this interrupted run exactly where it stopped; with --epochs train it on, finished or not,
+            to so many epochs in all.
         quiet: print nothing.
     """
 

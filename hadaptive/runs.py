@@ -7,9 +7,10 @@ metrics.csv          a row per epoch
 selection.csv        a row per epoch and ACH layer
 best.safetensors     weights with the best validation accuracy
 last.safetensors     weights of the last finished epoch
-checkpoint.pt        all state needed to go on exactly; removed when training is done
+checkpoint.pt        all state needed to go on exactly, also to more epochs when training is done
 teacher.safetensors  what a teacher says of each training image; removed when training is done
 calibration.json     how sure the tested weights are to be, as the validation part tells
+finished-30/         the run as it was when it was finished after 30 epochs, before it went on to more
 curves.png, summary.json, skipped_images.txt
 """
 
@@ -21,7 +22,7 @@ import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from safetensors.torch import load_file, save
@@ -44,7 +45,13 @@ def _umask() -> int:
 
 
 class RunFolder:
-    """One run on disk."""
+    """One run on disk.
+
+    Attributes:
+        goes_on: whether a run that is finished may go on to more epochs.
+    """
+
+    goes_on: ClassVar[bool] = True
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)

@@ -33,6 +33,7 @@ pytestmark = [
 # All that a test may shorten: flags added to commands that begin so, the longest beginning counts.
 SHORTER = {
     "hadaptive train": "--epochs 1 --image-size 32 --batch-size 16",
+    "hadaptive train --resume runs/mine --epochs": "--epochs 2",
     "torchrun": "--data path/to/folder --output runs/two --epochs 1 --image-size 32 --batch-size 16",
     "hadaptive search": "--epochs 2 --image-size 32 --batch-size 16 --space tiny-space.json",
     "hadaptive search --data path/to/folder --recipe folder --space star": (
@@ -97,7 +98,7 @@ ELSEWHERE = {
 
 def budget(command: str) -> list[str]:
     """The words of a command and what shortens it."""
-    begins = [start for start in SHORTER if command.startswith(start) and "--resume" not in command]
+    begins = [s for s in SHORTER if command.startswith(s) and ("--resume" in s or "--resume" not in command)]
     return shlex.split(command) + shlex.split(SHORTER[max(begins, key=len)] if begins else "")
 
 
