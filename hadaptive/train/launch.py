@@ -53,7 +53,7 @@ def train(
         UserError: a setting, the data or the model do not fit; the folder exists; the loss became non-finite.
         TrainingInterruptedError: stopped by a signal, after a checkpoint was written.
     """
-    accelerator = _accelerator(config)
+    accelerator = accelerator_of(config)
     output = config.output or on_main(accelerator, lambda: default_output(config))  # by the clock of one process
     RunFolder.check_new(output)
     # Every mistake in the settings shows here, before there is a folder.
@@ -65,7 +65,8 @@ def train(
     return trainer.fit(begin(trainer, RunFolder, output, documents, manifest))
 
 
-def _accelerator(config: TrainConfig) -> Accelerator:
+def accelerator_of(config: TrainConfig) -> Accelerator:
+    """The devices and processes that a training is to use."""
     return create_accelerator(
         config.execution,
         accumulate=config.accumulate,
@@ -158,7 +159,7 @@ def resume(
     config = replace(read_config(run), data=run.data_config(data, data_dir))
     if epochs is not None:
         config = config.changed(epochs=epochs)
-    accelerator = _accelerator(config)
+    accelerator = accelerator_of(config)
     opened = None if is_stream(config.data.data) else run.open_data(data, data_dir, exact=True)
     batches = _batches(config, accelerator, opened, test)
     if opened is not None and not run.manifest.is_file():  # an older version kept none; from now on it holds
