@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from pathlib import Path
 
 import pytest
@@ -38,22 +39,9 @@ def files(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
 
-LINE = [
-    "train",
-    "--data",
-    "pets",
-    "--model",
-    "tiny.json",
-    "--image-size",
-    "8",
-    "--batch-size",
-    "8",
-    "--epochs",
-    "3",
-    "--workers",
-    "0",
-    "--cpu",
-]
+LINE = shlex.split(
+    "train --data pets --model tiny.json --image-size 8 --batch-size 8 --epochs 3 --workers 0 --cpu"
+)
 
 
 @pytest.mark.parametrize("dry_run", [True])
