@@ -73,6 +73,7 @@ def dry_run(
         check_new_file(first_batch)
     if config.output is not None:
         RunFolder.check_new(config.output)
+    config = config.changed(cache=None)  # where pixels would be kept
     accelerator = accelerator_of(config)
     trainer, _ = new_trainer(config, accelerator, given=given, quiet=quiet)
     config = trainer.config

@@ -16,7 +16,6 @@ curves.png, summary.json, skipped_images.txt
 
 import io
 import json
-import os
 import shlex
 import shutil
 import tempfile
@@ -31,17 +30,11 @@ from torch import Tensor, nn
 from hadaptive.cards import ModelCard, exported_division
 from hadaptive.data import DataConfig, ImageData, Manifest, open_data
 from hadaptive.errors import UserError, first_line, resuming
-from hadaptive.files import append_csv, read_csv, write_atomically, write_csv, write_json
+from hadaptive.files import append_csv, read_csv, umask, write_atomically, write_csv, write_json
 from hadaptive.settings import part_of
 from hadaptive.text import alike
 
 Folder = TypeVar("Folder", bound="RunFolder")
-
-
-def _umask() -> int:
-    """What this process leaves out of the rights of new files."""
-    os.umask(mask := os.umask(0))
-    return mask
 
 
 class RunFolder:
@@ -102,7 +95,7 @@ class RunFolder:
         try:
             run.path.parent.mkdir(parents=True, exist_ok=True)
             staged = Path(tempfile.mkdtemp(prefix=f".{run.path.name}-", dir=run.path.parent))
-            staged.chmod(0o777 & ~_umask())
+            staged.chmod(0o777 & ~umask())
             for name, document in (documents or {}).items():
                 write_json(staged / name, document)
             if manifest is not None:

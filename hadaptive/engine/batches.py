@@ -26,6 +26,7 @@ from hadaptive.data import (
 )
 from hadaptive.data.streams import StreamDataset
 from hadaptive.data.transforms import Decode
+from hadaptive.engine.caching import Caching
 from hadaptive.engine.config import Execution, Optimisation
 from hadaptive.errors import UserError, first_line
 
@@ -156,14 +157,23 @@ def create_batches(
     if steps == 0:
         raise UserError(f"there are only {len(part)} training images, fewer than batch_size {batch}: lower it")
 
+    caching = None
+    if config.execution.cache is not None:
+        caching = Caching(data, config.preprocessing, config.execution, accelerator)
+
     def trained(source: Source, steps: int, seed: int) -> Training:
         order = EpochSampler(len(source), steps * batch, seed, part.targets if balanced else None)
         transform = train_transform(config.preprocessing, config.augmentation)
-        loader = _loader(source, transform, micro, config, accelerator, data.in_memory, order)
+        read = source if caching is None else caching.training(source)
+        read = Numbered(read, len(data.classes)) if numbered else read
+        loader = _loader(read, transform, micro, config, accelerator, data.in_memory, order)
         return Training(loader, order, len(source), steps)
 
-    def evaluated(source: Source) -> DataLoader:
-        return _loader(source, eval_transform(config.preprocessing), micro, config, accelerator, data.in_memory)
+    def evaluated(source: Source, kept: Source | None = None) -> DataLoader:
+        transform = eval_transform(config.preprocessing)
+        if kept is not None:
+            source, transform = kept, transform.after_steps()
+        return _loader(source, transform, micro, config, accelerator, data.in_memory)
 
     seed = config.execution.seed
     if balanced and part.targets is None:
@@ -171,12 +181,12 @@ def create_batches(
             f"the classes of {config.data.data} are not known before it is read: nothing can be balanced"
         )
     batches = Batches(
-        train=trained(Numbered(part, len(data.classes)) if numbered else part, steps, seed),
-        validation=evaluated(data.validation),
+        train=trained(part, steps, seed),
+        validation=evaluated(data.validation, None if caching is None else caching.validation()),
         test=evaluated(data.test) if test and data.test is not None else None,
         classes=data.classes,
         parts={**data.parts, "train": part},
-        notes=list(data.notes),
+        notes=[*data.notes, *([] if caching is None else [caching.note])],
         fingerprint=data.manifest.fingerprint,
         in_memory=data.in_memory,
         counts=None if part.targets is None else np.bincount(part.targets, minlength=len(data.classes)),
