@@ -14,6 +14,7 @@ from folders import picture
 from processes import torchrun
 from tiny import TINY, WIDE_CHOICE, WIDE_SPACE
 
+from benchmarks import cache as bench_cache
 from benchmarks import deployment, kernels, operators, products
 from benchmarks import depthwise as bench_depthwise
 from benchmarks import search as bench_search
@@ -79,6 +80,7 @@ SHORTER = {
     "python -m benchmarks startup": "--rounds 2",
     "python -m benchmarks deployment": "runs/mine",
     "python -m benchmarks ranking": "--networks 6 --results ranking.csv --jobs 1",
+    "python -m benchmarks cache": "--images 100 --model tiny.json --image-size 32 --epochs 2 --results cache.csv",
     "python -m benchmarks starts": (
         "--seeds 0 --rates 2e-3 --rate-epochs 1 --teacher hadaptive_net2_s --results starts.csv"
     ),
@@ -156,6 +158,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(bench_search, "VARIANTS", bench_search.VARIANTS[:2])
     ways = {name: deployment.VARIANTS[name] for name in ("dynamic", "frozen")}
     monkeypatch.setattr(deployment, "VARIANTS", ways)
+    monkeypatch.setattr(bench_cache, "KINDS", ((1.0, 96, "jpg"),))
     monkeypatch.setattr(operators, "SHAPES", ((8, 4, 5, 3),))
     monkeypatch.setattr(bench_depthwise, "NETWORKS", ("hadaptive_net_s",))
     monkeypatch.setattr(bench_depthwise, "SWEEP", bench_depthwise.SWEEP[:1])
