@@ -25,6 +25,13 @@ def _kernels(arguments: list[str]) -> None:
     bench_kernels(parsed(KernelsConfig, "python -m benchmarks kernels", arguments))
 
 
+def _cache(arguments: list[str]) -> None:
+    from benchmarks.cache import CacheConfig, bench_cache
+    from hadaptive.parsing import parsed
+
+    bench_cache(parsed(CacheConfig, "python -m benchmarks cache", arguments))
+
+
 def _compiled(arguments: list[str]) -> None:
     import benchmarks.textbook  # noqa: F401 (registers the published S)
     from benchmarks.compiled import CompiledConfig, bench_compiled
@@ -157,6 +164,7 @@ def _networks(arguments: list[str]) -> None:
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "accuracy": _accuracy,
+    "cache": _cache,
     "compiled": _compiled,
     "deployment": _deployment,
     "depthwise": _depthwise,

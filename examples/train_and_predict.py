@@ -41,6 +41,6 @@ print(f"{evaluation.correct} of {evaluation.total} test images are right; more i
 
 network, card = RunFolder.open(options.output).load_model()
 paths, left_out = find_images(options.images)
-for prediction in predict_images(network, paths, classes, card.preprocessing, top=1, temperature=card.temperature):
+for prediction in predict_images(network, paths, card, top=1):
     name, probability = prediction.classes[0] if prediction.classes else (prediction.error, 0.0)
     print(f"{prediction.image}: {name} ({probability:.0%})")

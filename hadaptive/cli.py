@@ -47,7 +47,10 @@ FAULT = (
 Command = TypeVar("Command", bound=RecipeSettings)
 
 
-BESIDE_RESUME = {"resume", "quiet", "data", "data_dir", "jobs", "executor"}
+BESIDE_RESUME = {
+    "train": {"resume", "quiet", "data", "data_dir", "epochs"},
+    "search": {"resume", "quiet", "data", "data_dir", "jobs", "executor"},
+}
 
 
 def _configured(kind: type[Command], name: str, arguments: list[str]) -> tuple[Command, set[str]]:
@@ -58,8 +61,8 @@ def _configured(kind: type[Command], name: str, arguments: list[str]) -> tuple[C
     command = parsed(kind, f"hadaptive {name}", arguments, default=default, config=config)
     flags = [argument.partition("=")[0][2:].replace("-", "_") for argument in arguments if argument[:2] == "--"]
     typed = {flag if flag in names(kind) else flag.removeprefix("no_") for flag in flags}
-    if "resume" in typed and typed - BESIDE_RESUME:
-        extra = min(typed - BESIDE_RESUME).replace("_", "-")
+    if "resume" in typed and (others := typed - BESIDE_RESUME[name]):
+        extra = min(others).replace("_", "-")
         raise UserError(f"--resume takes every setting from the run: leave out --{extra}")
     return command, typed
 
@@ -80,10 +83,18 @@ def _train(arguments: list[str]) -> None:
     if command.resume is not None:
         from hadaptive.train import resume
 
-        resume(command.resume, **_where(command, typed))
+        epochs = command.optimisation.epochs if "epochs" in typed else None
+        resume(command.resume, epochs=epochs, **_where(command, typed))
         return
     config = _part(command, TrainConfig)
     config.refuse_idle(typed)
+    if command.first_batch is not None and not command.dry_run:
+        raise UserError("--first-batch has no effect here, for --dry-run is not there: leave it out")
+    if command.dry_run:
+        from hadaptive.dry_run import dry_run
+
+        dry_run(config, given=typed, first_batch=command.first_batch, quiet=command.quiet)
+        return
     from hadaptive.train import train
 
     train(config, given=typed, quiet=command.quiet)

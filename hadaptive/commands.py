@@ -17,16 +17,22 @@ Positional = tyro.conf.Positional
 class TrainCommand(TrainConfig):
     """Train a network on images and leave a run folder.
 
-    Every flag's default comes from the recipe. Beside --resume only --quiet, and --data or --data-dir where the
-    images have moved, may be given.
+    Every flag's default comes from the recipe. Beside --resume only --quiet, --epochs, and --data or --data-dir
+    where the images have moved, may be given.
 
     Attributes:
-        resume: continue this interrupted run exactly where it stopped.
+        resume: continue this interrupted run exactly where it stopped; with --epochs train it on, finished or not,
+            to so many epochs in all.
         quiet: print nothing.
+        dry_run: train nothing: take a few steps, and say how many images, steps and parameters there are and what
+            memory and time it takes; nothing is written but --first-batch.
+        first_batch: with --dry-run, draw the first batch into this new PNG.
     """
 
     resume: Path | None = None
     quiet: bool = False
+    dry_run: bool = False
+    first_batch: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,12 @@ def _cure(error: OSError, path: Path) -> str:
     return f"; make room on the disk of {path.absolute().parent}, where nothing written before was lost"
 
 
+def umask() -> int:
+    """What this process leaves out of the rights of new files."""
+    os.umask(mask := os.umask(0))
+    return mask
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then put it in place in one step.
 

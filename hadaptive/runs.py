@@ -7,21 +7,21 @@ metrics.csv          a row per epoch
 selection.csv        a row per epoch and ACH layer
 best.safetensors     weights with the best validation accuracy
 last.safetensors     weights of the last finished epoch
-checkpoint.pt        all state needed to go on exactly; removed when training is done
+checkpoint.pt        all state needed to go on exactly, also to more epochs when training is done
 teacher.safetensors  what a teacher says of each training image; removed when training is done
 calibration.json     how sure the tested weights are to be, as the validation part tells
+finished-30/         the run as it was when it was finished after 30 epochs, before it went on to more
 curves.png, summary.json, skipped_images.txt
 """
 
 import io
 import json
-import os
 import shlex
 import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from safetensors.torch import load_file, save
@@ -30,21 +30,21 @@ from torch import Tensor, nn
 from hadaptive.cards import ModelCard, exported_division
 from hadaptive.data import DataConfig, ImageData, Manifest, open_data
 from hadaptive.errors import UserError, first_line, resuming
-from hadaptive.files import append_csv, read_csv, write_atomically, write_csv, write_json
+from hadaptive.files import append_csv, read_csv, umask, write_atomically, write_csv, write_json
 from hadaptive.settings import part_of
 from hadaptive.text import alike
 
 Folder = TypeVar("Folder", bound="RunFolder")
 
 
-def _umask() -> int:
-    """What this process leaves out of the rights of new files."""
-    os.umask(mask := os.umask(0))
-    return mask
-
-
 class RunFolder:
-    """One run on disk."""
+    """One run on disk.
+
+    Attributes:
+        goes_on: whether a run that is finished may go on to more epochs.
+    """
+
+    goes_on: ClassVar[bool] = True
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -95,7 +95,7 @@ class RunFolder:
         try:
             run.path.parent.mkdir(parents=True, exist_ok=True)
             staged = Path(tempfile.mkdtemp(prefix=f".{run.path.name}-", dir=run.path.parent))
-            staged.chmod(0o777 & ~_umask())
+            staged.chmod(0o777 & ~umask())
             for name, document in (documents or {}).items():
                 write_json(staged / name, document)
             if manifest is not None:

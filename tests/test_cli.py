@@ -95,7 +95,9 @@ def test_bad_flags_exit_with_two(arguments: list[str], capsys: pytest.CaptureFix
         (["train", "--recipe", "quick", "--recipe", "nope"], "no recipe 'nope'"),  # the last counts
         (["train", "--model", "hadaptive_net_x"], "did you mean hadaptive_net"),
         (["train", "--resume", "nowhere"], "there is no run folder nowhere"),
-        (["train", "--resume", "nowhere", "--epochs", "3"], "leave out --epochs"),
+        (["train", "--resume", "nowhere", "--epochs", "3"], "there is no run folder nowhere"),
+        (["train", "--resume", "nowhere", "--lr", "3"], "leave out --lr"),
+        (["search", "--resume", "nowhere", "--epochs", "3"], "leave out --epochs"),
         (["evaluate", "nowhere"], "there is no run folder nowhere"),
         (["evaluate", str(Path(__file__).parent)], "is not a run folder: it has no config.json"),
         (["predict", "nowhere", str(Path(__file__))], "there is no run folder nowhere"),

@@ -14,6 +14,7 @@ from folders import picture
 from processes import torchrun
 from tiny import TINY, WIDE_CHOICE, WIDE_SPACE
 
+from benchmarks import cache as bench_cache
 from benchmarks import deployment, kernels, operators, products
 from benchmarks import depthwise as bench_depthwise
 from benchmarks import search as bench_search
@@ -33,6 +34,7 @@ pytestmark = [
 # All that a test may shorten: flags added to commands that begin so, the longest beginning counts.
 SHORTER = {
     "hadaptive train": "--epochs 1 --image-size 32 --batch-size 16",
+    "hadaptive train --resume runs/mine --epochs": "--epochs 2",
     "torchrun": "--data path/to/folder --output runs/two --epochs 1 --image-size 32 --batch-size 16",
     "hadaptive search": "--epochs 2 --image-size 32 --batch-size 16 --space tiny-space.json",
     "hadaptive search --data path/to/folder --recipe folder --space star": (
@@ -78,6 +80,7 @@ SHORTER = {
     "python -m benchmarks startup": "--rounds 2",
     "python -m benchmarks deployment": "runs/mine",
     "python -m benchmarks ranking": "--networks 6 --results ranking.csv --jobs 1",
+    "python -m benchmarks cache": "--images 100 --model tiny.json --image-size 32 --epochs 2 --results cache.csv",
     "python -m benchmarks starts": (
         "--seeds 0 --rates 2e-3 --rate-epochs 1 --teacher hadaptive_net2_s --results starts.csv"
     ),
@@ -97,7 +100,7 @@ ELSEWHERE = {
 
 def budget(command: str) -> list[str]:
     """The words of a command and what shortens it."""
-    begins = [start for start in SHORTER if command.startswith(start) and "--resume" not in command]
+    begins = [s for s in SHORTER if command.startswith(s) and ("--resume" in s or "--resume" not in command)]
     return shlex.split(command) + shlex.split(SHORTER[max(begins, key=len)] if begins else "")
 
 
@@ -155,6 +158,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(bench_search, "VARIANTS", bench_search.VARIANTS[:2])
     ways = {name: deployment.VARIANTS[name] for name in ("dynamic", "frozen")}
     monkeypatch.setattr(deployment, "VARIANTS", ways)
+    monkeypatch.setattr(bench_cache, "KINDS", ((1.0, 96, "jpg"),))
     monkeypatch.setattr(operators, "SHAPES", ((8, 4, 5, 3),))
     monkeypatch.setattr(bench_depthwise, "NETWORKS", ("hadaptive_net_s",))
     monkeypatch.setattr(bench_depthwise, "SWEEP", bench_depthwise.SWEEP[:1])

@@ -39,7 +39,7 @@ ORDER = (
     ("engine",),
     ("train",),
     ("info", "doctor", "compare"),
-    ("evaluate",),
+    ("evaluate", "dry_run"),
     ("search", "export"),
     ("predict",),
     ("demo", "bench", "commands"),

@@ -73,17 +73,22 @@ def load(image: Image.Image, max_pixels: int = MOST_PIXELS) -> Image.Image:
     Raises:
         OSError: it is damaged, or has more than `max_pixels` pixels.
     """
+    check_size(image, max_pixels)
+    with _as_os_errors():
+        if (factor := _excess(image)) > 1:
+            image.draft(None, (image.width // factor, image.height // factor))
+        image.load()
+        return image
+
+
+def check_size(image: Image.Image, max_pixels: int) -> None:
+    """Raise OSError if an image has more than `max_pixels` pixels."""
     width, height = image.size
     if width * height > max_pixels:
         raise OSError(
             f"it has {width:,} x {height:,} pixels, {width * height / 1e6:,.0f} million, and --max-pixels "
             f"{max_pixels} allows {max_pixels / 1e6:,.0f} million"
         )
-    with _as_os_errors():
-        if (factor := _excess(image)) > 1:
-            image.draft(None, (width // factor, height // factor))
-        image.load()
-        return image
 
 
 def decode(data: bytes, max_pixels: int = MOST_PIXELS) -> Image.Image:

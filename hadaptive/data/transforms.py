@@ -5,6 +5,7 @@ rest while training. "stretch" is for small fixed-size images: pad, resize to th
 shift by a padded random crop and flip while training.
 """
 
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -131,6 +132,12 @@ class ImageTransform:
         self.steps = steps
         self.normalise = Normalise(preprocessing)
         self.last = last
+
+    def after_steps(self) -> "ImageTransform":
+        """The transform of an image on which the steps have been done."""
+        done = copy(self)
+        done.steps = []
+        return done
 
     def __call__(self, image: Any, out: Tensor | None = None) -> Tensor:
         """Transform one image, into `out` (contiguous, of the shape `shape`) where it is given."""

@@ -27,6 +27,7 @@ from hadaptive.data import (
 )
 from hadaptive.data.streams import StreamDataset
 from hadaptive.data.transforms import Decode
+from hadaptive.engine.caching import Caching
 from hadaptive.engine.config import Execution, Optimisation
 from hadaptive.errors import UserError, first_line
 
@@ -102,6 +103,22 @@ class Batches:
         """How many values targets have."""
         return len(self.classes if self.sets is None else self.sets.members)
 
+    def label_name(self, target: int) -> str:
+        """What a target stands for: a class, or all that an image has."""
+        if self.sets is None:
+            return self.classes[target]
+        there = zip(self.classes, self.sets.members[target], strict=True)
+        return ", ".join(name for name, has in there if has) or "none"
+
+    def count(self, targets: np.ndarray) -> np.ndarray:
+        """int64 (classes,), images of each class.
+
+        Args:
+            targets: int64 (N,).
+        """
+        of_labels = np.bincount(targets, minlength=self.labels)
+        return of_labels if self.sets is None else of_labels @ self.sets.members
+
     def image_name(self, part: str, index: int) -> str:
         """What to call an image of a part in a message."""
         source = self.parts.get(part)
@@ -164,14 +181,23 @@ def create_batches(
     if steps == 0:
         raise UserError(f"there are only {len(part)} training images, fewer than batch_size {batch}: lower it")
 
+    caching = None
+    if config.execution.cache is not None:
+        caching = Caching(data, config.preprocessing, config.execution, accelerator)
+
     def trained(source: Source, steps: int, seed: int) -> Training:
         order = EpochSampler(len(source), steps * batch, seed, part.targets if balanced else None)
         transform = train_transform(config.preprocessing, config.augmentation)
-        loader = _loader(source, transform, micro, config, accelerator, data.in_memory, order)
+        read = source if caching is None else caching.training(source)
+        read = Numbered(read, len(data.classes)) if numbered else read
+        loader = _loader(read, transform, micro, config, accelerator, data.in_memory, order)
         return Training(loader, order, len(source), steps)
 
-    def evaluated(source: Source) -> DataLoader:
-        return _loader(source, eval_transform(config.preprocessing), micro, config, accelerator, data.in_memory)
+    def evaluated(source: Source, kept: Source | None = None) -> DataLoader:
+        transform = eval_transform(config.preprocessing)
+        if kept is not None:
+            source, transform = kept, transform.after_steps()
+        return _loader(source, transform, micro, config, accelerator, data.in_memory)
 
     seed = config.execution.seed
     if balanced and part.targets is None:
@@ -179,21 +205,18 @@ def create_batches(
             f"the classes of {config.data.data} are not known before it is read: nothing can be balanced"
         )
     sets = data.label_sets()
-    counts = None if part.targets is None else np.bincount(part.targets, minlength=len(data.classes))
-    if sets is not None and counts is not None:
-        counts = counts @ sets.members
     batches = Batches(
-        train=trained(Numbered(part, len(data.classes)) if numbered else part, steps, seed),
-        validation=evaluated(data.validation),
+        train=trained(part, steps, seed),
+        validation=evaluated(data.validation, None if caching is None else caching.validation()),
         test=evaluated(data.test) if test and data.test is not None else None,
         classes=data.classes if sets is None else sets.classes,
         parts={**data.parts, "train": part},
-        notes=list(data.notes),
+        notes=[*data.notes, *([] if caching is None else [caching.note])],
         fingerprint=data.manifest.fingerprint,
         in_memory=data.in_memory,
-        counts=counts,
         sets=sets,
     )
+    batches.counts = None if part.targets is None else batches.count(part.targets)
     if alpha_part is not None:
         # Never more architecture steps than weight steps: they alternate.
         batches.alpha = trained(alpha_part, min(steps, len(alpha_part) // batch), seed + 1)

@@ -2,8 +2,10 @@
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from hadaptive.data.config import is_stream
 from hadaptive.engine.recipes import RECIPES
 from hadaptive.errors import UserError
 from hadaptive.settings import Settings, names
@@ -67,6 +69,9 @@ class Execution:
         strict: stop at an image that cannot be read, instead of skipping it.
         track: also hand the figures of every epoch to these experiment trackers, which must be installed;
             TensorBoard's files lie in the run folder.
+        cache: folder where decoded images are kept, so that only the first epoch decodes them: those to learn from
+            with their short side reduced to twice image_size, and validation's as they are evaluated.
+        cache_size: the most that it may take, in GB.
     """
 
     seed: int = 0
@@ -77,8 +82,14 @@ class Execution:
     checkpoint_every: int = 0
     strict: bool = False
     track: tuple[Tracker, ...] = ()
+    cache: Path | None = None
+    cache_size: float = 20.0
 
     def __post_init__(self) -> None:
+        if self.cache is not None:  # a run may be resumed from another folder
+            object.__setattr__(self, "cache", self.cache.expanduser().absolute())
+        if not 0 < self.cache_size < float("inf"):
+            raise UserError(f"cache_size must be a positive number of GB, got {self.cache_size}")
         not_negative("seed", self.seed)
         not_negative("checkpoint_every", self.checkpoint_every)
         if self.seed >= 2**63:
@@ -126,6 +137,10 @@ def idle_images(config: Any) -> Iterator[Idle]:
         yield Idle("min_lr", "sched", f"{sched} does not use it")
     if config.optimisation.warmup == 0:
         yield Idle("warmup_lr", "warmup", "0 leaves it out")
+    if is_stream(config.data.data):
+        yield Idle("cache", "data", "is a stream, which is read from its start to its end")
+    if config.execution.cache is None:
+        yield Idle("cache_size", "cache", "is not there")
 
 
 class RecipeSettings(Settings):

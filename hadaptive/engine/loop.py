@@ -355,7 +355,8 @@ class Engine(ABC):
                 lines = [f"{name}\t{reason}\n" for name, reason in sorted(self.unreadable.items())]
                 write_atomically(folder.skipped, lambda p: p.write_text("".join(lines), encoding="utf-8"))
             write_json(folder.summary, summary)
-            folder.checkpoint.unlink(missing_ok=True)
+            if not folder.goes_on:
+                folder.checkpoint.unlink(missing_ok=True)
 
         on_main(self.accelerator, write)
         of_test = {f"test_{name}": value for name, value in (summary.get("test") or {}).items()}

@@ -23,6 +23,8 @@ from hadaptive.runs import RunFolder
 class SearchFolder(RunFolder):
     """One search on disk."""
 
+    goes_on = False
+
     def __init__(self, path: str | Path) -> None:
         super().__init__(path)
         self.space = self.path / "space.json"

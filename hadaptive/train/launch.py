@@ -16,6 +16,7 @@ from hadaptive.engine.processes import on_main
 from hadaptive.errors import UserError
 from hadaptive.runs import RunFolder, division_of
 from hadaptive.train.config import Teaching, TrainConfig
+from hadaptive.train.extend import check_extension, extend
 from hadaptive.train.network import as_done, begun_network, identity_of, starting_network
 from hadaptive.train.teacher import open_teacher
 from hadaptive.train.trainer import Trainer
@@ -52,7 +53,7 @@ def train(
         UserError: a setting, the data or the model do not fit; the folder exists; the loss became non-finite.
         TrainingInterruptedError: stopped by a signal, after a checkpoint was written.
     """
-    accelerator = _accelerator(config)
+    accelerator = accelerator_of(config)
     output = config.output or on_main(accelerator, lambda: default_output(config))  # by the clock of one process
     RunFolder.check_new(output)
     # Every mistake in the settings shows here, before there is a folder.
@@ -64,7 +65,8 @@ def train(
     return trainer.fit(begin(trainer, RunFolder, output, documents, manifest))
 
 
-def _accelerator(config: TrainConfig) -> Accelerator:
+def accelerator_of(config: TrainConfig) -> Accelerator:
+    """The devices and processes that a training is to use."""
     return create_accelerator(
         config.execution,
         accumulate=config.accumulate,
@@ -129,6 +131,7 @@ def new_trainer(
 def resume(
     path: str | Path,
     *,
+    epochs: int | None = None,
     data: str | None = None,
     data_dir: Path | None = None,
     quiet: bool = False,
@@ -139,17 +142,25 @@ def resume(
 
     Args:
         path: of the run folder.
+        epochs: that there are to be in all, in place of those that the run was begun for; it may be finished then,
+            and what it was is kept in a folder in it. The learning rate is from there on that of a training of so
+            many epochs, and patience begins to count anew.
         data, data_dir: where the images lie now, if they have moved since.
         quiet, test, kind: as in :func:`train`.
 
     Raises:
-        UserError: `path` is no run, is finished, or is damaged; its images are not what they were.
+        UserError: `path` is no run, is damaged, is finished or has more epochs already; its images are not what
+            they were.
     """
     run = RunFolder.open(path)
-    if run.summary.is_file():
-        raise UserError(f"{path} is finished: there is nothing to resume")
+    if epochs is not None:
+        check_extension(run, epochs)
+    elif run.summary.is_file():
+        raise UserError(f"{path} is finished: there is nothing to resume, unless --epochs asks for more of them")
     config = replace(read_config(run), data=run.data_config(data, data_dir))
-    accelerator = _accelerator(config)
+    if epochs is not None:
+        config = config.changed(epochs=epochs)
+    accelerator = accelerator_of(config)
     opened = None if is_stream(config.data.data) else run.open_data(data, data_dir, exact=True)
     batches = _batches(config, accelerator, opened, test)
     if opened is not None and not run.manifest.is_file():  # an older version kept none; from now on it holds
@@ -166,6 +177,8 @@ def resume(
     trainer = kind(config, accelerator, batches, network, card, teacher=teacher, quiet=quiet)
     if begun:
         trainer.load(run)
+    if epochs is not None:
+        batches.notes.append(on_main(accelerator, lambda: extend(run, trainer, epochs)))
     return trainer.fit(run)
 
 
@@ -187,16 +200,22 @@ def train_or_resume(
         UserError: as :func:`train` and :func:`resume`; the folder holds a run of other settings.
     """
     if config.output is None or not config.output.is_dir():
-        return train(config, quiet=quiet, test=test, kind=kind)
+        return _one_of_many(train(config, quiet=quiet, test=test, kind=kind))
     run = RunFolder.open(config.output)
     different = differing(run, config)
     if different:
         raise UserError(f"{config.output} is a run with other settings ({different}): move it away")
     if not run.summary.is_file():
-        return resume(config.output, quiet=quiet, test=test, kind=kind)
+        return _one_of_many(resume(config.output, quiet=quiet, test=test, kind=kind))
     if run.manifest.is_file():  # the same settings on other images are another run
         run.open_data(exact=True)
     return run.read_json(run.summary)
+
+
+def _one_of_many(summary: dict[str, Any]) -> dict[str, Any]:
+    """The summary of a run of many, that nobody extends: their checkpoints would take more than their weights."""
+    RunFolder(summary["run"]).checkpoint.unlink(missing_ok=True)
+    return summary
 
 
 def differing(run: RunFolder, config: TrainConfig) -> str:

@@ -4,6 +4,7 @@ Source of the loss: Hinton et al., arXiv 1503.02531; timm's LogitDistillationTas
 sees every batch.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,8 +19,8 @@ from torch import Tensor, nn
 
 from hadaptive.cards import ModelCard
 from hadaptive.console import say
-from hadaptive.data import Preprocessing, Source
-from hadaptive.engine.batches import evaluation_batches
+from hadaptive.data import Preprocessing, Source, Subset
+from hadaptive.engine.batches import EVALUATION_BATCH, evaluation_batches
 from hadaptive.errors import UserError, first_line
 from hadaptive.measure.formats import SUFFIXES, check_format
 from hadaptive.models import create_model
@@ -264,6 +265,18 @@ class Lessons:
         if self.features is None:
             answers.pop("features", None)
         save_tensors(answers, folder.answers)
+
+    def rehearse(self, source: Source, in_memory: bool, device: torch.device) -> float:
+        """Be ready for steps that leave nothing behind; the seconds that asking about every image would take."""
+        assert self.teacher is not None
+        if self.config.teaching.teacher_sees == "batch":
+            self.teacher.move(device)
+            return 0.0
+        few = Subset(source, np.arange(min(EVALUATION_BATCH, len(source))))
+        started = time.monotonic()
+        said = self.teacher.answers(few, in_memory=in_memory, device=device)
+        self.answers = said.new_zeros(len(source), said.shape[1])
+        return (time.monotonic() - started) * len(source) / len(few)
 
     def begin(self, folder: RunFolder, images: int, device: torch.device) -> None:
         """Read what the teacher said, in every process; or bring it where it is asked.

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from hadaptive import ops
 from hadaptive.cards import ModelCard
-from hadaptive.console import say
 from hadaptive.data import derive_seed
 from hadaptive.engine.batches import Batches
 from hadaptive.engine.finite import NonFiniteLossError, first_non_finite
@@ -28,6 +27,7 @@ from hadaptive.nn.temperature import watched
 from hadaptive.runs import RunFolder
 from hadaptive.train.config import TrainConfig
 from hadaptive.train.criterion import Criterion
+from hadaptive.train.outcome import say_outcome
 from hadaptive.train.plots import plot_curves
 from hadaptive.train.teacher import Lessons, Said, Teacher
 from hadaptive.train.weights import classifier_of
@@ -100,6 +100,7 @@ class Trainer(Engine):
         self.improved = False  # in the last epoch
         self.skipped = False  # the last step: its gradients were not finite, and fp16's scale is lowered
         self.figures: dict[str, dict[str, Any]] = {}  # validation of the best and the last weights
+        self.extended: list[dict[str, Any]] = []  # where the run stood when it was given more epochs
 
     def _check_second_order(self) -> None:
         """Raise one clear UserError where gradients cannot be differentiated again."""
@@ -134,6 +135,7 @@ class Trainer(Engine):
             "best_loss": self.best_loss,
             "best_epoch": self.best_epoch,
             "figures": self.figures,
+            "extended": self.extended,
         }
 
     def load_own_state(self, state: dict[str, Any]) -> None:
@@ -143,7 +145,8 @@ class Trainer(Engine):
         self.recorder.load_state_dict(state["selection"])
         self.best_accuracy, self.best_loss = state["best_accuracy"], state["best_loss"]
         self.best_epoch = state["best_epoch"]
-        self.figures = state.get("figures", {})  # an older version did not keep them
+        # Older versions did not keep them.
+        self.figures, self.extended = state.get("figures", {}), state.get("extended", [])
 
     # -- a step -----------------------------------------------------------------------------------------------
 
@@ -240,8 +243,9 @@ class Trainer(Engine):
                 head.train()
 
     def enough(self) -> str:
-        # While the classifier learns alone nothing is decided.
-        since = self.epoch - 1 - max(self.best_epoch, self.config.freeze_backbone - 1)
+        # While the classifier learns alone nothing is decided, and a run that goes on begins to count anew.
+        again = [extension["epoch"] for extension in self.extended if extension["finished"]]
+        since = self.epoch - 1 - max(self.best_epoch, self.config.freeze_backbone - 1, *(n - 1 for n in again))
         if not self.config.patience or self.best_epoch < 0 or since < self.config.patience:
             return ""
         return f"ended after {self.epoch} epochs of {self.epochs}: for {since} validation was not better"
@@ -356,6 +360,7 @@ class Trainer(Engine):
             "train_images": self.batches.train.images,
             "images": self.batches.fingerprint,
             "epochs": self.epoch,
+            "extended": self.extended,
             "weights": self.config.select,
             "best_epoch": self.best_epoch,
             "best_validation_accuracy": self.figures.get("best", {"accuracy": self.best_accuracy})["accuracy"],
@@ -366,13 +371,4 @@ class Trainer(Engine):
         }
 
     def report(self, folder: RunFolder, summary: dict[str, Any]) -> None:
-        test = summary["test"]
-        for which, found in sorted({**self.figures, self.config.select: summary["validation"]}.items()):
-            if which in ("best", self.config.select):
-                epoch = "" if found["epoch"] is None else f", epoch {found['epoch']}"
-                say(f"{which} validation {told(found, interval=True)}{epoch}")
-        if test is None:
-            say("no test part was measured")
-        else:
-            say(f"test {told(test, interval=True)}, {self.config.select} weights")
-        say(f"run folder: {folder.path}")
+        say_outcome(self.figures, self.config.select, summary)
