@@ -82,6 +82,7 @@ SHORTER = {
     "python -m benchmarks startup": "--rounds 2",
     "python -m benchmarks deployment": "runs/mine",
     "python -m benchmarks ranking": "--networks 6 --results ranking.csv --jobs 1",
+    "python -m benchmarks survey": "--pictures 100 --hashes 600 --rounds 1 --results survey.csv",
     "python -m benchmarks starts": (
         "--seeds 0 --rates 2e-3 --rate-epochs 1 --teacher hadaptive_net2_s --results starts.csv"
     ),

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from hadaptive.data.listing import Listing
 from hadaptive.data.manifest import PARTS, Manifest, some
@@ -81,6 +79,9 @@ def _matched(listing: Listing, rule: str) -> list[str]:
 
 def units(groups: Sequence[str], digests: Sequence[str]) -> np.ndarray:
     """int64 (N,): numbers that images share which are of one group, or exact copies, or by others in between."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
     count = len(groups)
     numbers: dict[tuple[str, str], int] = {}
     links = [

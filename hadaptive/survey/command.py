@@ -12,7 +12,6 @@ from hadaptive.data.listing import Listing
 from hadaptive.data.manifest import Manifest
 from hadaptive.data.places import find
 from hadaptive.files import json_text, refuse_existing, write_atomically, write_csv
-from hadaptive.pictures import MOST_TILES, contact_sheet, tile_of
 from hadaptive.survey.report import Survey, survey
 from hadaptive.text import shown
 
@@ -186,6 +185,8 @@ def _counts(counts: dict[str, int]) -> str:
 
 def _draw(found: Survey, listing: Listing, path: Path, as_json: bool) -> None:
     """Pairs side by side, as many as a sheet holds."""
+    from hadaptive.pictures import MOST_TILES, contact_sheet, tile_of  # PyTorch takes half a gigabyte
+
     tiles = []
     pairs = [
         (group, member, {m.image: m for m in group.members}[member.like])
