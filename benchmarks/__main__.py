@@ -103,6 +103,13 @@ def _deployment(arguments: list[str]) -> None:
     bench_deployment(parsed(DeploymentConfig, "python -m benchmarks deployment", arguments))
 
 
+def _survey(arguments: list[str]) -> None:
+    from benchmarks.survey import SurveyBenchConfig, bench_survey
+    from hadaptive.parsing import parsed
+
+    bench_survey(parsed(SurveyBenchConfig, "python -m benchmarks survey", arguments))
+
+
 def _parity(arguments: list[str]) -> None:
     from benchmarks.deployment import ParityConfig, bench_parity
     from hadaptive.parsing import parsed
@@ -182,6 +189,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "ship": _ship,
     "starts": _starts,
     "startup": _startup,
+    "survey": _survey,
 }
 
 

@@ -13,6 +13,7 @@ import tyro
 from hadaptive import __version__
 from hadaptive.bench.commands import BENCHMARKS
 from hadaptive.commands import (
+    DataCommand,
     DemoCommand,
     DoctorCommand,
     EvaluateCommand,
@@ -47,6 +48,7 @@ FAULT = (
 Command = TypeVar("Command", bound=RecipeSettings)
 
 
+COLUMNS = ("file_column", "label_column", "split_column")  # of a label file
 BESIDE_RESUME = {
     "train": {"resume", "quiet", "data", "data_dir", "epochs"},
     "search": {"resume", "quiet", "data", "data_dir", "jobs", "executor"},
@@ -150,6 +152,15 @@ def _spaces(arguments: list[str]) -> None:
     spaces_command(command.space, command.save)
 
 
+def _data(arguments: list[str]) -> None:
+    command = parsed(DataCommand, "hadaptive data", arguments)
+    from hadaptive.data import DataConfig
+    from hadaptive.survey.command import data_command
+
+    config = DataConfig(**{name: getattr(command, name) for name in ("data", "data_dir", *COLUMNS)})
+    data_command(config, split=command.split, as_json=command.json, csv=command.csv, sheet=command.sheet)
+
+
 def _evaluate(arguments: list[str]) -> None:
     command = parsed(EvaluateCommand, "hadaptive evaluate", arguments)
     from hadaptive.evaluate import evaluate_run
@@ -161,6 +172,7 @@ def _evaluate(arguments: list[str]) -> None:
         data=command.data,
         data_dir=command.data_dir,
         on=command.on,
+        columns={name: value for name in COLUMNS if (value := getattr(command, name)) is not None},
         cpu=command.cpu,
         quiet=False,
     )
@@ -251,6 +263,7 @@ def _bench(arguments: list[str]) -> None:
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "train": (_train, "train a network on images, or --resume a run"),
+    "data": (_data, "what a data set holds: sizes, classes, unreadable images, duplicates, leaks"),
     "evaluate": (_evaluate, "accuracy, per class, confusion matrix of a run"),
     "predict": (_predict, "classes and probabilities for image files"),
     "search": (_search, "search a network for your images and device, or --resume a search"),

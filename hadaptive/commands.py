@@ -88,6 +88,33 @@ class SpacesCommand:
 
 
 @dataclass(frozen=True)
+class DataCommand:
+    """Show what a data set holds: sizes, kinds, classes, unreadable images, duplicates, and leaks between parts.
+
+    Attributes:
+        data: folder, tar file, label file, or any other data that train takes, but streams.
+        data_dir: where the data lie or are downloaded to.
+        file_column: of a label file, that names the images.
+        label_column: of a label file.
+        split_column: of a label file, that says train, val or test.
+        split: run folder, or its split.csv, whose parts are searched for duplicates that straddle them.
+        json: print JSON instead of tables.
+        csv: write a row for each image that looks like another into this new file.
+        sheet: draw the pairs that look alike into this new PNG.
+    """
+
+    data: Positional[str]
+    data_dir: Path | None = None
+    file_column: str | None = None
+    label_column: str | None = None
+    split_column: str | None = None
+    split: Path | None = None
+    json: bool = False
+    csv: Path | None = None
+    sheet: Path | None = None
+
+
+@dataclass(frozen=True)
 class EvaluateCommand:
     """Evaluate a run: accuracy with its interval, per class, and the confusion matrix as a picture.
 
@@ -99,6 +126,9 @@ class EvaluateCommand:
         data_dir: likewise, for named data sets.
         on: other labelled images to measure on, such as a test folder of your own; those that the network has
             learned from are left out.
+        file_column: of a label file given to --on; default is the run's own.
+        label_column: likewise.
+        split_column: likewise.
         cpu: stay on the CPU even where there is a GPU.
     """
 
@@ -108,6 +138,9 @@ class EvaluateCommand:
     data: str | None = None
     data_dir: Path | None = None
     on: str | None = None
+    file_column: str | None = None
+    label_column: str | None = None
+    split_column: str | None = None
     cpu: bool = False
 
 

@@ -15,6 +15,8 @@ from hadaptive.cards import ModelCard
 from hadaptive.console import console, say
 from hadaptive.data import DataConfig, LabelSets, Source, is_stream
 from hadaptive.data.apart import open_apart
+from hadaptive.data.places import COLUMNS
+from hadaptive.data.tables import is_table
 from hadaptive.engine.accelerator import create_accelerator
 from hadaptive.engine.batches import EVALUATION_BATCH, evaluation_batches, stream_loader
 from hadaptive.engine.processes import on_main
@@ -35,6 +37,7 @@ def evaluate_run(
     data: str | None = None,
     data_dir: Path | None = None,
     on: str | None = None,
+    columns: dict[str, str] | None = None,
     cpu: bool = False,
     quiet: bool = True,
 ) -> tuple[Evaluation | MultiLabelEvaluation, list[str], dict[str, Path]]:
@@ -51,6 +54,7 @@ def evaluate_run(
         data, data_dir: where the data lie now, if they have moved since.
         on: other labelled images, named like any data: all of them, or their test part where they have parts, but
             those that the network has learned from.
+        columns: of a label file in `on`, by the setting that names each; default are the run's own.
         cpu: stay on the CPU even where there is a GPU.
         quiet: do not print what has become of the images, nor the figures.
 
@@ -71,12 +75,15 @@ def evaluate_run(
         accelerator = create_accelerator(replace(execution, mixed_precision="no"))
     if on is not None and (data is not None or split != "test"):
         raise UserError("on names other images than the run's: leave data and split out")
+    if columns and on is None:
+        flag = f"--{next(iter(columns)).replace('_', '-')}"
+        raise UserError(f"the run knows its own columns, and nothing is given to --on: leave {flag} out")
     if on is None:
         loader, notes, source, sets = _part(run, config, card, split, accelerator, data, data_dir)
         part, where = split, config.data.data
     else:
         run.require_manifest()
-        others = replace(OTHERS, data=on, data_dir=data_dir, **_labelling(config.data))
+        others = DataConfig(data=on, data_dir=data_dir, **{**_labelling(on, config.data), **(columns or {})})
         source, sets, notes = open_apart(others, card.classes, run.read_manifest())
         loader = evaluation_batches(source, card.preprocessing, accelerator=accelerator)
         where = str(Path(on).resolve()) if Path(on).exists() else on
@@ -133,12 +140,10 @@ def evaluate_run(
     return evaluation, card.classes, files
 
 
-OTHERS = DataConfig()
-
-
-def _labelling(config: DataConfig) -> dict[str, Any]:
-    """How the labels of other images are read: as those of the run's."""
-    return {"multi_label": config.multi_label, "label_separator": config.label_separator}
+def _labelling(on: str, own: DataConfig) -> dict[str, Any]:
+    """How the labels of other images are read: as those of the run's, from the same columns of a label file."""
+    columns = {name: getattr(own, name) for name in COLUMNS} if is_table(Path(on)) else {}
+    return {**columns, "multi_label": own.multi_label, "label_separator": own.label_separator}
 
 
 def _part_of_others(run: RunFolder, where: str) -> str:

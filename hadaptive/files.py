@@ -62,6 +62,16 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             raise
 
 
+def refuse_existing(path: Path | None, flag: str) -> None:
+    """Raise one clear UserError unless a new file can be written at a path that a person gave."""
+    if path is None:
+        return
+    if path.exists():
+        raise UserError(f"{path} exists already and is not overwritten: choose another {flag}")
+    if not path.parent.is_dir():
+        raise UserError(f"there is no folder {path.parent} to write {path.name} into")
+
+
 def json_text(data: Any, *, indent: int | None = None, sort_keys: bool = False) -> str:
     """Plain data as JSON, which has no word for NaN and infinities: they become null."""
     return json.dumps(_without_nan(data), indent=indent, sort_keys=sort_keys, allow_nan=False)

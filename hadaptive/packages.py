@@ -17,6 +17,8 @@ EXTRAS = {
     "evolution": ("pymoo",),
     "wds": ("webdataset",),
     "hfds": ("datasets",),
+    "parquet": ("pyarrow",),
+    "duplicates": ("imagehash",),
     "heic": ("pillow_heif",),
     "track": ("tensorboard",),
     "ray": ("ray",),

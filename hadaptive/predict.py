@@ -14,7 +14,9 @@ from hadaptive.cards import ModelCard
 from hadaptive.console import console, say
 from hadaptive.data import decode, eval_transform, to_eight_bit
 from hadaptive.data.images import open_image
+from hadaptive.data.labels import listed_files
 from hadaptive.data.scan import Reason, left_out, order, scan_folder
+from hadaptive.data.tables import is_table
 from hadaptive.errors import UserError, first_line
 from hadaptive.files import json_text
 from hadaptive.models.shipped import shipped_weights
@@ -43,7 +45,7 @@ class Prediction:
 
 
 def find_images(paths: Iterable[Path]) -> tuple[list[Path], str]:
-    """The files named, and the images in the folders named, at any depth, in natural order.
+    """The files named, and the images in the folders named, at any depth, and in label files, in natural order.
 
     Which files of a folder count is said in :mod:`hadaptive.data.scan`, for training and prediction alike.
 
@@ -61,6 +63,8 @@ def find_images(paths: Iterable[Path]) -> tuple[list[Path], str]:
             tree = scan_folder(path)
             passed += tree.all_left_out()
             found += [path / image.path for image in sorted(tree.all_images(), key=order)]
+        elif path.is_file() and is_table(path):
+            found += listed_files(path)
         elif path.is_file():
             found.append(path)
         else:

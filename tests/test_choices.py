@@ -36,6 +36,7 @@ from hadaptive.bench.config import (
 )
 from hadaptive.cli import COMMANDS, main
 from hadaptive.commands import (
+    DataCommand,
     DemoCommand,
     DoctorCommand,
     EvaluateCommand,
@@ -73,6 +74,7 @@ CONFIGURATIONS: dict[str, type] = {
     "search": SearchCommand,
     "latency": LatencyCommand,
     "spaces": SpacesCommand,
+    "data": DataCommand,
     "evaluate": EvaluateCommand,
     "predict": PredictCommand,
     "info": InfoCommand,
@@ -235,6 +237,8 @@ COMMAND_LINES = [
     *(f"latency {flags}" for flags in TABLES),
     *(f"export {flags} --images 8 --calibration 8 --sensitivity 8" for flags in EXPORTS),
     *(f"spaces {name}" for name in spaces()),
+    "data pets",
+    "data pets --json",
     "evaluate run --split validation --weights best --cpu",
     "evaluate run --weights last",
     "predict run pets --weights best --json",

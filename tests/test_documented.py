@@ -35,6 +35,10 @@ pytestmark = [
 SHORTER = {
     "hadaptive train": "--epochs 1 --image-size 32 --batch-size 16",
     "hadaptive train --resume runs/mine --epochs": "--epochs 2",
+    "hadaptive train --data path/to/labels.csv": "--epochs 1 --image-size 32 --batch-size 16 --model tiny.json",
+    "hadaptive train --data path/to/folder --recipe folder --group-by": (
+        "--epochs 1 --image-size 32 --batch-size 16 --model tiny.json"
+    ),
     "torchrun": "--data path/to/folder --output runs/two --epochs 1 --image-size 32 --batch-size 16",
     "hadaptive search": "--epochs 2 --image-size 32 --batch-size 16 --space tiny-space.json",
     "hadaptive search --data path/to/folder --recipe folder --space star": (
@@ -81,6 +85,7 @@ SHORTER = {
     "python -m benchmarks deployment": "runs/mine",
     "python -m benchmarks ranking": "--networks 6 --results ranking.csv --jobs 1",
     "python -m benchmarks cache": "--images 100 --model tiny.json --image-size 32 --epochs 2 --results cache.csv",
+    "python -m benchmarks survey": "--pictures 100 --hashes 600 --rounds 1 --results survey.csv",
     "python -m benchmarks starts": (
         "--seeds 0 --rates 2e-3 --rate-epochs 1 --teacher hadaptive_net2_s --results starts.csv"
     ),
@@ -143,6 +148,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / "path/to/folder" / name).mkdir(parents=True)
         for number in range(24):
             picture(target, number).resize((40, 36)).save(f"path/to/folder/{name}/{number}.png")
+    rows = [
+        f"{path.relative_to('path/to')},{path.parent.name},{path.stem}" for path in Path("path/to").rglob("*.png")
+    ]
+    Path("path/to/labels.csv").write_text("\n".join(["file,label,patient", *rows]), encoding="utf-8")
     (tmp_path / "more").mkdir()
     for path in ("picture.jpg", "more/1.png"):
         picture(1, 99).resize((40, 36)).save(path)

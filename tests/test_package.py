@@ -32,7 +32,7 @@ ORDER = (
     ("models",),
     ("registration",),
     ("data",),
-    ("cards", "metrics"),
+    ("cards", "metrics", "survey"),
     ("multi_label",),
     ("runs",),
     ("measure",),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from folders import fill
 from problems import problem
 from processes import forked
 
@@ -26,6 +27,8 @@ COMMANDS = {
     "evolution": "search --space published --method evolution --output run",
     "wds": "train --data wds/shards --val-split validation --num-classes 2 --train-samples 8 --output run",
     "hfds": "train --data hfds/pets --output run",
+    "parquet": "train --data broken/labels.parquet --output run",
+    "duplicates": "train --data broken/pets --group-by duplicates --output run",
     "ray": "bench accuracy --recipe quick --executor ray",
     "track": "train --data digits --epochs 1 --track tensorboard --output run",
     "onnx": "export hadaptive_net_s --format onnx --output net.onnx",
@@ -61,6 +64,8 @@ def breaks(folder: Path, package: str, failure: str = "ImportError") -> None:
 
 def command_without(folder: Path, package: str, failure: str, command: str) -> int:
     os.chdir(folder)
+    fill(folder / "broken/pets", {"cat": 3, "dog": 3})
+    (folder / "broken/labels.parquet").touch()
     breaks(folder / "broken", package, failure)
     return main(command.split())
 

@@ -32,7 +32,9 @@ def open_apart(
     Raises:
         UserError: there is no such data set, it has a class that the network does not know, or nothing is left.
     """
-    opened = find(config).opened
+    place = find(config)
+    place.refuse_idle()
+    opened = place.opened
     listing, notes = Listing(opened), list(opened.notes)
     images = np.arange(len(listing))
     if len(listing.parts) > 1:

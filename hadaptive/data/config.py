@@ -34,9 +34,14 @@ class DataConfig:
     """Which images a run learns from, and how they are divided into parts where nothing divides them yet.
 
     Attributes:
-        data: digits, fashion-mnist, cifar10, cifar100, cooccurrence (generated), a folder of images, a tar file,
-            or timm's hfds/<name>, wds/<name>, tfds/<name>.
+        data: digits, fashion-mnist, cifar10, cifar100, cooccurrence (generated), a folder of images, a tar file, a
+            label file (.csv, .tsv, .parquet), or timm's hfds/<name>, wds/<name>, tfds/<name>.
         data_dir: where the data lie or are downloaded to.
+        file_column: of a label file, that names the images; default is file, filename, path, image or the like.
+        label_column: of a label file; default is label, class, target or category.
+        split_column: of a label file, that says train, val or test; default is split, set, subset or part.
+        group_by: keep images in one part that belong together: a column of a label file, a regular expression
+            whose first group (or all that it matches) is alike in their names, or duplicates.
         split: split.csv, or a run folder that has one: its images keep their parts, and only new ones are drawn.
         train_size: use only so many training images.
         val_fraction: share of the training part held out for validation.
@@ -53,6 +58,10 @@ class DataConfig:
 
     data: str = "digits"
     data_dir: Path | None = None
+    file_column: str | None = None
+    label_column: str | None = None
+    split_column: str | None = None
+    group_by: str | None = None
     split: Path | None = None
     train_size: int | None = None
     val_fraction: float = 0.1

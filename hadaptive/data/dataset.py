@@ -1,5 +1,6 @@
 """Open a data set: divide it, find it again as a run had it, or take an older division over."""
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -8,6 +9,7 @@ import numpy as np
 from hadaptive.data.config import DataConfig
 from hadaptive.data.draw import Divided, Sizing, choose, choose_apart
 from hadaptive.data.extend import extend
+from hadaptive.data.groups import choose_grouped, doubts, group, units
 from hadaptive.data.label_sets import LabelSets
 from hadaptive.data.listing import Listing
 from hadaptive.data.manifest import PARTS, Manifest, some
@@ -101,10 +103,17 @@ def open_data(
     Raises:
         UserError: no such data set, it cannot be divided as asked, or a setting has no effect on such data.
     """
-    place = find(config, again=manifest is not None)
-    if place.idle and manifest is None and not drawn_before_manifests:
-        name, reason = next(iter(place.idle.items()))
-        raise UserError(f"--{name.replace('_', '-')} has no effect here: {reason}; leave it out")
+    olders: list[Manifest] = []
+    if manifest is None and not drawn_before_manifests:
+        split = None if config.split is None else Manifest.load(config.split)
+        olders = [older for older in (split, known) if older is not None]
+    rule = config.group_by or next((older.group_by for older in olders if older.group_by), None)
+    place = find(dataclasses.replace(config, group_by=rule), again=manifest is not None)
+    place.location = dataclasses.replace(place.location, group_by=config.group_by)
+    if config.group_by is None:
+        place.idle.pop("group_by", None)
+    if manifest is None and not drawn_before_manifests:
+        place.refuse_idle()
     if len(place.opened.classes) < 2:
         raise UserError(f"{config.data} has fewer than two classes, so there is nothing to tell apart")
     listing = Listing(place.opened)
@@ -114,10 +123,8 @@ def open_data(
         return ImageData(
             dict(parts), manifest.classes, manifest, place.location, place.opened.in_memory, notes=notes
         )
-    olders: list[Manifest] = []
-    if not drawn_before_manifests:
-        split = None if config.split is None else Manifest.load(config.split)
-        olders = [older for older in (split, known) if older is not None]
+    if rule is not None and not listing.opened.in_memory and not drawn_before_manifests:
+        place.opened.notes += group(listing, rule, asked=config.group_by is not None)
     divided = extend(listing, olders, config) if olders else None
     if divided is None and olders and config.split is not None:
         raise UserError(
@@ -152,7 +159,10 @@ def draw(listing: Listing, config: DataConfig, as_before: bool) -> Divided:
         rest, sizing = division["train"], Sizing(getattr(config, setting), setting)
         drawn.add(setting)
         targets = listing.targets[rest]
-        if as_before or listing.opened.in_memory:
+        if listing.groups is not None:
+            unit = units([listing.groups[i] for i in rest], listing.read(rest))
+            held = choose_grouped(targets, unit, sizing.fraction, seed, setting)
+        elif as_before or listing.opened.in_memory:
             held = choose(targets, sizing(len(rest)), seed)
         else:
             held = choose_apart(targets, listing.read(rest), sizing, seed)
@@ -198,7 +208,7 @@ def limit(division: dict[str, np.ndarray], listing: Listing, config: DataConfig,
 
 def _finish(place: Place, listing: Listing, divided: Divided) -> ImageData:
     manifest = listing.manifest(divided.parts)
-    notes = [*place.opened.notes, *divided.notes]
+    notes = [*place.opened.notes, *divided.notes, *doubts(listing, divided.parts)]
     if not place.opened.in_memory:
         notes += _copies(manifest)
     parts: dict[str, Source] = {
@@ -223,7 +233,7 @@ def _copies(manifest: Manifest) -> list[str]:
         if shared:
             said = "1 image is" if len(shared) == 1 else f"{len(shared):,} images are"
             pair = some([first[one][shared[-1]], first[other][shared[-1]]])
-            notes.append(f"{said} both in {one} and in {other}, where your folders have them: {pair}")
+            notes.append(f"{said} both in {one} and in {other}, where your data have them: {pair}")
     return notes
 
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from hadaptive.data.config import DataConfig
 from hadaptive.data.draw import Divided, Sizing, choose_apart
+from hadaptive.data.groups import choose_grouped, follow, units
 from hadaptive.data.listing import Listing, unchanged
 from hadaptive.data.manifest import PARTS, Manifest, some
 from hadaptive.data.memory import held_out, remembered
@@ -32,21 +33,24 @@ def extend(listing: Listing, olders: Sequence[Manifest], config: DataConfig) -> 
         UserError: a part would be empty.
     """
     older, manifest = olders[0], remembered(olders)
-    places = {spelt(name): entry for entry, name in reversed([*enumerate(manifest.names_of_all)])}
-    entries = np.array([places.get(name, -1) for name in listing.names], np.int64)
+    entries = named_entries(manifest, listing.names)
     here = np.flatnonzero(entries >= 0)
     for i in here[unchanged(manifest, entries[here], listing.stats(here))].tolist():
         listing.digests[i] = manifest.digests[entries[i]]
     digests = listing.read(np.arange(len(listing)))
-    codes = _known(manifest, entries, digests)
+    codes = known_parts(manifest, entries, digests)
     own = manifest if len(olders) == 1 else remembered(olders[:1])  # with which `manifest` begins
     if not _knows_one(own, entries, digests):
         return None
     _changed(codes, manifest, entries, digests)
     held = set() if listing.opened.in_memory else held_out(olders)
     codes[[code == UNUSED and digest not in held for code, digest in zip(codes, digests, strict=True)]] = TRAIN
+    notes = [f"{(codes >= 0).sum():,} images keep the parts that an older division gave them"]
+    if listing.groups is not None and len(followed := follow(codes, listing, manifest, PRECEDENCE)):
+        codes[followed[codes[followed] == UNUSED]] = TRAIN
+        said = "1 new image goes" if len(followed) == 1 else f"{len(followed):,} new images go"
+        notes.append(f"{said} where others of the same group are: {some([listing.names[i] for i in followed])}")
     new = np.flatnonzero(codes < 0)
-    notes = [f"{len(codes) - len(new):,} images keep the parts that an older division gave them"]
     notes += _moved_notes(listing, codes)
     drawn = _draw(codes, new, listing, older, config, digests)
     present = {*digests, *listing.names}
@@ -88,8 +92,23 @@ def _knows_one(manifest: Manifest, entries: np.ndarray, digests: list[str]) -> b
     return False
 
 
-def _known(manifest: Manifest, entries: np.ndarray, digests: list[str]) -> np.ndarray:
-    """int8 (N,): the part of each image that the manifest has, by name and contents or else by contents; or -1."""
+def named_entries(manifest: Manifest, names: Sequence[str]) -> np.ndarray:
+    """int64 (N,): the first entry of a manifest that has each name; -1 where none has."""
+    places = {spelt(name): entry for entry, name in reversed([*enumerate(manifest.names_of_all)])}
+    return np.array([places.get(name, -1) for name in names], np.int64)
+
+
+def known_parts(manifest: Manifest, entries: np.ndarray, digests: Sequence[str]) -> np.ndarray:
+    """The part of each image that a manifest has, by name and contents or else by contents.
+
+    Args:
+        manifest: of the parts.
+        entries: int64 (N,), as :func:`named_entries` has them.
+        digests: of the images.
+
+    Returns:
+        int8 (N,), numbers in PARTS; -1 for images that the manifest does not have.
+    """
     owners: dict[str, int] = {}
     for code in reversed(PRECEDENCE):
         for entry in np.flatnonzero(manifest.codes == code).tolist():
@@ -139,7 +158,13 @@ def _draw(
             continue
         covered = np.unique(listing.targets[codes == code]).tolist()
         sizing = Sizing(getattr(config, setting))
-        held = choose_apart(listing.targets[rest], contents, sizing, seed, covered=covered)
+        if listing.groups is not None:
+            unit = units([listing.groups[i] for i in rest], contents)
+            if len(np.unique(unit)) < 2:
+                continue
+            held = choose_grouped(listing.targets[rest], unit, sizing.fraction, seed, setting)
+        else:
+            held = choose_apart(listing.targets[rest], contents, sizing, seed, covered=covered)
         codes[rest[held]] = code
         effective.add(setting)
     return effective

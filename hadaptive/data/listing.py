@@ -24,6 +24,9 @@ class Listing:
         origins: int8 (N,), number in `parts` of the part each lies in.
         targets: int64 (N,), class numbers.
         digests: of the contents; None until :meth:`read` was asked, empty where they cannot be read.
+        groups: which images are to be kept together, by a name that they share, empty for one of its own; None
+            where nobody asked.
+        group_by: the rule that says so.
     """
 
     def __init__(self, opened: Opened) -> None:
@@ -38,6 +41,8 @@ class Listing:
         self.names = _distinct([spelt(source.key(i)) for source in self.sources for i in range(len(source))])
         self.positional = any(source.positional for source in self.sources)
         self.digests: list[str | None] = [None] * len(self.names)
+        self.groups: list[str] | None = None
+        self.group_by: str | None = None
         self.known_stats = np.zeros(len(self.names), dtype=bool)
         self.all_stats = np.full((len(self.names), 3), UNKNOWN_STAT, np.int64)
 
@@ -93,6 +98,8 @@ class Listing:
             [self.names[i] for i in images],
             stats,
             digests,
+            groups=None if self.groups is None else [self.groups[i] for i in images],
+            group_by=self.group_by,
         )
 
 

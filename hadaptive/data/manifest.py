@@ -9,6 +9,8 @@ split.csv, and the text of it that :meth:`Manifest.dumps` gives, has a line for 
     earlier-train,0,cat/9.png,7310,0,0,41ab         an image that an older run had in its part
     end,5d1e                                        a digest of all lines above
 
+Where images were kept together, lines have a further column ``group``, and ``group-by,,RULE`` says how.
+
 The older runs are those that this one began from (``--init``, ``--split``), and those that they began from. Their
 images follow as ``earlier-train``, ``earlier-validation``, ``earlier-test`` and ``earlier-unused`` as far as they
 were not here when this run was divided, or as far as weights have learned from them or were chosen by them and
@@ -34,6 +36,8 @@ from hadaptive.text import escaped, shown, unescaped
 
 FILE_NAME = "split.csv"
 COLUMNS = ["part", "label", "name", "size", "modified", "inode", "digest"]
+GROUPED = [*COLUMNS, "group"]
+GROUP_BY = "group-by"
 PARTS = ("train", "validation", "test", "unused")  # unused: left over by train_size
 EARLIER = "earlier-"
 
@@ -72,6 +76,8 @@ class Manifest:
         stats: int64 (N, 3): size, modified and inode, as in :class:`Entry`.
         digests: of the contents.
         earlier: what older runs had in their parts, as far as the images above do not tell; None if there is none.
+        groups: what images that were kept together share, empty for one of its own; None where none were.
+        group_by: the rule of it, as --group-by has it.
     """
 
     classes: list[str]
@@ -81,6 +87,8 @@ class Manifest:
     stats: np.ndarray
     digests: list[str]
     earlier: "Manifest | None" = None
+    groups: list[str] | None = None
+    group_by: str | None = None
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -130,24 +138,30 @@ class Manifest:
             [self.names_of_all[i] for i in entries],
             self.stats[entries],
             [self.digests[i] for i in entries],
+            groups=None if self.groups is None else [self.groups[i] for i in entries],
+            group_by=self.group_by,
         )
 
     def dumps(self) -> str:
         """The manifest as the text of split.csv. Its last line vouches for the others."""
         text = io.StringIO(newline="")
         writer = csv.writer(text)
-        writer.writerow(COLUMNS)
-        writer.writerows(self._rows(""))
-        if self.earlier is not None:
-            writer.writerows(self.earlier._rows(EARLIER))
+        layers = [("", self)] if self.earlier is None else [("", self), (EARLIER, self.earlier)]
+        columns = GROUPED if any(layer.groups is not None for _, layer in layers) else COLUMNS
+        writer.writerow(columns)
+        for prefix, layer in layers:
+            writer.writerows((*row, "")[: len(columns)] for row in layer._rows(prefix))
         body = text.getvalue()
         return f"{body}end,{_digest(body.encode())}\r\n"
 
     def _rows(self, prefix: str) -> Iterator[tuple[object, ...]]:
         for label, name in enumerate(self.classes):
             yield f"{prefix}class", label, escaped(name), "", "", "", ""
-        for entry in self.entries:
-            yield f"{prefix}{entry.part}", entry.label, escaped(entry.name), *entry[3:]
+        if self.group_by is not None:
+            yield f"{prefix}{GROUP_BY}", "", escaped(self.group_by), "", "", "", ""
+        for i, entry in enumerate(self.entries):
+            group = () if self.groups is None else (escaped(self.groups[i]),)
+            yield f"{prefix}{entry.part}", entry.label, escaped(entry.name), *entry[3:], *group
 
     @classmethod
     def loads(cls, text: str, where: object = "this") -> "Manifest":
@@ -160,7 +174,7 @@ class Manifest:
         Raises:
             UserError: it is damaged, or something else.
         """
-        if not text.startswith(",".join(COLUMNS) + "\r\n"):
+        if text.partition("\r\n")[0] not in (",".join(COLUMNS), ",".join(GROUPED)):
             raise UserError(f"{where} is not a division of images as runs write it ({FILE_NAME})")
         body, _, end = text.rpartition("\r\nend,")
         body += "\r\n"
@@ -208,6 +222,9 @@ class Manifest:
 def _parse(rows: list[list[str]]) -> Manifest:
     count = next((i for i, row in enumerate(rows) if row[0] != "class"), len(rows))
     classes, rows = [unescaped(row[2]) for row in rows[:count]], rows[count:]
+    rules = [unescaped(row[2]) for row in rows[:1] if row[0] == GROUP_BY]
+    groups = [unescaped(row[len(COLUMNS)]) for row in rows[1:]] if rules else None
+    rows = [row[: len(COLUMNS)] for row in rows[len(rules) :]]
     parts, labels, names, *numbers, digests = zip(*rows, strict=True) if rows else [()] * len(COLUMNS)
     code = {part: i for i, part in enumerate(PARTS)}
     return Manifest(
@@ -217,6 +234,8 @@ def _parse(rows: list[list[str]]) -> Manifest:
         [unescaped(name) for name in names],
         np.array([[int(value) for value in column] for column in numbers], np.int64).reshape(3, -1).T,
         list(digests),
+        groups=groups,
+        group_by=rules[0] if rules else None,
     )
 
 

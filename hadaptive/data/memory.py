@@ -79,7 +79,15 @@ def _joined(manifests: Sequence[Manifest]) -> tuple[Manifest, list[int]]:
         np.concatenate([layer.stats for layer in layers]),
         [digest for layer in layers for digest in layer.digests],
     )
+    rules = [layer.group_by for layer in layers if layer.group_by is not None]
+    if rules:  # groups of another rule have no meaning beside those of the first
+        joined.group_by = rules[0]
+        joined.groups = [name for layer in layers for name in _groups(layer, layer.group_by == rules[0])]
     return joined, np.repeat(np.arange(len(layers)), [len(layer) for layer in layers]).tolist()
+
+
+def _groups(layer: Manifest, known: bool) -> list[str]:
+    return layer.groups if known and layer.groups is not None else [""] * len(layer)
 
 
 def _keys(manifest: Manifest) -> list[str]:

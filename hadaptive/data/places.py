@@ -9,9 +9,11 @@ from pathlib import Path
 from hadaptive.data.config import DataConfig
 from hadaptive.data.files import open_folder, open_tar
 from hadaptive.data.hugging_face import open_hugging_face
+from hadaptive.data.labels import Columns, open_labels
 from hadaptive.data.named import NAMED, open_named
 from hadaptive.data.scan import IMAGE_SUFFIXES
 from hadaptive.data.sources import Opened
+from hadaptive.data.tables import is_table
 from hadaptive.errors import UserError
 from hadaptive.text import here
 
@@ -19,6 +21,7 @@ PLACES = ("folder", "tar")
 STREAM_PREFIXES = ("wds/", "tfds/", "hfids/")
 PREFIXES = ("hfds/", *STREAM_PREFIXES)
 STREAMS_ONLY = ("num_classes", "train_samples")
+COLUMNS = ("file_column", "label_column", "split_column")
 
 
 @dataclass
@@ -34,6 +37,11 @@ class Place:
     opened: Opened
     location: DataConfig
     idle: dict[str, str]
+
+    def refuse_idle(self) -> None:
+        """Raise one clear UserError if a setting was given that means nothing for such data."""
+        for name, reason in self.idle.items():
+            raise UserError(f"--{name.replace('_', '-')} has no effect here: {reason}; leave it out")
 
 
 def find(config: DataConfig, again: bool = False) -> Place:
@@ -66,6 +74,8 @@ def _find(config: DataConfig, again: bool) -> Place:
     if name in NAMED:
         if name != "digits":
             idle.pop("data_dir", None)
+        if config.group_by is not None:
+            idle["group_by"] = "published data sets come divided"
         return Place(_named(name, root, again), location, idle)
     if name.lower().startswith("hfds/"):
         path = Path(name[5:]).expanduser()
@@ -74,7 +84,9 @@ def _find(config: DataConfig, again: bool) -> Place:
         if name[5:] and path.is_dir():
             location = dataclasses.replace(location, data=f"hfds/{_absolute(path)}")
         opened = open_hugging_face(name, root, (config.train_split, config.val_split, config.test_split))
-        return Place(opened, location, {field: idle[field] for field in idle if field in STREAMS_ONLY})
+        return Place(
+            opened, location, {field: idle[field] for field in idle if field in (*STREAMS_ONLY, *COLUMNS)}
+        )
     path = Path(name).expanduser()
     if name in PLACES:
         if root is None and not path.exists():
@@ -83,15 +95,15 @@ def _find(config: DataConfig, again: bool) -> Place:
             if again and not root.exists():
                 raise UserError(_gone(root, "--data-dir"))
             idle.pop("data_dir", None)
-            return Place(_open_path(root, name), location, idle)
+            return Place(_open_path(root, name, config, again), location, _of_a_path(root, idle))
     elif root is not None and not path.exists() and (root / path).exists():
         path = root / path
         location = dataclasses.replace(location, data_dir=None)
         idle.pop("data_dir", None)
     if again and not path.exists():
         raise UserError(_gone(path, "--data"))
-    opened = _open_path(path, name)
-    return Place(opened, dataclasses.replace(location, data=str(_absolute(path))), idle)
+    opened = _open_path(path, name, config, again)
+    return Place(opened, dataclasses.replace(location, data=str(_absolute(path))), _of_a_path(path, idle))
 
 
 def _idle(config: DataConfig) -> dict[str, str]:
@@ -102,9 +114,17 @@ def _idle(config: DataConfig) -> dict[str, str]:
     for field in ("train_split", "val_split", "test_split"):
         if getattr(config, field) != getattr(DataConfig, field):
             idle[field] = "only data sets that name their parts (hfds, wds, tfds) need it"
+    for field in COLUMNS:
+        if getattr(config, field) is not None:
+            idle[field] = "only label files (.csv, .tsv, .parquet) have columns"
     if config.data_dir is not None:
         idle["data_dir"] = f"data {config.data!r} is found without it"
     return idle
+
+
+def _of_a_path(path: Path, idle: dict[str, str]) -> dict[str, str]:
+    """What means nothing for a folder or a file."""
+    return {field: why for field, why in idle.items() if not (is_table(path) and field in COLUMNS)}
 
 
 def _named(name: str, root: Path | None, again: bool) -> Opened:
@@ -113,7 +133,7 @@ def _named(name: str, root: Path | None, again: bool) -> Opened:
     return open_named(name, root)
 
 
-def _open_path(path: Path, name: str) -> Opened:
+def _open_path(path: Path, name: str, config: DataConfig, again: bool) -> Opened:
     if path.is_dir():
         if not os.access(path, os.R_OK | os.X_OK):
             raise UserError(f"the folder {path} may not be read: permission denied")
@@ -121,6 +141,9 @@ def _open_path(path: Path, name: str) -> Opened:
     if path.is_file():
         if path.suffix.lower() in IMAGE_SUFFIXES:
             raise UserError(f"{path} is a single image: pass a folder that holds one folder of images per class")
+        if is_table(path):
+            columns = Columns(config.file_column, config.label_column, config.split_column)
+            return open_labels(path, columns, config.group_by, again=again)
         return open_tar(path)
     raise UserError(_unknown(name, path))
 
@@ -137,7 +160,7 @@ def _unknown(name: str, path: Path) -> str:
     if name in PLACES or os.sep in name:
         start = f"{path} does not exist: check the path"
     else:
-        start = f"there is no data set {name!r}, and no folder or tar file of that name"
+        start = f"there is no data set {name!r}, and no folder, tar file or label file of that name"
     close = difflib.get_close_matches(name.lower().replace("_", "-"), NAMED, n=1)
     if not close and path.parent.is_dir():
         beside = difflib.get_close_matches(path.name, os.listdir(path.parent), n=1)

@@ -113,7 +113,7 @@ class FileSource:
 
     Attributes:
         root: the folder, or the tar file.
-        paths: of each file within it, with "/" between folders.
+        paths: of each file within it, with "/" between folders; an absolute one may lie elsewhere.
         targets: int64 (N,).
         spans: int64 (N, 2), offset and size in bytes within the tar file; None for files of their own.
     """
@@ -132,14 +132,14 @@ class FileSource:
         return open_image(self.content(index)), int(self.targets[index])
 
     def name(self, index: int) -> str:
-        return shown(from_disk(f"{self.root}/{self.paths[index]}"))
+        return shown(from_disk(self._path(index)))
 
     def key(self, index: int) -> str:
         return self.paths[index] if self.spans is not None else from_disk(self.paths[index])
 
     def content(self, index: int) -> bytes:
         if self.spans is None:
-            with open(f"{self.root}/{self.paths[index]}", "rb") as file:
+            with open(self._path(index), "rb") as file:
                 return file.read()
         offset, size = (int(number) for number in self.spans[index])
         with open(self.root, "rb") as file:
@@ -148,12 +148,15 @@ class FileSource:
 
     def stat(self, index: int) -> tuple[int, int, int]:
         try:
-            found = os.stat(self.root if self.spans is not None else f"{self.root}/{self.paths[index]}")
+            found = os.stat(self.root if self.spans is not None else self._path(index))
         except OSError:
             return UNKNOWN_STAT
         # Within a tar file nothing vouches for one image: it has changed if the tar file has.
         size = found.st_size if self.spans is None else int(self.spans[index, 1])
         return size, found.st_mtime_ns, found.st_ino % 2**63
+
+    def _path(self, index: int) -> str:
+        return os.path.join(self.root, self.paths[index])
 
 
 class Subset:
@@ -222,9 +225,20 @@ class Selection:
 
 @dataclass
 class Opened:
-    """A data set as it was found: those of the parts train, validation and test that it has, and its classes."""
+    """A data set as it was found.
+
+    Attributes:
+        parts: those of train, validation and test that it has.
+        classes: their names.
+        in_memory: whether reading an image costs no file access.
+        notes: sentences for the person.
+        columns: of a label file.
+        groups: what a column of a label file says of the images of each part, where one was asked for.
+    """
 
     parts: dict[str, Listed]
     classes: list[str]
     in_memory: bool = False
     notes: list[str] = field(default_factory=list)
+    columns: list[str] = field(default_factory=list)
+    groups: dict[str, list[str]] | None = None

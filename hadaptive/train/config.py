@@ -182,8 +182,10 @@ class TrainConfig(RecipeSettings):
         if is_stream(self.data.data):
             for name in ("balanced", "class_weights"):
                 yield Idle(name, "data", "is a stream, whose classes nobody has counted")
-            for name in ("train_size", "split", "val_fraction", "test_fraction", "data_seed"):
+            for name in ("train_size", "split", "val_fraction", "test_fraction", "data_seed", "group_by"):
                 yield Idle(name, "data", "is a stream, whose parts have names of their own")
+            for name in ("file_column", "label_column", "split_column"):
+                yield Idle(name, "data", "is a stream, which has no columns")
         yield from idle_images(self)
 
     @classmethod
