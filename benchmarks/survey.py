@@ -1,4 +1,4 @@
-"""What ``hadaptive data`` costs on a folder of mixed pictures, some of which are large: time of a core, and memory."""
+"""What ``hadaptive data`` costs on a folder of mixed pictures, some of them large: time of a core, and memory."""
 
 import io
 import os

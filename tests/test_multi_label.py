@@ -286,3 +286,76 @@ def test_mistakes_are_one_sentence(typed: list[str], said: str, tmp_path: Path, 
 def test_a_search_says_that_it_learns_from_one_class_an_image() -> None:
     with pytest.raises(UserError, match="a search learns from images of one class each"):
         SearchConfig.from_recipe("quick", multi_label=True)
+
+
+# ---------------------------------------------------------------- label files
+
+
+FORMS = ("sets", "flags", "rows")
+
+
+def table(folder: Path, form: str, number: int = 80) -> Path:
+    """Make a label file and its images, of which some have no class; the three forms say the same."""
+    flat, rows = folder / "flat", []
+    if not flat.exists():
+        flat.mkdir(parents=True)
+        random = np.random.default_rng(3)
+        for i in range(number):
+            Image.fromarray(random.integers(0, 255, (8, 8)).astype(np.uint8)).save(flat / f"{i}.png")
+    for i in range(number):
+        named = [name for bit, name in enumerate(CLASSES) if i >> bit & 1]
+        if form == "sets":
+            rows.append([f"flat/{i}.png", " | ".join(named[::-1])])
+        elif form == "flags":
+            rows.append([f"flat/{i}.png", *("1.0" if name in named else "" for name in CLASSES)])
+        else:
+            rows += [[f"flat/{i}.png", name] for name in named or [""]]
+    header = ["file", *CLASSES] if form == "flags" else ["file", "label"]
+    path = folder / f"{form}.csv"
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
+    return path
+
+
+def columns(form: str) -> dict[str, Any]:
+    return {"multi_label": True, **({"label_column": "|".join(CLASSES)} if form == "flags" else {})}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_label_files_say_it_in_three_ways(form: str, tmp_path: Path) -> None:
+    first = open_data(DataConfig(str(table(tmp_path, "sets")), **columns("sets")))
+    found = open_data(DataConfig(str(table(tmp_path, form)), **columns(form)))
+    assert found.manifest.dumps() == first.manifest.dumps()
+    sets = found.label_sets()
+    assert sets is not None
+    assert sets.classes == CLASSES
+    for i in range(len(found.train)):
+        number = int(Path(found.train.name(i)).stem)
+        _, target = found.train.read(i)
+        assert sets.members[target].tolist() == [bool(number >> bit & 1) for bit in range(3)]
+    again = open_data(found.location, found.manifest)
+    assert again.label_sets(CLASSES).members.tolist() == sets.members.tolist()  # pyright: ignore
+
+
+def test_a_training_on_a_label_file_with_images_of_no_class(tmp_path: Path, capsys) -> None:
+    path = table(tmp_path, "flags", 120)
+    line = ["train", "--data", str(path), "--multi-label", "--label-column", "|".join(CLASSES), "--cpu"]
+    line += ["--group-by", r"flat/(\d)", "--epochs", "1", "--image-size", "8", "--batch-size", "8"]
+    line += ["--model", str(tiny_config(tmp_path).network.model), "--output", str(tmp_path / "run")]
+    assert main(line) == 0
+    assert "mean average precision" in capsys.readouterr().out
+    assert RunFolder.open(tmp_path / "run").read_card().classes == CLASSES
+    assert main(["evaluate", str(tmp_path / "run"), "--split", "validation"]) == 0
+    assert main(["evaluate", str(tmp_path / "run"), "--on", str(table(tmp_path, "sets", 120))]) == 1
+    assert "--label-column" in capsys.readouterr().err  # the run's columns are not there
+
+
+def test_mistakes_in_label_files_are_sentences(tmp_path: Path) -> None:
+    path = table(tmp_path, "flags")
+    path.write_text(path.read_text().replace("1.0", "perhaps", 1))
+    with pytest.raises(UserError, match=r"line 3 of .* has 'perhaps' in its column big dog: write 1 where"):
+        open_data(DataConfig(str(path), **columns("flags")))
+    with pytest.raises(UserError, match="has no column 'zebra'"):
+        open_data(DataConfig(str(path), multi_label=True, label_column="cat|zebra"))
+    with pytest.raises(UserError, match="has no label: fill it in"):
+        open_data(DataConfig(str(table(tmp_path, "sets"))))

@@ -38,7 +38,8 @@ class DataConfig:
             label file (.csv, .tsv, .parquet), or timm's hfds/<name>, wds/<name>, tfds/<name>.
         data_dir: where the data lie or are downloaded to.
         file_column: of a label file, that names the images; default is file, filename, path, image or the like.
-        label_column: of a label file; default is label, class, target or category.
+        label_column: of a label file; default is label, class, target or category. With --multi-label also
+            columns that say 1 or 0, one for each class, such as cat|dog.
         split_column: of a label file, that says train, val or test; default is split, set, subset or part.
         group_by: keep images in one part that belong together: a column of a label file, a regular expression
             whose first group (or all that it matches) is alike in their names, or duplicates.

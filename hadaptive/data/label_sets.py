@@ -26,6 +26,11 @@ class LabelSets:
     classes: list[str]
     members: np.ndarray
 
+    @staticmethod
+    def named(label: str, separator: str) -> list[str]:
+        """The classes that a label names, as they stand there."""
+        return [part for part in map(str.strip, label.split(separator)) if part]
+
     @classmethod
     def of(cls, labels: Sequence[str], separator: str, classes: Sequence[str] | None = None) -> "LabelSets":
         """The sets that labels name, of the classes given or else of all that they name, in natural order.
@@ -33,7 +38,7 @@ class LabelSets:
         Raises:
             UserError: they name no class, or one that is not among those given.
         """
-        sets = [[part for part in map(str.strip, label.split(separator)) if part] for label in labels]
+        sets = [cls.named(label, separator) for label in labels]
         named = {spelt(name): name for names in sets for name in reversed(names)}
         if classes is None:
             classes = sorted(named.values(), key=natural_key)

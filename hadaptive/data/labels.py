@@ -1,20 +1,21 @@
 """A person's own images that a table lists: a label file, with a row for each image.
 
 One column names the file, by its absolute path or by that from the folder of the label file, and one its class;
-another may name the part that the image is in. What a cell of the label column says is read by :func:`label_of`
-alone.
+another may name the part that the image is in. Of several classes an image, the label column names them all, or
+each class has a column that says yes or no, or an image has a row for each; they become one label, their set.
 """
 
 import os
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from hadaptive.data.files import PART_FOLDERS
+from hadaptive.data.label_sets import LabelSets
 from hadaptive.data.manifest import some
 from hadaptive.data.scan import IMAGE_SUFFIXES, Found, order
 from hadaptive.data.sources import FileSource, Listed, Opened
@@ -39,18 +40,19 @@ class Columns(NamedTuple):
     split: str | None = None
 
 
-def label_of(cell: str) -> str:
-    """The class that a cell of the label column names; empty where it names none."""
-    return spelt(cell.strip())
+YES, NO = ("1", "1.0", "true", "yes"), ("", "0", "0.0", "false", "no")  # of a class with a column of its own
 
 
-def open_labels(path: Path, columns: Columns, group_by: str | None = None, *, again: bool = False) -> Opened:
+def open_labels(
+    path: Path, columns: Columns, group_by: str | None = None, *, several: str | None = None, again: bool = False
+) -> Opened:
     """The images that a label file lists, in the order of a folder's: that of the rows does not matter.
 
     Args:
         path: of the table, one of :data:`hadaptive.data.tables.SUFFIXES`.
         columns: of it.
         group_by: a column whose cells tell which images belong together, if there is one of that name.
+        several: what stands between the classes of an image that may have any number of them; None for one class.
         again: a run had these images: files that are missing are left out, for the run says so itself.
 
     Raises:
@@ -58,15 +60,18 @@ def open_labels(path: Path, columns: Columns, group_by: str | None = None, *, ag
             than two classes, or the table cannot be read.
     """
     table = read_table(path)
-    file_column, label_column = _needed(table, columns)
+    file_column, label_columns = _needed(table, columns, several)
     places = _places(table, file_column, again)
-    labels = [label_of(cell) for cell in table.read(label_column)]
+    if several is None:
+        labels = [spelt(cell.strip()) for cell in table.read(label_columns[0])]
+    else:
+        labels = _sets(table, label_columns, several)
     parts, notes = _parts(table, columns.split)
     group_column = None if group_by is None else table.named(group_by)
     groups = None if group_column is None else [spelt(cell.strip()) for cell in table.read(group_column)]
-    rows, more = _settled(table, places, labels, parts)
+    rows, more = _settled(table, places, labels, parts, several)
     notes += more
-    classes, more = _classes(table, rows, labels, parts)
+    classes, more = _classes(table, rows, labels, parts, several)
     notes += more
     outside = sum(os.path.isabs(places[row]) or places[row].startswith(os.pardir + os.sep) for row in rows)
     if outside:
@@ -103,11 +108,14 @@ def listed_files(path: Path) -> list[Path]:
     return [path.parent / place for place in sorted(places, key=places.__getitem__)]
 
 
-def _needed(table: Table, columns: Columns) -> tuple[int, int]:
-    """The columns of files and of labels."""
+def _needed(table: Table, columns: Columns, several: str | None) -> tuple[int, list[int]]:
+    """The column of files, and that of labels or one for each class."""
+    given: list[str | None] = [columns.label]
+    if several is not None and columns.label is not None and table.named(columns.label) is None:
+        given = [*LabelSets.named(columns.label, several)] or given
     try:
         file = table.column("--file-column", columns.file, FILE_COLUMNS, needed=True)
-        label = table.column("--label-column", columns.label, LABEL_COLUMNS, needed=True)
+        labels = [table.column("--label-column", name, LABEL_COLUMNS, needed=True) for name in given]
     except UserError:
         first = next((name for name in table.header if Path(name).suffix.lower() in IMAGE_SUFFIXES), None)
         if first is None:
@@ -116,11 +124,32 @@ def _needed(table: Table, columns: Columns) -> tuple[int, int]:
             f"{table.path} has no header, for its first line names the file {shown(first)}: write a line above it "
             "such as file,label"
         ) from None
+    found = [label for label in labels if label is not None]
     assert file is not None
-    assert label is not None
-    if file == label:
+    if file in found:
         raise UserError(f"the column {shown(table.header[file])} of {table.path} cannot be both file and label")
-    return file, label
+    return file, found
+
+
+def _sets(table: Table, columns: list[int], separator: str) -> list[str]:
+    """The label of each row, all its classes in their order: from one column that names them, or one for each."""
+    if len(columns) == 1:
+        return [_joined(LabelSets.named(cell, separator), separator) for cell in table.read(columns[0])]
+    names: list[list[str]] = [[] for _ in table.read(columns[0])]
+    for column in columns:
+        for row, cell in enumerate(table.read(column)):
+            if (said := cell.strip().lower()) in YES:
+                names[row].append(table.header[column])
+            elif said not in NO:
+                raise UserError(
+                    f"{table.where(row)} of {table.path} has {shown(cell)!r} in its column "
+                    f"{shown(table.header[column])}: write 1 where the image has that class, and 0 where not"
+                )
+    return [_joined(row, separator) for row in names]
+
+
+def _joined(names: Iterable[str], separator: str) -> str:
+    return separator.join(sorted({spelt(name) for name in names}, key=lambda name: (natural_key(name), name)))
 
 
 def _places(table: Table, column: int, again: bool) -> list[str]:
@@ -185,13 +214,15 @@ def _parts(table: Table, wanted: str | None) -> tuple[list[str], list[str]]:
     return parts, []
 
 
-def _settled(table: Table, places: list[str], labels: list[str], parts: list[str]) -> tuple[list[int], list[str]]:
-    """The rows to use, one for each file, and what is to be said of others.
+def _settled(
+    table: Table, places: list[str], labels: list[str], parts: list[str], several: str | None
+) -> tuple[list[int], list[str]]:
+    """The rows to use, one for each file, and what is to be said of others; of several classes, they are joined.
 
     Raises:
         UserError: a row has no label, or two rows of one file do not agree.
     """
-    empty = [row for row, label in enumerate(labels) if not label]
+    empty = [row for row, label in enumerate(labels) if not label and several is None]
     if empty:
         more = "" if len(empty) == 1 else f" (and so for {len(empty) - 1:,} more)"
         raise UserError(
@@ -201,6 +232,11 @@ def _settled(table: Table, places: list[str], labels: list[str], parts: list[str
     for row, place in enumerate(places):
         if place:
             by_file[spelt(place)].append(row)
+    if several is not None:
+        for rows in by_file.values():
+            labels[rows[0]] = _joined((n for row in rows for n in LabelSets.named(labels[row], several)), several)
+            for row in rows[1:]:
+                labels[row] = labels[rows[0]]
     for rows in by_file.values():
         for what, of in (("labels", labels), ("parts", parts)):
             other = next((row for row in rows if of[row] != of[rows[0]]), None)
@@ -215,18 +251,21 @@ def _settled(table: Table, places: list[str], labels: list[str], parts: list[str
     first = next(rows for rows in by_file.values() if len(rows) > 1)
     said = "1 row names" if again == 1 else f"{again:,} rows name"
     example = f"{shown(places[first[1]])} in {table.where(first[1])}"
-    return [rows[0] for rows in by_file.values()], [f"{said} a file once more and counts once: {example}"]
+    how = "counts once" if several is None else "adds its classes"
+    return [rows[0] for rows in by_file.values()], [f"{said} a file once more and {how}: {example}"]
 
 
-def _classes(table: Table, rows: list[int], labels: list[str], parts: list[str]) -> tuple[list[str], list[str]]:
-    """The names of the classes, in their order, and what is to be said of them.
+def _classes(
+    table: Table, rows: list[int], labels: list[str], parts: list[str], several: str | None
+) -> tuple[list[str], list[str]]:
+    """The names of the classes, or sets of them, in their order, and what is to be said of them.
 
     Raises:
         UserError: there are fewer than two, or training lacks one that another part has.
     """
     of_part: dict[str, Counter[str]] = defaultdict(Counter)
     for row in rows:
-        of_part[parts[row]][labels[row]] += 1
+        of_part[parts[row]].update([labels[row]] if several is None else LabelSets.named(labels[row], several))
     classes = sorted(of_part["train"], key=lambda name: (natural_key(name), name))
     for part, counts in of_part.items():
         unknown = [name for name in counts if name not in of_part["train"]]
@@ -234,10 +273,12 @@ def _classes(table: Table, rows: list[int], labels: list[str], parts: list[str])
             raise UserError(
                 f"{table.path} has classes in its {part} part that its train part lacks: {some(unknown)}"
             )
-    if len(classes) < 2:
+    if len(classes) < 2 and several is None:
         raise UserError(f"{table.path} has only one class, {shown(classes[0])!r}: two at least are needed")
     spellings: dict[str, list[str]] = defaultdict(list)
     for name in classes:
         spellings[plain(name)].append(name)
     alike = [" and ".join(map(shown, names)) for names in spellings.values() if len(names) > 1]
+    if several is not None:
+        classes = sorted({labels[row] for row in rows}, key=lambda name: (natural_key(name), name))
     return classes, [f"classes that differ in their spelling only: {some(alike)}"] if alike else []

@@ -143,7 +143,8 @@ def _open_path(path: Path, name: str, config: DataConfig, again: bool) -> Opened
             raise UserError(f"{path} is a single image: pass a folder that holds one folder of images per class")
         if is_table(path):
             columns = Columns(config.file_column, config.label_column, config.split_column)
-            return open_labels(path, columns, config.group_by, again=again)
+            several = config.label_separator if config.multi_label else None
+            return open_labels(path, columns, config.group_by, several=several, again=again)
         return open_tar(path)
     raise UserError(_unknown(name, path))
 

@@ -275,7 +275,7 @@ class Lessons:
         few = Subset(source, np.arange(min(EVALUATION_BATCH, len(source))))
         started = time.monotonic()
         said = self.teacher.answers(few, in_memory=in_memory, device=device)
-        self.answers = said.new_zeros(len(source), said.shape[1])
+        self.answers = {name: one.new_zeros(len(source), one.shape[1]) for name, one in said.items()}
         return (time.monotonic() - started) * len(source) / len(few)
 
     def begin(self, folder: RunFolder, images: int, device: torch.device) -> None:
