@@ -60,6 +60,7 @@ def test_a_run_folder_holds_everything(finished: Path) -> None:
         "selection.csv",
         "best.safetensors",
         "last.safetensors",
+        "model.safetensors",
         "curves.png",
         "calibration.json",
         "summary.json",
