@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import timm
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -14,7 +15,20 @@ from hadaptive.data import Manifest, Preprocessing
 from hadaptive.errors import UserError, first_line
 from hadaptive.models import NetSpec, create_model, spec_of
 from hadaptive.models.shipped import METADATA_KEY
+from hadaptive.models.variants import plug_of
 from hadaptive.text import shown, spelt
+
+OF_OTHER_WEIGHTS = (
+    "tag",
+    "label_offset",
+    "label_descriptions",
+    "min_input_size",
+    "test_pool_size",
+    "license",
+    "description",
+    "origin_url",
+    "notes",
+)
 
 
 @dataclass(frozen=True)
@@ -81,6 +95,41 @@ class ModelCard:
             "num_classes": len(self.classes),
             "label_names": tuple(self.classes),
         }
+
+    @property
+    def timm_config(self) -> dict[str, Any]:
+        """What timm's "local-dir:" and "hf-hub:" build the network from, in a config.json beside the weights.
+
+        Plain data under the names of :data:`hadaptive.settings.FOR_TIMM`.
+
+        Raises:
+            UserError: timm has no name for the network.
+        """
+        if plug_of(self.model) is not None and self.spec is None:
+            raise UserError(f"timm cannot build {self.model}, which is a network with some of its layers replaced")
+        name = self.model if self.spec is None else "hadaptive_net"
+        found = timm.get_pretrained_cfg(name, allow_unregistered=True)
+        known = {} if found is None else found.to_dict(remove_source=True)
+        # What is said of the weights that timm has under this name is not said of these.
+        known = {key: value for key, value in known.items() if key not in OF_OTHER_WEIGHTS}
+        known = {key: value for key, value in {**known, **self.pretrained_cfg}.items() if value is not None}
+        args: dict[str, Any] = {} if self.spec is None else {"spec": self.spec.to_dict()}
+        rates = {"drop_rate": self.drop_rate, "drop_path_rate": self.drop_path_rate}
+        return {
+            "architecture": name.partition(".")[0],
+            "model_args": args | {key: rate for key, rate in rates.items() if rate is not None},
+            "pretrained_cfg": known | {"architecture": name.partition(".")[0], "custom_load": False},
+        }
+
+    @property
+    def for_others(self) -> "ModelCard":
+        """The same card without the places on its owner's disk that a spec or weights were read from."""
+        started, found, place = (self.started_from or "").partition(":local-dir:")
+        return replace(
+            self,
+            model=self.model if self.spec is None else self.spec.name,
+            started_from=f"{started}{found}{Path(place).name}" if found else self.started_from,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
@@ -150,13 +199,18 @@ def open_weights(path: Path) -> tuple[nn.Module, ModelCard]:
         UserError: it is damaged, or another program wrote it.
     """
     try:
-        with safe_open(path, "pt") as file:
-            card = ModelCard.from_dict(json.loads(file.metadata()[METADATA_KEY])["card"])
+        card = card_in(path)
         network = card.create_model()
         network.load_state_dict(load_file(path))
     except Exception as error:  # safetensors raises its own class for a damaged file
         raise UserError(f"{path} is damaged or was not written by hadaptive export: {first_line(error)}") from None
     return network.eval(), card
+
+
+def card_in(path: Path) -> ModelCard:
+    """The card that exported weights carry; errors are the libraries' own."""
+    with safe_open(path, "pt") as file:
+        return ModelCard.from_dict(json.loads(file.metadata()[METADATA_KEY])["card"])
 
 
 def card_for(model_name: str, model: nn.Module, classes: list[str], preprocessing: Preprocessing) -> ModelCard:

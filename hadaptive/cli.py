@@ -20,6 +20,7 @@ from hadaptive.commands import (
     InfoCommand,
     LatencyCommand,
     PredictCommand,
+    PushCommand,
     RecipesCommand,
     RunsCommand,
     SearchCommand,
@@ -223,6 +224,19 @@ def _export(arguments: list[str]) -> None:
     export_command(config)
 
 
+def _push(arguments: list[str]) -> None:
+    command = parsed(PushCommand, "hadaptive push", arguments)
+    from hadaptive.export.push import push_command
+
+    push_command(
+        command.source,
+        command.name,
+        weights=command.weights,
+        public=command.public,
+        overwrite=command.overwrite,
+    )
+
+
 def _demo(arguments: list[str]) -> None:
     command = parsed(DemoCommand, "hadaptive demo", arguments)
     from hadaptive.demo import run_demo
@@ -269,6 +283,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "search": (_search, "search a network for your images and device, or --resume a search"),
     "latency": (_latency, "time every candidate of a search space on this device"),
     "export": (_export, "write a network for ONNX Runtime, OpenVINO or torch.export, with the proof beside it"),
+    "push": (_push, "upload a run to the Hugging Face Hub, as timm loads it, with its model card"),
     "spaces": (_spaces, "the search spaces that ship; spaces published --save mine.json starts your own"),
     "runs": (_runs, "the trainings and searches in a folder, with what came of them"),
     "info": (_info, "layers, parameters, MACs and products of a network"),

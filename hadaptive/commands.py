@@ -171,6 +171,25 @@ class PredictCommand:
 
 
 @dataclass(frozen=True)
+class PushCommand:
+    """Upload a run to the Hugging Face Hub, as timm loads it, with a model card of what was measured.
+
+    Attributes:
+        source: run folder, or a folder of ``hadaptive export --format timm``.
+        name: of the repository: USER/NAME, or NAME for one of your own.
+        weights: which weights of a run; default those that its own test used.
+        public: let everyone see a new repository; else it is private.
+        overwrite: put it into a repository that has files already, whose history stays.
+    """
+
+    source: Positional[Path]
+    name: Positional[str]
+    weights: Literal["best", "last"] | None = None
+    public: bool = False
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
 class RunsCommand:
     """List trainings and searches with what came of them, the latest last.
 

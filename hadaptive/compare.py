@@ -11,6 +11,7 @@ from hadaptive.console import console, say
 from hadaptive.errors import UserError
 from hadaptive.files import json_text, read_csv
 from hadaptive.runs import RunFolder
+from hadaptive.settings import without_timms
 from hadaptive.text import shown
 
 
@@ -113,7 +114,7 @@ UNKNOWN = dict.fromkeys(("seed", "validation_accuracy", "test_accuracy", "parame
 def flat_settings(stored: dict[str, Any]) -> dict[str, Any]:
     """Stored settings by their names, whatever part they are in; older folders have no parts."""
     found: dict[str, Any] = {}
-    for key, value in stored.items():
+    for key, value in without_timms(stored).items():
         found |= flat_settings(value) if isinstance(value, dict) else {key: value}
     return found
 

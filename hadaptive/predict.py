@@ -133,11 +133,13 @@ def _open(path: Path, weights: str | None, trust: bool) -> tuple[Callable[[Tenso
     """The network of a run folder, of an exported file, or of weights that come with the package."""
     if not path.exists():
         path = shipped_weights().get(str(path), path)
-    if not path.is_file():
+    from hadaptive.measure.formats import is_exported
+    from hadaptive.measure.sessions import load
+
+    if not is_exported(path):
         return RunFolder.open(path).load_model(weights)
     if weights is not None:
-        raise UserError(f"--weights is of a run folder, and {path} is one file: leave it out")
-    from hadaptive.measure.sessions import load
+        raise UserError(f"--weights is of a run folder, and {path} was exported: leave it out")
 
     run, card = load(path, trust=trust)
     return lambda images: torch.from_numpy(run(images.numpy())), card

@@ -1,12 +1,13 @@
 """The run folder: everything one training leaves behind, and the only code that knows its layout.
 
-config.json          all that is needed to run it again
+config.json          all that is needed to run it again, and what timm builds the network from ("local-dir:RUN")
 model.json           model name, spec, class names, preprocessing
 split.csv            every image of the data, and the part it is in
 metrics.csv          a row per epoch
 selection.csv        a row per epoch and ACH layer
 best.safetensors     weights with the best validation accuracy
 last.safetensors     weights of the last finished epoch
+model.safetensors    a link to one of the two, by the name that timm looks for
 checkpoint.pt        all state needed to go on exactly, also to more epochs when training is done
 teacher.safetensors  what a teacher says of each training image; removed when training is done
 calibration.json     how sure the tested weights are to be, as the validation part tells
@@ -55,6 +56,7 @@ class RunFolder:
         self.selection = self.path / "selection.csv"
         self.checkpoint = self.path / "checkpoint.pt"
         self.calibration = self.path / "calibration.json"
+        self.for_timm = self.path / "model.safetensors"
         self.answers = self.path / "teacher.safetensors"
         self.summary = self.path / "summary.json"
         self.curves = self.path / "curves.png"
@@ -122,6 +124,11 @@ class RunFolder:
             raise UserError(f"there is no run folder {path}")
         if not run.config.is_file():
             raise UserError(f"{path} is not a run folder: it has no config.json")
+        known = {"version", "pretrained_cfg"}.intersection(run.read_json(run.config))
+        if known == {"pretrained_cfg"} and not run.card.exists():
+            raise UserError(
+                f"{path} is a folder that timm loads, and no run: its weights are in {path}/model.safetensors"
+            )
         if (run.path / "space.json").is_file():
             raise UserError(
                 f"{path} is the folder of a search: how to train what it found is said by "
@@ -158,8 +165,13 @@ class RunFolder:
             raise UserError(f"{self.card} is damaged: {error}") from None
 
     def save_weights(self, model: nn.Module, which: str) -> None:
-        """Write all parameters and buffers as safetensors, atomically."""
+        """Write all parameters and buffers as safetensors, atomically; timm finds those of the run's choice."""
         save_tensors(model.state_dict(), self.weights(which))
+        if not self.for_timm.is_symlink() and self.config.is_file() and which == self.choice():
+            try:
+                self.for_timm.symlink_to(self.weights(which).name)
+            except OSError:  # the file system has no links, or this was a copy already
+                write_atomically(self.for_timm, lambda p: shutil.copyfile(self.weights(which), p))
 
     def load_model(self, which: str | None = None) -> tuple[nn.Module, ModelCard]:
         """The trained network in eval mode on the CPU, and its card.

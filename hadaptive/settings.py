@@ -13,8 +13,14 @@ from typing import Any, TypeVar
 from hadaptive.errors import UserError
 
 VERSION = 2  # of stored configurations; 1 was flat and had none of this
+FOR_TIMM = ("architecture", "model_args", "pretrained_cfg")  # what timm reads in a run's config.json, beside ours
 Config = TypeVar("Config", bound="Settings")
 Part = TypeVar("Part")
+
+
+def without_timms(stored: dict[str, Any]) -> dict[str, Any]:
+    """A run's stored settings without what timm reads beside them."""
+    return {key: value for key, value in stored.items() if key not in FOR_TIMM}
 
 
 @functools.cache
@@ -114,7 +120,7 @@ class Settings:
         Raises:
             UserError: a setting is unknown or of the wrong kind, as in a run of another version.
         """
-        data = dict(data)
+        data = without_timms(data)
         version = data.pop("version", 1)
         try:
             if version == 1:

@@ -22,6 +22,7 @@ import test_stability
 import test_tracking
 import timm
 from folders import picture
+from hub import standing_in
 from PIL import Image
 from timm.models import save_for_hf
 from tiny import WIDE_CHOICE, WIDE_SPACE
@@ -43,6 +44,7 @@ from hadaptive.commands import (
     InfoCommand,
     LatencyCommand,
     PredictCommand,
+    PushCommand,
     RunsCommand,
     SearchCommand,
     SpacesCommand,
@@ -80,6 +82,7 @@ CONFIGURATIONS: dict[str, type] = {
     "info": InfoCommand,
     "runs": RunsCommand,
     "export": ExportConfig,
+    "push": PushCommand,
     "demo": DemoCommand,
     "doctor": DoctorCommand,
     "bench accuracy": AccuracyConfig,
@@ -225,6 +228,8 @@ EXPORTS = [
     "run --format torch --freeze --force",
     "run --format safetensors",
     "run --format safetensors --freeze --force",
+    "run --format timm",
+    "small --format timm --freeze --force",
     "small --format onnx --int8 --force",
     "run --format onnx --freeze --int8 --force",
     "run --format openvino --int8 --force",
@@ -244,6 +249,8 @@ COMMAND_LINES = [
     "predict run pets --weights best --json",
     "predict run pets --weights last",
     "predict torch.pt2 pets/cat/0.png --trust",
+    "push run mine --weights best --public",
+    "push run mine --weights last --overwrite",
     "info run --json",
     "runs . --json",
     "runs run small --plot runs.png",
@@ -377,7 +384,8 @@ def test_a_command_runs(line: str, trained: Path, tmp_path: Path, monkeypatch: p
     words = shlex.split(line)
     if words[0] in outputs:
         words += [outputs[words[0]], str(tmp_path / "output")]
-    assert main(words) == 0
+    with standing_in(monkeypatch, tmp_path):
+        assert main(words) == 0
     if words[0] == "train":
         assert math.isfinite(
             json.loads((tmp_path / "output/summary.json").read_text(encoding="utf-8"))["test"]["loss"]

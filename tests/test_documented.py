@@ -5,12 +5,13 @@ import re
 import runpy
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from documented import DOCUMENTS, ROOT, Shown, sections, targets
 from folders import picture
+from hub import standing_in
 from processes import torchrun
 from tiny import TINY, WIDE_CHOICE, WIDE_SPACE
 
@@ -141,7 +142,7 @@ def type_all(commands: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A person's folder, with the images that README speaks of, and small networks and spaces."""
     monkeypatch.chdir(tmp_path)
     for target, name in enumerate(("cat", "dog", "fox")):
@@ -176,7 +177,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(kernels, "PROCESSORS", {90: 132})
     for name, values in {"BATCHES": (1, 2), "K": (2, 3), "SIDES": (3, 5), "CHANNELS": 6}.items():
         monkeypatch.setattr(operators, f"SWEEP_{name}", values)
-    return tmp_path
+    with standing_in(monkeypatch, tmp_path / "hub"):
+        yield tmp_path
 
 
 @pytest.fixture

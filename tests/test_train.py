@@ -61,6 +61,7 @@ def test_a_run_folder_holds_everything(finished: Path) -> None:
         "best.safetensors",
         "last.safetensors",
         "checkpoint.pt",
+        "model.safetensors",
         "curves.png",
         "calibration.json",
         "summary.json",

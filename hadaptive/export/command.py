@@ -19,10 +19,11 @@ from hadaptive.export.freeze import calibrate, freeze
 from hadaptive.export.images import ExportImages, open_images
 from hadaptive.export.int8 import BATCH, quantise, quantise_within
 from hadaptive.export.proof import TRAINED, UNTRAINED, accuracy_of, prove, write_table
+from hadaptive.export.readme import of_proof, of_training, readme
 from hadaptive.export.sensitivity import LayerCost, sensitivity
 from hadaptive.files import append_csv, write_json
 from hadaptive.measure.deploy import DeployNet, DeployProducts
-from hadaptive.measure.formats import SUFFIXES, check_format
+from hadaptive.measure.formats import SUFFIXES, WEIGHTS, check_format
 from hadaptive.measure.lowering import write, write_metadata
 from hadaptive.measure.passes import prepare
 from hadaptive.measure.sessions import load
@@ -81,9 +82,9 @@ def export_command(config: ExportConfig) -> dict[str, Any]:
     card = card.with_thresholds(config.reject_below)
     about["frozen"] = bool(expansions(network)) and _selects_nothing(network)
     deployed, about["passes"] = network, []
-    if config.format != "safetensors" and isinstance(network, HadaptiveNet):
+    if config.format not in WEIGHTS and isinstance(network, HadaptiveNet):
         deployed, about["passes"] = prepare(network, config.align)
-    elif config.format != "safetensors":
+    elif config.format not in WEIGHTS:
         deployed = reparameterized(network)
     for said in about["passes"]:
         say(said)
@@ -103,6 +104,13 @@ def export_command(config: ExportConfig) -> dict[str, Any]:
         if config.int8:
             lost = about["int8"]["lost"]
             figures |= {"holds": None if lost is None else lost <= config.max_loss, "tolerance": None}
+        if config.format == "timm":
+            known = [("weights", f"{config.source}, as it comes with hadaptive" if trained else "random")]
+            if run is not None:
+                known = of_training(run, config.weights or run.choice())
+            measured, at = known + of_proof(about, figures), f"local-dir:{output.name}"
+            text = readme(Path(config.source).name, network, card, measured, at=at)
+            (staged / "README.md").write_text(text, encoding="utf-8")
         write_json(staged.with_name(f"{output.name}.proof.json"), {**about, **figures})
         write_table(staged.with_name(f"{output.name}.proof.md"), {**about, **figures})
         if config.int8 and figures["holds"] is False and not config.force:

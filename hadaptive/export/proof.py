@@ -190,7 +190,9 @@ def prove(
 
 
 def file_size(path: Path) -> int:
-    """Bytes of an exported file, with the weights that OpenVINO keeps beside it."""
+    """Bytes of an exported file or folder, with the weights that OpenVINO keeps beside it."""
+    if path.is_dir():
+        return sum(part.stat().st_size for part in path.rglob("*") if part.is_file())
     weights = path.with_suffix(".bin")
     return path.stat().st_size + (weights.stat().st_size if path.suffix == ".xml" else 0)
 

@@ -6,14 +6,16 @@ from typing import Literal
 from hadaptive.errors import UserError
 from hadaptive.packages import EXTRAS, require
 
-Format = Literal["onnx", "openvino", "executorch", "torch", "safetensors"]
+Format = Literal["onnx", "openvino", "executorch", "torch", "safetensors", "timm"]
 SUFFIXES = {
     "onnx": ".onnx",
     "openvino": ".xml",
     "executorch": ".pte",
     "torch": ".pt2",
     "safetensors": ".safetensors",
+    "timm": ".timm",
 }
+WEIGHTS = ("safetensors", "timm")  # formats that hold a network as it is, where others hold a program
 RUNS = {"onnx": ("onnxruntime",), "openvino": ("openvino",), "executorch": EXTRAS["executorch"]}
 ALIGN = 16  # multiple that expanded widths are filled up to, where nothing else is said
 
@@ -40,11 +42,26 @@ def format_of(path: Path) -> str:
     Raises:
         UserError: it is none of ours.
     """
+    if is_for_timm(path):
+        return "timm"
     for name, suffix in SUFFIXES.items():
         if path.suffix == suffix:
             return name
     raise UserError(f"{path} is no exported network: its name must end in one of {', '.join(SUFFIXES.values())}")
 
+
+def is_for_timm(path: Path) -> bool:
+    """Whether this is a folder as timm and the Hugging Face Hub have it, whatever it is called, and no run."""
+    needed = all((path / name).is_file() for name in ("config.json", "model.safetensors"))
+    return needed and not any((path / name).exists() for name in OF_RUNS)
+
+
+def is_exported(path: Path) -> bool:
+    """Whether this is a file, or one of the folders that are written as if they were one."""
+    return path.is_file() or is_for_timm(path)
+
+
+OF_RUNS = ("model.json", "space.json")
 
 DEPLOYED = ("frozen", "int8")  # what a network's name may end in, to be measured as it is deployed
 

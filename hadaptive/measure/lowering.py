@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from hadaptive.cards import ModelCard
-from hadaptive.files import json_text, write_atomically
+from hadaptive.files import json_text, write_atomically, write_json
 from hadaptive.measure.executorch import write_executorch
 from hadaptive.measure.formats import check_format
 from hadaptive.measure.onnx_graph import write_onnx, write_onnx_each
@@ -28,7 +28,7 @@ def write(
     """Write a network in eval mode to `path`.
 
     Args:
-        net: a deployed network; for safetensors the network of ``card``.
+        net: a deployed network; for safetensors and timm the network of ``card``.
         name: of the format.
         card: classes and preprocessing.
         about: provenance and what was done to the network, ready for JSON.
@@ -40,13 +40,26 @@ def write(
     check_format(name)
     metadata = json_text({"card": card.to_dict(), "about": about})
     if name == "safetensors":
-        from safetensors.torch import save
-
-        metadata = json_text({"card": card.to_dict(), "about": about, "split": split})
-        state = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
-        write_atomically(path, lambda p: p.write_bytes(save(state, {"format": "pt", METADATA_KEY: metadata})))
+        _write_weights(net, path, card, about, split)
+    elif name == "timm":
+        config = card.timm_config
+        path.mkdir()
+        write_json(path / "config.json", config)
+        # What is handed to others names no image of its owner's, nor a place on their disk.
+        said = {key: value for key, value in about.items() if key != "source"}
+        _write_weights(net, path / "model.safetensors", card.for_others, said)
     else:
         lower(net, path, name, card.preprocessing.input_size, metadata)
+
+
+def _write_weights(
+    net: nn.Module, path: Path, card: ModelCard, about: dict[str, Any], split: str | None = None
+) -> None:
+    from safetensors.torch import save
+
+    metadata = json_text({"card": card.to_dict(), "about": about, "split": split})
+    state = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
+    write_atomically(path, lambda p: p.write_bytes(save(state, {"format": "pt", METADATA_KEY: metadata})))
 
 
 def lower(net: nn.Module, path: Path, name: str, size: tuple[int, int, int], metadata: str = "") -> None:
@@ -55,7 +68,7 @@ def lower(net: nn.Module, path: Path, name: str, size: tuple[int, int, int], met
     Args:
         net: in eval mode, on the CPU: (B, C, H, W) -> anything.
         path: of the file.
-        name: of the format; safetensors is none of a program.
+        name: of the format, which is one of programs.
         size: of an image or map, (C, H, W).
         metadata: under "hadaptive".
     """

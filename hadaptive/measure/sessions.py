@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import timm
 import torch
 from torch import nn
 
-from hadaptive.cards import ModelCard, open_weights
+from hadaptive.cards import ModelCard, card_in, open_weights
 from hadaptive.errors import UserError, first_line
 from hadaptive.files import json_text
 from hadaptive.measure.executorch import ExecutorchRun
@@ -37,7 +38,7 @@ def load(path: Path, threads: int = 0, *, trust: bool = False) -> tuple[Run, Mod
         UserError: there is no such file, it is damaged or not ours, or its runtime is missing.
     """
     name = format_of(path)
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"there is no file {path}")
     check_format(name, writing=False)
     if name == "torch" and not trust:
@@ -67,6 +68,7 @@ def open_file(path: Path, threads: int = 0, *, in_turns: bool = False) -> tuple[
         "executorch": _open_executorch,
         "torch": _open_torch,
         "safetensors": _open_weights,
+        "timm": _open_timm,
     }
     return opened[format_of(path)](path, threads, in_turns)
 
@@ -132,4 +134,10 @@ def _open_torch(path: Path, threads: int, in_turns: bool) -> tuple[Run, str]:
 
 def _open_weights(path: Path, threads: int, in_turns: bool) -> tuple[Run, str]:
     network, card = open_weights(path)
+    return _in_torch(network, threads), json_text({"card": card.to_dict()})
+
+
+def _open_timm(path: Path, threads: int, in_turns: bool) -> tuple[Run, str]:
+    card = card_in(path / "model.safetensors")
+    network = timm.create_model(f"local-dir:{path}", pretrained=True).eval()
     return _in_torch(network, threads), json_text({"card": card.to_dict()})

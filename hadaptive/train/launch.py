@@ -8,6 +8,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from hadaptive.cards import ModelCard
 from hadaptive.data import ImageData, Manifest, is_stream, located_stream, open_data
 from hadaptive.engine.accelerator import create_accelerator
 from hadaptive.engine.batches import Batches, create_batches
@@ -59,10 +60,17 @@ def train(
     # Every mistake in the settings shows here, before there is a folder.
     trainer, manifest = new_trainer(config, accelerator, given=given, quiet=quiet, test=test, kind=kind)
     documents = {
-        "config.json": trainer.config.changed(output=output).to_dict(),
+        "config.json": {**trainer.config.changed(output=output).to_dict(), **_for_timm(trainer.card)},
         "model.json": trainer.card.to_dict(),
     }
     return trainer.fit(begin(trainer, RunFolder, output, documents, manifest))
+
+
+def _for_timm(card: ModelCard) -> dict[str, Any]:
+    try:
+        return card.timm_config
+    except UserError:  # timm cannot build everything
+        return {}
 
 
 def accelerator_of(config: TrainConfig) -> Accelerator:
