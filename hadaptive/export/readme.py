@@ -8,7 +8,7 @@ from torch import nn
 from hadaptive.cards import ModelCard
 from hadaptive.errors import UserError
 from hadaptive.info import inspect_network
-from hadaptive.metrics import share_text
+from hadaptive.metrics import told
 from hadaptive.runs import RunFolder
 from hadaptive.text import in_markdown
 
@@ -58,8 +58,7 @@ def readme(
         [
             f"{HEAD}# {in_markdown(title)}",
             "",
-            f"Tells {len(card.classes):,} classes of pictures apart. The figures below were measured with "
-            "`hadaptive`;",
+            f"{_purpose(card)} The figures below were measured with `hadaptive`;",
             "how the network does on other pictures is not known.",
             "",
             "| | |",
@@ -74,6 +73,11 @@ def readme(
             "",
         ]
     )
+
+
+def _purpose(card: ModelCard) -> str:
+    number = f"{len(card.classes):,} classes"
+    return f"Says which of {number} a picture has." if card.multi_label else f"Tells {number} of pictures apart."
 
 
 def _usage(card: ModelCard, at: str) -> list[str]:
@@ -103,10 +107,26 @@ def _usage(card: ModelCard, at: str) -> list[str]:
         f'image = Image.open("picture.jpg").convert("{mode}")',
         *([f"image = ImageOps.expand(image, {how.pad})"] if padded else []),
         "with torch.no_grad():",
-        f"    probabilities = {logits}.softmax(1)[0]",
+        f"    probabilities = {logits}.{'sigmoid()' if card.multi_label else 'softmax(1)'}[0]",
+        *(_present(card) if card.multi_label else _likeliest()),
+        "```",
+    ]
+
+
+def _likeliest() -> list[str]:
+    return [
         "best = int(probabilities.argmax())",
         'print(network.pretrained_cfg["label_names"][best], float(probabilities[best]))',
-        "```",
+    ]
+
+
+def _present(card: ModelCard) -> list[str]:
+    least = card.thresholds or (0.5,) * len(card.classes)
+    return [
+        f"least = [{', '.join(f'{one:.6g}' for one in least)}]",
+        'for name, probability, enough in zip(network.pretrained_cfg["label_names"], probabilities, least):',
+        "    if probability >= enough:",
+        "        print(name, float(probability))",
     ]
 
 
@@ -133,18 +153,19 @@ def of_training(run: RunFolder, which: str) -> list[tuple[str, str]]:
             ),
         ]
         if summary.get("weights") == which:
-            rows += _accuracy("validation accuracy", summary.get("validation"))
-            rows += _accuracy("test accuracy", summary.get("test"))
+            rows += _accuracy("validation", summary.get("validation"))
+            rows += _accuracy("test", summary.get("test"))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{run.summary} is damaged: {error}") from None
     return rows
 
 
-def _accuracy(name: str, found: dict[str, Any] | None) -> list[tuple[str, str]]:
+def _accuracy(part: str, found: dict[str, Any] | None) -> list[tuple[str, str]]:
     if not found or found.get("accuracy") is None or not found.get("images"):
         return []
-    correct = round(found["accuracy"] * found["images"])
-    return [(name, share_text(correct, found["images"], interval=True))]
+    said = told(found, interval=True)
+    name = f"{part} accuracy" if said.startswith("accuracy ") else part
+    return [(name, said.removeprefix("accuracy "))]
 
 
 def _data_name(data: str) -> str:

@@ -77,6 +77,8 @@ def _copy(run: RunFolder, place: Path, epochs: int) -> None:
         shutil.copymode(run.path, staged)
         for path in filter(Path.is_file, names):
             shutil.copy2(path, staged / path.name)
+        if run.for_timm.is_symlink():
+            (staged / run.for_timm.name).symlink_to(os.readlink(run.for_timm))
         os.replace(staged, place)
     except OSError as error:
         raise UserError(
