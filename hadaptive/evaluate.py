@@ -19,6 +19,7 @@ from hadaptive.engine.processes import on_main
 from hadaptive.errors import UserError
 from hadaptive.files import write_atomically, write_csv, write_json
 from hadaptive.metrics import Evaluation, evaluate_model, share_text
+from hadaptive.mistakes import Judgement, check_sheet, draw_mistakes
 from hadaptive.pictures import plot_confusion, plot_reliability
 from hadaptive.runs import RunFolder
 from hadaptive.train import TrainConfig, read_config
@@ -32,6 +33,7 @@ def evaluate_run(
     data: str | None = None,
     data_dir: Path | None = None,
     on: str | None = None,
+    sheet: Path | None = None,
     cpu: bool = False,
     quiet: bool = True,
 ) -> tuple[Evaluation, list[str], dict[str, Path]]:
@@ -47,6 +49,7 @@ def evaluate_run(
         data, data_dir: where the data lie now, if they have moved since.
         on: other labelled images, named like any data: all of them, or their test part where they have parts, but
             those that the network has learned from.
+        sheet: new PNG, for the surest mistakes; none is written where there are none.
         cpu: stay on the CPU even where there is a GPU.
         quiet: do not print what has become of the images, nor the figures.
 
@@ -54,9 +57,12 @@ def evaluate_run(
         The evaluation, the class names, and the paths of the files written.
 
     Raises:
-        UserError: no such run, weights or part, or other data than it was trained on.
+        UserError: no such run, weights or part, or other data than it was trained on; the sheet exists, or is of
+            a stream.
     """
     run = RunFolder.open(path)
+    if sheet is not None:
+        check_sheet(sheet)
     config = read_config(run)
     config = replace(config, data=run.data_config(data, data_dir))
     model, card = run.load_model(weights)
@@ -76,6 +82,8 @@ def evaluate_run(
         loader = evaluation_batches(source, card.preprocessing, accelerator=accelerator)
         where = str(Path(on).resolve()) if Path(on).exists() else on
         part = _part_of_others(run, where)
+    if sheet is not None and source is None:
+        raise UserError(f"{where} is a stream, whose images cannot be looked up again: leave --sheet out")
     if not run.summary.is_file():
         notes = [*notes, f"{path} is not finished: these are the weights it has so far"]
     evaluation = evaluate_model(
@@ -111,10 +119,15 @@ def evaluate_run(
         assert evaluation.confidences is not None
         right = evaluation.targets == evaluation.predictions
         plot_reliability(evaluation.confidences, right, files["reliability"], f"{card.model} on {where}, {part}")
+        said = ""
+        if sheet is not None and source is not None:
+            said = draw_mistakes(map(Judgement.of, images), source, card.preprocessing, sheet, title)
         if not quiet:
             for note in notes:
                 say(note)
             print_evaluation(evaluation, card.classes, files)
+            if said:
+                say(said)
 
     on_main(accelerator, write)
     return evaluation, card.classes, files
