@@ -20,6 +20,7 @@ from hadaptive.commands import (
     LatencyCommand,
     PredictCommand,
     RecipesCommand,
+    ReportCommand,
     RunsCommand,
     SearchCommand,
     SpacesCommand,
@@ -150,6 +151,7 @@ def _evaluate(arguments: list[str]) -> None:
         data=command.data,
         data_dir=command.data_dir,
         on=command.on,
+        sheet=command.sheet,
         cpu=command.cpu,
         quiet=False,
     )
@@ -168,6 +170,20 @@ def _predict(arguments: list[str]) -> None:
         sheet=command.sheet,
         trust=command.trust,
         reject_below=command.reject_below,
+    )
+
+
+def _report(arguments: list[str]) -> None:
+    command = parsed(ReportCommand, "hadaptive report", arguments)
+    from hadaptive.report.command import report_command
+
+    report_command(
+        command.run,
+        output=command.output,
+        split=command.split,
+        data=command.data,
+        data_dir=command.data_dir,
+        cpu=command.cpu,
     )
 
 
@@ -241,6 +257,10 @@ def _bench(arguments: list[str]) -> None:
 COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "train": (_train, "train a network on images, or --resume a run"),
     "evaluate": (_evaluate, "accuracy, per class, confusion matrix of a run"),
+    "report": (
+        _report,
+        "one HTML file of a training or a search, with all that tells why",
+    ),
     "predict": (_predict, "classes and probabilities for image files"),
     "search": (_search, "search a network for your images and device, or --resume a search"),
     "latency": (_latency, "time every candidate of a search space on this device"),
