@@ -3,6 +3,7 @@
 import hashlib
 import math
 import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -121,13 +122,21 @@ def evaluate_run(
         plot_reliability(evaluation.confidences, right, files["reliability"], f"{card.model} on {where}, {part}")
         said = ""
         if sheet is not None and source is not None:
-            said = draw_mistakes(map(Judgement.of, images), source, card.preprocessing, sheet, title)
+            said = draw_mistakes(
+                map(Judgement.of, images),
+                source,
+                card.preprocessing,
+                sheet,
+                f"surest mistakes of {card.model} on {where}, {part}",
+            )
         if not quiet:
             for note in notes:
                 say(note)
             print_evaluation(evaluation, card.classes, files)
             if said:
                 say(said)
+            if on is None:
+                say(f"see why: {shlex.join(['hadaptive', 'report', str(path)])}")
 
     on_main(accelerator, write)
     return evaluation, card.classes, files

@@ -10,7 +10,7 @@ last.safetensors     weights of the last finished epoch
 checkpoint.pt        all state needed to go on exactly; removed when training is done
 teacher.safetensors  what a teacher says of each training image; removed when training is done
 calibration.json     how sure the tested weights are to be, as the validation part tells
-curves.png, summary.json, skipped_images.txt
+curves.png, summary.json, skipped_images.txt, report.html
 """
 
 import io
