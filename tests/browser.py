@@ -24,16 +24,17 @@ WIDTHS = (400, 1400)
 # The page in a frame of each width: windows of a browser have a least width.
 FRAMES = """<!doctype html><meta charset="utf-8"><body>{frames}<pre id="said"></pre><script>
 onload = () => {{
-  const said = {{}};
+  const said = [];
   for (const frame of document.querySelectorAll("iframe")) {{
     const page = frame.contentDocument, root = page.documentElement;
-    said[frame.width] = {{
+    said.push({{
+      where: frame.src.split("/").at(-2) + " at " + frame.width, frame: Number(frame.width),
       width: root.scrollWidth,
       text: page.body.innerText.length,
       broken: [...page.images].filter(image => !image.complete || !image.naturalWidth).length,
       unnamed: [...page.images].filter(image => !image.alt).length,
       scripts: page.scripts.length,
-    }};
+    }});
   }}
   document.getElementById("said").textContent = JSON.stringify(said);
 }};
@@ -51,18 +52,20 @@ def _asked(log: Path) -> set[str]:
     return found
 
 
-def faults(page: Path) -> list[str]:
-    """What is wrong with a page in a browser: errors it reports, requests it makes, and what is wider than it.
+def faults(*pages: Path) -> list[str]:
+    """What is wrong with pages in a browser: errors they report, requests they make, what is wider than a window.
 
     Args:
-        page: a file.
+        pages: files.
     """
     assert CHROMIUM is not None
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         log, harness = folder / "net.json", folder / "frames.html"
         frames = "".join(
-            f'<iframe src="{page.resolve().as_uri()}" width="{width}" height="900"></iframe>' for width in WIDTHS
+            f'<iframe src="{page.resolve().as_uri()}" width="{width}" height="900"></iframe>'
+            for page in pages
+            for width in WIDTHS
         )
         harness.write_text(FRAMES.format(frames=frames), encoding="utf-8")
         command = [CHROMIUM, *FLAGS, f"--user-data-dir={folder / 'new'}", f"--log-net-log={log}", "--dump-dom"]
@@ -73,12 +76,12 @@ def faults(page: Path) -> list[str]:
         found += sorted(f"asks for {url}" for url in _asked(log))
         said = re.search(r'<pre id="said">(.+?)</pre>', done.stdout, re.DOTALL)
         assert said is not None, done.stderr[-2000:]
-        for width, figures in json.loads(unescape(said[1])).items():
-            if figures["width"] > int(width):
-                found.append(f"{figures['width']} pixels wide in {width}")
-            found += [
-                f"{figures[key]} {key} at {width}" for key in ("broken", "unnamed", "scripts") if figures[key]
-            ]
+        for figures in json.loads(unescape(said[1])):
+            where = figures["where"]
+            if figures["width"] > figures["frame"]:
+                found.append(f"{figures['width']} pixels wide: {where}")
+            counts = {key: figures[key] for key in ("broken", "unnamed", "scripts")}
+            found += [f"{count} {key}: {where}" for key, count in counts.items() if count]
             if not figures["text"]:
-                found.append(f"empty at {width}")
+                found.append(f"empty: {where}")
         return found

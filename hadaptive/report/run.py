@@ -201,20 +201,21 @@ class RunReport:
         pairs = Counter((one.true, one.predicted) for one in self.judged)
         true, called = Counter(one.true for one in self.judged), Counter(one.predicted for one in self.judged)
         wrong = Counter({pair: number for pair, number in pairs.items() if pair[0] != pair[1]})
+        most: dict[str, tuple[str, int]] = {}  # of each class: what it is most often taken for
+        for (name, other), number in wrong.most_common():
+            most.setdefault(name, (other, number))
         rows: list[tuple[float, tuple[str, ...]]] = []
         for name in names:
             hit, images = pairs[name, name], true[name]
             recall = hit / images if images else math.inf
             low, high = wilson_interval(hit, images)
-            taken = [(number, other) for (own, other), number in wrong.items() if own == name]
-            most = max(taken, default=(0, ""))
             cells = (
                 name,
                 f"{images:,}",
                 f"{recall:.1%}" if images else "no images",
                 f"{low:.0%} to {high:.0%}" if images else "",
                 f"{hit / called[name]:.1%}" if called[name] else "never predicted",
-                f"{most[1]} ({most[0]:,})" if taken else "",
+                "{} ({:,})".format(*most[name]) if name in most else "",
             )
             rows.append((recall, cells))
         rows.sort(key=lambda row: row[0])
@@ -323,12 +324,11 @@ class RunReport:
         chart = charts.reliability([one.probability for one in self.judged], right, "Reliability")
         limits = []
         for limit in (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99):
-            kept = [one.right for one in self.judged if one.probability >= limit]
-            share = f"{sum(kept) / len(kept):.1%}" if kept else ""
-            limits.append((f"{limit:g}", f"{len(kept) / len(right):.1%}", share))
+            if kept := [one.right for one in self.judged if one.probability >= limit]:
+                limits.append((f"{limit:g}", f"{len(kept) / len(right):.1%}", f"{sum(kept) / len(kept):.1%}"))
         columns = ("--reject-below", "images that are answered", "of these right")
         table = Table("What rejecting unsure predictions gains", columns, limits, frozenset((0, 1, 2)))
-        return Section("How sure it is", [Facts(rows), Figures([chart]), table])
+        return Section("How sure it is", [Facts(rows), Figures([chart]), *([table] if limits else [])])
 
     def sample(self) -> list[Tensor]:
         """Batches of images of the part, evenly spread over it; none where they cannot be read."""
