@@ -22,6 +22,7 @@ from hadaptive.commands import (
     PredictCommand,
     PushCommand,
     RecipesCommand,
+    ReportCommand,
     RunsCommand,
     SearchCommand,
     SpacesCommand,
@@ -174,6 +175,7 @@ def _evaluate(arguments: list[str]) -> None:
         data_dir=command.data_dir,
         on=command.on,
         columns={name: value for name in COLUMNS if (value := getattr(command, name)) is not None},
+        sheet=command.sheet,
         cpu=command.cpu,
         quiet=False,
     )
@@ -192,6 +194,20 @@ def _predict(arguments: list[str]) -> None:
         sheet=command.sheet,
         trust=command.trust,
         reject_below=command.reject_below,
+    )
+
+
+def _report(arguments: list[str]) -> None:
+    command = parsed(ReportCommand, "hadaptive report", arguments)
+    from hadaptive.report.command import report_command
+
+    report_command(
+        command.run,
+        output=command.output,
+        split=command.split,
+        data=command.data,
+        data_dir=command.data_dir,
+        cpu=command.cpu,
     )
 
 
@@ -279,6 +295,10 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "train": (_train, "train a network on images, or --resume a run"),
     "data": (_data, "what a data set holds: sizes, classes, unreadable images, duplicates, leaks"),
     "evaluate": (_evaluate, "accuracy, per class, confusion matrix of a run"),
+    "report": (
+        _report,
+        "one HTML file of a training or a search, with all that tells why",
+    ),
     "predict": (_predict, "classes and probabilities for image files"),
     "search": (_search, "search a network for your images and device, or --resume a search"),
     "latency": (_latency, "time every candidate of a search space on this device"),

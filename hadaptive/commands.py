@@ -129,6 +129,7 @@ class EvaluateCommand:
         file_column: of a label file given to --on; default is the run's own.
         label_column: likewise.
         split_column: likewise.
+        sheet: also draw the surest mistakes into this new PNG.
         cpu: stay on the CPU even where there is a GPU.
     """
 
@@ -141,6 +142,30 @@ class EvaluateCommand:
     file_column: str | None = None
     label_column: str | None = None
     split_column: str | None = None
+    sheet: Path | None = None
+    cpu: bool = False
+
+
+@dataclass(frozen=True)
+class ReportCommand:
+    """Write all that is known of a training or a search into one HTML file, with pictures of its mistakes.
+
+    A run is evaluated first where that was not done with the weights it has.
+
+    Attributes:
+        run: folder of a training or a search.
+        output: new HTML file; default report.html in the folder, where an older report is replaced.
+        split: part of the data to judge a training on; default test, or validation where there is no test part.
+        data: where the data lie now, if they have moved.
+        data_dir: likewise, for named data sets.
+        cpu: evaluate on the CPU even where there is a GPU.
+    """
+
+    run: Positional[Path]
+    output: Path | None = None
+    split: Literal["test", "validation"] | None = None
+    data: str | None = None
+    data_dir: Path | None = None
     cpu: bool = False
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,7 @@ from hadaptive.engine.processes import on_main
 from hadaptive.errors import UserError
 from hadaptive.files import json_text, write_atomically, write_csv, write_json
 from hadaptive.metrics import Evaluation, share_text, told
+from hadaptive.mistakes import Judgement, check_sheet, draw_mistakes
 from hadaptive.multi_label import MultiLabelEvaluation, evaluate_network
 from hadaptive.pictures import plot_confusion, plot_reliability
 from hadaptive.runs import RunFolder
@@ -38,6 +40,7 @@ def evaluate_run(
     data_dir: Path | None = None,
     on: str | None = None,
     columns: dict[str, str] | None = None,
+    sheet: Path | None = None,
     cpu: bool = False,
     quiet: bool = True,
 ) -> tuple[Evaluation | MultiLabelEvaluation, list[str], dict[str, Path]]:
@@ -55,6 +58,7 @@ def evaluate_run(
         on: other labelled images, named like any data: all of them, or their test part where they have parts, but
             those that the network has learned from.
         columns: of a label file in `on`, by the setting that names each; default are the run's own.
+        sheet: new PNG, for the surest mistakes; none is written where there are none.
         cpu: stay on the CPU even where there is a GPU.
         quiet: do not print what has become of the images, nor the figures.
 
@@ -62,9 +66,12 @@ def evaluate_run(
         The evaluation, the class names, and the paths of the files written.
 
     Raises:
-        UserError: no such run, weights or part, or other data than it was trained on.
+        UserError: no such run, weights or part, or other data than it was trained on; the sheet exists, or is of
+            a stream.
     """
     run = RunFolder.open(path)
+    if sheet is not None:
+        check_sheet(sheet)
     config = read_config(run)
     config = replace(config, data=run.data_config(data, data_dir))
     model, card = run.load_model(weights)
@@ -88,6 +95,8 @@ def evaluate_run(
         loader = evaluation_batches(source, card.preprocessing, accelerator=accelerator)
         where = str(Path(on).resolve()) if Path(on).exists() else on
         part = _part_of_others(run, where)
+    if sheet is not None and source is None:
+        raise UserError(f"{where} is a stream, whose images cannot be looked up again: leave --sheet out")
     if not run.summary.is_file():
         notes = [*notes, f"{path} is not finished: these are the weights it has so far"]
     evaluation = evaluate_network(
@@ -131,10 +140,23 @@ def evaluate_run(
         else:
             happened = evaluation.probabilities.flatten(), evaluation.truth.flatten()
             plot_reliability(*happened, files["reliability"], title, of_classes=True)
+        said = ""
+        if sheet is not None and source is not None:
+            said = draw_mistakes(
+                map(Judgement.of, images),
+                source,
+                card.preprocessing,
+                sheet,
+                f"surest mistakes of {card.model} on {where}, {part}",
+            )
         if not quiet:
             for note in notes:
                 say(note)
             print_evaluation(evaluation, card.classes, files)
+            if said:
+                say(said)
+            if on is None:
+                say(f"see why: {shlex.join(['hadaptive', 'report', str(path)])}")
 
     on_main(accelerator, write)
     return evaluation, card.classes, files

@@ -14,6 +14,7 @@ from hadaptive.errors import UserError, first_line
 
 # Of each extra in pyproject.toml, what is imported.
 EXTRAS = {
+    "cam": ("captum",),
     "evolution": ("pymoo",),
     "wds": ("webdataset",),
     "hfds": ("datasets",),

@@ -1,8 +1,9 @@
-"""From what a person types to a configuration, by tyro."""
+"""From what a person types to a configuration, by tyro; and back."""
 
 import contextlib
 import io
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import tyro
@@ -33,3 +34,20 @@ def parsed(kind: type[Config], prog: str, arguments: Sequence[str], **how: Any) 
         for line in said.getvalue().splitlines():
             say(line, error=True)
         raise
+
+
+def _flat(value: Any) -> list[str]:
+    """A value in words: those of a tuple, and of tuples in it, one after the other."""
+    return [word for item in value for word in _flat(item)] if isinstance(value, tuple) else [str(value)]
+
+
+def command_line(command: str, recipe: str, given: Mapping[str, Any]) -> str:
+    """What to type into a shell for a recipe with some settings changed, by their names."""
+    words = ["hadaptive", command, "--recipe", recipe]
+    for name, value in given.items():
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            words.append(flag if value else flag.replace("--", "--no-", 1))
+        else:
+            words += [flag, *_flat(value)]
+    return shlex.join(words)

@@ -12,7 +12,7 @@ checkpoint.pt        all state needed to go on exactly, also to more epochs when
 teacher.safetensors  what a teacher says of each training image; removed when training is done
 calibration.json     how sure the tested weights are to be, as the validation part tells
 finished-30/         the run as it was when it was finished after 30 epochs, before it went on to more
-curves.png, summary.json, skipped_images.txt
+curves.png, summary.json, skipped_images.txt, report.html
 """
 
 import io

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from hadaptive.errors import UserError
 from hadaptive.evaluate import evaluate_run
 from hadaptive.files import read_csv
 from hadaptive.measure.sessions import load
+from hadaptive.mistakes import Judgement
 from hadaptive.multi_label import FEWEST, MultiLabelEvaluation, fit_multi_label
 from hadaptive.runs import RunFolder
 from hadaptive.search import SearchConfig
@@ -359,3 +361,20 @@ def test_mistakes_in_label_files_are_sentences(tmp_path: Path) -> None:
         open_data(DataConfig(str(path), multi_label=True, label_column="cat|zebra"))
     with pytest.raises(UserError, match="has no label: fill it in"):
         open_data(DataConfig(str(table(tmp_path, "sets"))))
+
+
+def test_its_report_and_its_surest_mistakes(run: Path, tmp_path: Path) -> None:
+    own = tmp_path / "run"
+    shutil.copytree(run, own, symlinks=True)
+    assert main(["evaluate", str(own), "--sheet", str(tmp_path / "wrong.png")]) == 0
+    assert main(["report", str(own), "--cpu"]) == 0
+    page = (own / "report.html").read_text(encoding="utf-8")
+    for said in ("Mean average precision", "average precision", "threshold", *CLASSES):
+        assert said in page
+
+
+def test_the_surest_mistake_of_an_image_is_told() -> None:
+    row = {"image": "x", "classes": '["a", "b"]', "predictions": '["b", "c"]'}
+    one = Judgement.of({**row, "probabilities": '{"a": 0.4, "b": 0.9, "c": 0.7, "d": 0.1}'})
+    assert (one.true, one.predicted, one.wrong, one.probability) == ("a, b", "b, c", "c", 0.7)
+    assert not one.right

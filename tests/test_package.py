@@ -32,7 +32,7 @@ ORDER = (
     ("models",),
     ("registration",),
     ("data",),
-    ("cards", "metrics", "survey"),
+    ("cards", "metrics", "mistakes", "survey"),
     ("multi_label",),
     ("runs",),
     ("measure",),
@@ -41,7 +41,7 @@ ORDER = (
     ("info", "doctor", "compare"),
     ("evaluate", "dry_run"),
     ("search", "export"),
-    ("predict",),
+    ("predict", "report"),
     ("demo", "bench", "commands"),
     ("cli",),
     ("__main__",),
@@ -57,7 +57,18 @@ def fresh_python(code, *arguments):
 
 # What an import of the package must not load, nor a command before it runs.
 HEAVY = {"torch", "torchvision", "timm", "numpy", "PIL", "matplotlib", "accelerate", "sklearn"}
-HEAVY |= {"torchmetrics", "scipy", "numba", "pandas", "safetensors", "webdataset", "datasets", "onnx"}
+HEAVY |= {
+    "torchmetrics",
+    "scipy",
+    "numba",
+    "pandas",
+    "safetensors",
+    "webdataset",
+    "datasets",
+    "onnx",
+    "jinja2",
+    "captum",
+}
 
 
 def test_importing_the_package_loads_nothing_heavy():

@@ -36,7 +36,7 @@ COMMANDS = {
     "openvino": "export hadaptive_net_s --format openvino --freeze --int8 --output net.xml",
 }
 
-AT_EASE = {"heic"}  # without it, its images are left out and a line says so
+AT_EASE = {"heic", "cam"}  # without it, its images, or maps, are left out and a line says so
 
 
 def extras() -> dict[str, list[str]]:

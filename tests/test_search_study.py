@@ -73,6 +73,12 @@ def test_a_study_compares_what_it_finds_and_resumes_where_it_stopped(tmp_path, s
     rows = read_csv(tmp_path / "study/comparison.csv")
     # No published network fits 16x16 images, and the table knows of none.
     assert Counter(row["group"] for row in rows) == {"found": 2, "random": 2}
+    assert main(["report", str(tmp_path / "study")]) == 0
+    said = (tmp_path / "study/report.html").read_text(encoding="utf-8")
+    for network in {row["network"] for row in rows}:
+        assert f"<td>{network}</td>" in said
+    assert "Found against random" in said
+    assert "study-again" in said
     assert {row["part"] for row in rows} == {"test"}
     assert {row["threads"] for row in rows} == {"1"}  # as two run at once
     assert all(float(row["predicted_ms"]) <= float(target[:-2]) + 1e-3 for row in rows if row["predicted_ms"])

@@ -43,6 +43,8 @@ def test_a_run_evaluates_to_the_figures_it_had(old: Path, capsys: pytest.Capture
     assert evaluation.loss == pytest.approx(then["loss"], rel=1e-4)
     assert main(["evaluate", "folder-finished", "--cpu"]) == 0
     assert f"accuracy {evaluation.correct} of {then['images']} (" in capsys.readouterr().out
+    assert main(["report", "folder-finished", "--cpu"]) == 0
+    assert f"{evaluation.correct} of {then['images']} (" in Path("folder-finished/report.html").read_text()
 
 
 def test_a_run_predicts_and_is_exported(old: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -77,7 +77,7 @@ class _Sums:
 
 
 class ProductRecorder(Recorder):
-    """Records the products of every ACH in a model, in training, while it is attached.
+    """Records the products of every ACH in a model while it is attached.
 
     The layers run unfused meanwhile, as whatever looks at their norms makes them. Use it as a context manager, or
     call :meth:`close`.
@@ -85,11 +85,13 @@ class ProductRecorder(Recorder):
     Args:
         model: any module that contains ACH expansions.
         every: record one forward pass in `every`.
+        training: whether it is in training that they are recorded, or in eval mode.
     """
 
-    def __init__(self, model: nn.Module, every: int = 1) -> None:
+    def __init__(self, model: nn.Module, every: int = 1, *, training: bool = True) -> None:
         self.layers = expansions(model)
         self.every = max(1, every)
+        self.training = training
         self._sums = {name: _Sums() for name in self.layers}
         self._calls = dict.fromkeys(self.layers, 0)
         self._handles = [
@@ -98,7 +100,9 @@ class ProductRecorder(Recorder):
 
     def _hook(self, name: str, layer: CrossHadamardExpansion) -> Any:
         def record(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            if module is not layer.norm or not module.training:  # a copy of the network has the hook as well
+            if (
+                module is not layer.norm or module.training != self.training
+            ):  # a copy of the network has the hook as well
                 return
             self._calls[name] += 1
             if (self._calls[name] - 1) % self.every:

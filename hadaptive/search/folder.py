@@ -11,7 +11,7 @@ front.png                  all networks: accuracy over cost
 supernet.safetensors       the weights they share
 metrics.csv                a row per epoch
 checkpoint.pt              all state needed to go on exactly; removed when the search is done
-confidence.png, curves.png, network.png, summary.json
+confidence.png, curves.png, network.png, summary.json, report.html
 """
 
 from pathlib import Path

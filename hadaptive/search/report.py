@@ -1,11 +1,11 @@
 """What a person is told at the end of a search, and of a comparison of several."""
 
-import shlex
 from typing import Any
 
 from hadaptive.console import console, say
 from hadaptive.files import read_csv
 from hadaptive.metrics import with_interval
+from hadaptive.parsing import command_line
 from hadaptive.search.config import SearchConfig
 from hadaptive.search.folder import SearchFolder
 from hadaptive.search.labels import label
@@ -70,27 +70,41 @@ def training_command(folder: SearchFolder, config: SearchConfig) -> str:
     """The command that trains what was found, with the settings and the division of the images of the search."""
     output = folder.path.with_name(f"{folder.path.name}-trained")
     training = config.training(model=str(folder.found), output=output, split=folder.path)
-    words = ["hadaptive", "train", "--recipe", training.recipe]
     drawn = ("val_fraction", "test_fraction", "data_seed")  # the division has settled what they decide
-    for name, value in ((name, value) for name, value in training.given().items() if name not in drawn):
-        flag = f"--{name.replace('_', '-')}"
-        if isinstance(value, bool):
-            words.append(flag if value else flag.replace("--", "--no-", 1))
-        else:
-            words += [flag, *map(str, value if isinstance(value, tuple) else (value,))]
-    return shlex.join(words)
+    given = {name: value for name, value in training.given().items() if name not in drawn}
+    return command_line("train", training.recipe, given)
+
+
+def study_lines(folder: SearchFolder, summary: dict[str, Any]) -> list[str]:
+    """What a comparison says, in sentences without their full stops."""
+    lines = []
+    if (agreement := summary["agreement"]) is not None:
+        lines.append(
+            f"two seeds choose the same candidate at {agreement['share']:.0%} of the positions "
+            f"(chance: {agreement['chance']:.0%}); see {folder.path / 'agreement.csv'}"
+        )
+    for group in summary.get("groups", ()):
+        if group != "found":
+            against = summary[f"found_against_{group}"]
+            points = with_interval(against["difference"], against["half_width"], "+")
+            lines.append(f"found against {group}: {points} points: {against['verdict']}")
+    if "rank" in summary:
+        rank = summary["rank"]
+        lines.append(
+            f"the supernet orders {rank['networks']} networks as trainings do with Kendall's tau "
+            f"{rank['kendall_tau']:.2f} (p = {rank['p']:.2g})"
+        )
+        if not (rank["kendall_tau"] >= TAU and rank["p"] <= 0.05):
+            lines.append("warning: that is too little to trust its front: train the supernet longer (--epochs)")
+    if summary.get("found_against_random", {"verdict": "better"})["verdict"] != "better":
+        lines.append("the search does not beat random networks of the space: do not trust what it found")
+    return lines
 
 
 def print_study(folder: SearchFolder, rows: list[dict[str, str]], summary: dict[str, Any]) -> None:
     """Print agreement, the groups' accuracy and latency, and the verdict."""
     from rich.table import Table
 
-    agreement = summary["agreement"]
-    if agreement is not None:
-        say(
-            f"two seeds choose the same candidate at {agreement['share']:.0%} of the positions "
-            f"(chance: {agreement['chance']:.0%}); see {folder.path / 'agreement.csv'}"
-        )
     for warning in summary["warnings"]:
         say(f"warning: {warning}")
     if "groups" in summary:
@@ -103,19 +117,6 @@ def print_study(folder: SearchFolder, rows: list[dict[str, str]], summary: dict[
                 group, with_interval(values["mean"], values["half_width"]), f"{min(ms):.2f} to {max(ms):.2f}"
             )
         console().print(table)
-        for group in summary["groups"]:
-            if group != "found":
-                against = summary[f"found_against_{group}"]
-                points = with_interval(against["difference"], against["half_width"], "+")
-                say(f"found against {group}: {points} points: {against['verdict']}")
-        if "rank" in summary:
-            rank = summary["rank"]
-            say(
-                f"the supernet orders {rank['networks']} networks as trainings do with Kendall's tau "
-                f"{rank['kendall_tau']:.2f} (p = {rank['p']:.2g})"
-            )
-            if not (rank["kendall_tau"] >= TAU and rank["p"] <= 0.05):
-                say("warning: that is too little to trust its front: train the supernet longer (--epochs)")
-        if summary.get("found_against_random", {"verdict": "better"})["verdict"] != "better":
-            say("the search does not beat random networks of the space: do not trust what it found")
+    for line in study_lines(folder, summary):
+        say(line)
     say(f"study: {folder.path}")
