@@ -24,6 +24,12 @@ parser.add_argument("--images", type=int, default=0, help="to learn from; 0 take
 parser.add_argument("--rounds", type=int, default=30, help="how often each candidate is timed")
 options = parser.parse_args()
 
+names = ("space.json", "latency.json", "found")
+made = {name: options.output.with_name(f"{options.output.name}-{name}") for name in names}
+for path in (options.output, *made.values()):
+    if path.exists():
+        parser.error(f"{path} exists already and is not overwritten: choose another output")
+
 may_be_left_out = (ach(8, 3, 24), ghost(2, 3, 24), inverted(2, 3, 24), Skip())
 space = SearchSpace(
     name="miniature",
@@ -43,20 +49,17 @@ target = times[len(times) // 2]
 print(f"random networks of the space take {times[0]:.2f} to {times[-1]:.2f} ms here, half of them {target:.2f}")
 
 options.output.parent.mkdir(parents=True, exist_ok=True)
-of_space, of_table = (
-    options.output.with_name(f"{options.output.name}-{name}.json") for name in ("space", "latency")
-)
-space.save(of_space)
-table.save(of_table)
+space.save(made["space.json"])
+table.save(made["latency.json"])
 config = SearchConfig.from_recipe(
     "quick",
     data="digits",
     train_size=options.images,
     in_chans=1,
-    space=str(of_space),
+    space=str(made["space.json"]),
     output=options.output,
     epochs=options.epochs,
-    latency_table=of_table,
+    latency_table=made["latency.json"],
     latency_target=f"{target:.4f}ms",
     threads=1,
 )
@@ -65,5 +68,5 @@ search(config, quiet=True)
 found = NetSpec.load(options.output / "found.json")
 for block in (block for stage in found.stages for block in stage):
     print(block)
-again = config.training(model=str(options.output / "found.json"), output=options.output.with_name("found"))
+again = config.training(model=str(options.output / "found.json"), output=made["found"])
 print(f"trained: {train(again, quiet=True)['test']['accuracy']:.1%} of the test images are right")

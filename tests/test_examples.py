@@ -69,8 +69,11 @@ def test_search_for_this_device(
     assert re.search(r"random networks of the space take [\d.]+ to [\d.]+ ms here", printed)
     assert re.search(r"^trained: [\d.]+% of the test images are right$", printed, re.MULTILINE)
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {
-        "found",
         "search",
+        "search-found",
         "search-latency.json",
         "search-space.json",
     }
+    with pytest.raises(SystemExit):
+        run("search_for_this_device.py", monkeypatch)
+    assert "runs/search exists already and is not overwritten" in capsys.readouterr().err

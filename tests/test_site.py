@@ -13,6 +13,8 @@ import yaml
 from documented import ROOT
 
 import hadaptive
+from hadaptive.bench.commands import BENCHMARKS
+from hadaptive.cli import COMMANDS
 
 pytestmark = pytest.mark.slow
 
@@ -81,6 +83,13 @@ def test_the_reference_names_all_that_is_exported(package: str, built: Path) -> 
     missing = [name for of, name in EXPORTED if of == package and not re.search(rf'id="[\w.]*\b{name}"', page)]
     assert missing == []
     assert not re.search(r":(func|class|meth|mod|data|attr):<", page)
+
+
+def test_the_command_line_is_there_with_every_flag(built: Path) -> None:
+    page = (built / "api/commands.html").read_text(encoding="utf-8")
+    for command in [*(name for name in COMMANDS if name != "bench"), *(f"bench {name}" for name in BENCHMARKS)]:
+        assert f"usage: hadaptive {command} " in page
+    assert "--reject-below" in page
 
 
 def test_the_public_packages_have_a_page() -> None:
