@@ -48,7 +48,7 @@ format: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python -m mkdocs build --strict --site-dir site
-	@echo "open site/index.html"
+	@echo "open site/index.html; its search needs a server: python3 -m http.server --directory site"
 
 bench-accuracy: $(STAMP)
 	$(BIN)/python -m benchmarks accuracy

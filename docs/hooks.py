@@ -1,12 +1,16 @@
-"""What the site has beside docs/*.md: README as its home, files that pages link to, and the reference of the API.
+"""What the site has beside docs/*.md: README as its home, files that pages link to, and reference pages.
 
 Pages are plain Markdown that reads well in the repository. Their links to files outside docs lead to those files
 there, and here to a copy of them, so that the site needs no repository behind it.
 """
 
 import ast
+import contextlib
+import io
+import os
 import posixpath
 import re
+import sys
 from pathlib import Path, PurePosixPath
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -115,6 +119,25 @@ def reference(package: str, root: Path) -> str:
     return "\n".join(lines)
 
 
+def commands(root: Path) -> str:
+    """The page of the command line: what each command's --help prints."""
+    sys.path.insert(0, str(root))  # this tree's, whatever else is installed
+    from hadaptive.bench.commands import BENCHMARKS
+    from hadaptive.cli import COMMANDS, main
+
+    all_of_them = {name: about for name, (_, about) in COMMANDS.items() if name != "bench"}
+    all_of_them |= {f"bench {name}": about for name, (_, about) in BENCHMARKS.items()}
+    lines = ["# The command line\n\nWhat `hadaptive COMMAND --help` prints; a `--recipe` has its own defaults.\n"]
+    os.environ["COLUMNS"] = "78"
+    for name, about in all_of_them.items():
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+            main([*name.split(), "--help"])
+        lines += [f"## hadaptive {name}", "", f"{about[0].upper()}{about[1:]}.", ""]
+        lines += ["```text", printed.getvalue(), "```", ""]
+    return "\n".join(lines)
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add what is not in docs."""
     root = Path(config.config_file_path).parent
@@ -142,6 +165,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         for package in REFERENCE:
             page = f"api/{package.rpartition('.')[2]}.md"
             files.append(File.generated(config, page, content=reference(package, root)))
+        files.append(File.generated(config, "api/commands.md", content=commands(root)))
     return files
 
 

@@ -50,6 +50,7 @@ def test_train_and_predict(
     total = int(re.search(r"of (\d+) test images are right", printed)[1])  # pyright: ignore[reportOptionalSubscript]
     assert total == json.loads((tmp_path / "runs/mine/evaluation-test.json").read_text())["images"]
     assert re.search(r"^picture\.png: (cat|dog|fox) \(\d+%\)$", printed, re.MULTILINE)
+    assert "pets/dog/broken.png: cannot be read: " in printed
     assert len(re.findall(r"^pets/dog/\d+\.png: ", printed, re.MULTILINE)) == 20
 
 
@@ -66,11 +67,15 @@ def test_search_for_this_device(
     monkeypatch.chdir(tmp_path)
     run("search_for_this_device.py", monkeypatch)
     printed = capsys.readouterr().out
+    assert re.search(r"^found: \w+ 3x3", printed, re.MULTILINE)
     assert re.search(r"random networks of the space take [\d.]+ to [\d.]+ ms here", printed)
     assert re.search(r"^trained: [\d.]+% of the test images are right$", printed, re.MULTILINE)
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {
-        "found",
         "search",
+        "search-found",
         "search-latency.json",
         "search-space.json",
     }
+    with pytest.raises(SystemExit):
+        run("search_for_this_device.py", monkeypatch)
+    assert "runs/search exists already and is not overwritten" in capsys.readouterr().err

@@ -13,6 +13,8 @@ import yaml
 from documented import ROOT
 
 import hadaptive
+from hadaptive.bench.commands import BENCHMARKS
+from hadaptive.cli import COMMANDS
 
 pytestmark = pytest.mark.slow
 
@@ -54,17 +56,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_pages_are_there(built: Path) -> None:
     home = (built / "index.html").read_text(encoding="utf-8")
-    for page in (
-        "quickstart",
-        "images",
-        "search",
-        "paper",
-        "recipes",
-        "api/nn",
-        "contributing",
-        "changelog",
-        "security",
-    ):
+    for page in ("quickstart", "images", "search", "paper", "recipes", "api/nn", "contributing", "security"):
         assert f'href="{page}.html"' in home
         assert (built / f"{page}.html").is_file()
     assert 'href="source/examples/index.html"' in home
@@ -83,6 +75,13 @@ def test_the_reference_names_all_that_is_exported(package: str, built: Path) -> 
     assert not re.search(r":(func|class|meth|mod|data|attr):<", page)
 
 
+def test_the_command_line_is_there_with_every_flag(built: Path) -> None:
+    page = (built / "api/commands.html").read_text(encoding="utf-8")
+    for command in [*(name for name in COMMANDS if name != "bench"), *(f"bench {name}" for name in BENCHMARKS)]:
+        assert f"usage: hadaptive {command} " in page
+    assert "--reject-below" in page
+
+
 def test_the_public_packages_have_a_page() -> None:
     listed = {f"hadaptive.{name}" for name in hadaptive.__all__ if not name.startswith("_")}
     assert listed <= set(site.REFERENCE)
@@ -95,32 +94,46 @@ def test_nothing_is_fetched_from_elsewhere(built: Path) -> None:
         assert not re.search(r'<link[^>]*\shref="(?:https?:)?//', text), path
 
 
-MISTAKES = {
-    "a file that is not there": ("[x](../hadaptive/nothing.py)", "hadaptive/nothing.py"),
-    "a page that is not there": ("[x](nothing.md)", "nothing.md"),
-    "a heading that is not there": ("[x](b.md#nothing)", "#nothing"),
-    "a page that nothing leads to": ("[x](b.md)", "c.md"),
-}
+# ---------------------------------------------------------------- small sites with these settings
 
 
-@pytest.mark.parametrize(("text", "named"), MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_is_an_error(text: str, named: str, tmp_path: Path) -> None:
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """Two pages, one of which leads to a file outside docs."""
     config = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     config |= {"nav": ["a.md", "b.md"], "plugins": [], "theme": "mkdocs"}
     (tmp_path / "mkdocs.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
     (tmp_path / "docs").mkdir()
     shutil.copy(ROOT / "docs/hooks.py", tmp_path / "docs")
     (tmp_path / "hadaptive").mkdir()
-    (tmp_path / "hadaptive" / "there.py").write_text("x = '```'\n", encoding="utf-8")
-    (tmp_path / "docs/a.md").write_text("# A\n\n[y](../hadaptive/there.py)\n", encoding="utf-8")
-    (tmp_path / "docs/b.md").write_text("# B\n", encoding="utf-8")
-    done = build(tmp_path, tmp_path / "site")
+    (tmp_path / "hadaptive/there.py").write_text("x = '```'\n# </pre>\n", encoding="utf-8")
+    (tmp_path / "docs/a.md").write_text("# A\n\n[x](../hadaptive/there.py) [y](b.md#c)\n", encoding="utf-8")
+    (tmp_path / "docs/b.md").write_text("# B\n\n## C\n", encoding="utf-8")
+    return tmp_path
+
+
+def test_a_link_leads_to_a_copy_of_the_file(small: Path) -> None:
+    done = build(small, small / "site")
     assert done.returncode == 0, done.stderr
-    assert "<h1" in (tmp_path / "site/source/hadaptive/there.py.html").read_text(encoding="utf-8")
-    (tmp_path / "docs/a.md").write_text(f"# A\n\n{text}\n", encoding="utf-8")
+    assert 'href="source/hadaptive/there.py.html"' in (small / "site/a.html").read_text(encoding="utf-8")
+    page = (small / "site/source/hadaptive/there.py.html").read_text(encoding="utf-8")
+    assert "&lt;/pre&gt;" in page
+
+
+MISTAKES = {
+    "a file that is not there": ("../hadaptive/nothing.py", "hadaptive/nothing.py"),
+    "a page that is not there": ("nothing.md", "nothing.md"),
+    "a heading that is not there": ("b.md#nothing", "#nothing"),
+    "a page without a line in mkdocs.yml": ("b.md", "c.md"),
+}
+
+
+@pytest.mark.parametrize(("link", "named"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_an_error(link: str, named: str, small: Path) -> None:
+    (small / "docs/a.md").write_text(f"# A\n\n[x]({link})\n", encoding="utf-8")
     if named == "c.md":
-        (tmp_path / "docs/c.md").write_text("# C\n", encoding="utf-8")
-    done = build(tmp_path, tmp_path / "site")
+        (small / "docs/c.md").write_text("# C\n", encoding="utf-8")
+    done = build(small, small / "site")
     assert done.returncode != 0
     assert "in strict mode" in done.stdout + done.stderr
     assert named in done.stdout + done.stderr
