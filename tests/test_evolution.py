@@ -111,6 +111,7 @@ def test_limits_are_met_where_they_can_be() -> None:
 # ---------------------------------------------------------------- a search
 
 
+@pytest.mark.rendered
 def test_what_it_leaves(tmp_path: Path, space: SearchSpace, capsys: pytest.CaptureFixture[str]) -> None:
     summary = search(config_of(tmp_path))
     run = tmp_path / "run"
