@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from figures import leave_blank
 from tiny import tiny_config
 
 import hadaptive.engine.loop as loop
@@ -21,6 +22,7 @@ from hadaptive.errors import MainProcessError
 from hadaptive.search import SearchConfig, resume_search, search
 from hadaptive.train import resume, train
 
+leave_blank()
 _count = [0]
 
 

@@ -1,5 +1,6 @@
 """Other processes, forked from one that has everything imported: importing takes longer than most tests."""
 
+import gc
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -63,6 +64,7 @@ def _work(
     work: Callable[..., object],
     arguments: tuple[Any, ...],
 ) -> None:
+    gc.freeze()  # all that was imported would be looked through for garbage, and copied for that
     for stream in (1, 2):
         os.dup2(os.open(folder / f"{stream}-{rank}", os.O_WRONLY | os.O_CREAT), stream)
     sys.stdout, sys.stderr = (open(n, "w", encoding="utf-8", closefd=False) for n in (1, 2))  # noqa: SIM115

@@ -79,6 +79,7 @@ def test_a_process_knows_what_others_registered(tmp_path: Path) -> None:
         alone(Task(1, 2, model="no_such_network"))
 
 
+@pytest.mark.rendered
 def test_accuracy_is_drawn_against_latency(tmp_path: Path) -> None:
     from hadaptive.bench.tradeoff import plot_tradeoff
 

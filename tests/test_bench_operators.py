@@ -72,6 +72,7 @@ def test_variants_take_turns() -> None:
     assert [len(t) for t in times.values()] == [2, 2]
 
 
+@pytest.mark.rendered
 def test_sweep_leaves_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operators, "SHAPES", ((8, 4, 5, 3),))
     monkeypatch.setattr(operators, "SWEEP_BATCHES", (1, 2))

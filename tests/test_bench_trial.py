@@ -57,6 +57,7 @@ def test_every_variant_of_a_group_is_trained(group: Group, trial: TrialConfig, t
     assert sorted(lines) == sorted(["tiny", *(f"tiny:{name}" for name in GROUPS[group]), *FLOORS])
 
 
+@pytest.mark.rendered
 @pytest.mark.parametrize("measure", [True, False])
 @pytest.mark.parametrize("train", [True, False])
 def test_trained_and_timed_once_as_asked(

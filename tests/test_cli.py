@@ -232,6 +232,7 @@ def test_recipe_gives_the_defaults_and_flags_change_them(folder: Path) -> None:
     assert (config["recipe"], config["augmentation"]["shift"], config["optimisation"]["epochs"]) == ("quick", 1, 1)
 
 
+@pytest.mark.rendered
 def test_evaluate(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["evaluate", str(folder / "run"), "--cpu"]) == 0
     summary = json.loads((folder / "run" / "summary.json").read_text())

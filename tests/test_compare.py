@@ -50,6 +50,7 @@ def test_what_is_there_is_found(runs: Path) -> None:
     assert [run.changed for run in find_runs([runs])] == sorted(run.changed for run in found.values())
 
 
+@pytest.mark.rendered
 def test_the_command(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
     monkeypatch.chdir(runs.parent)
     assert main(["runs"]) == 0

@@ -1,6 +1,7 @@
 """What README, docs and the Makefile tell a person to type runs as typed, but for the budget in one table."""
 
 import dataclasses
+import json
 import re
 import runpy
 import shlex
@@ -29,6 +30,7 @@ from hadaptive.search import latency
 # Libraries' own, while they export.
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.rendered,
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
 ]
 
@@ -116,6 +118,9 @@ def run(words: list[str]) -> int:
         assert words[:5] == ["torchrun", "--nproc-per-node", "2", "-m", "hadaptive"]
         done = torchrun(2, words[5:])
         assert "Traceback" not in done.stderr, done.stderr[-3000:]
+        if "--output" in words:
+            run = Path(words[words.index("--output") + 1])
+            assert json.loads((run / "summary.json").read_text(encoding="utf-8"))["processes"] == 2
         return done.returncode
     if words[:3] == ["python", "-m", "benchmarks"]:
         return benchmarks(words[3:])
@@ -175,6 +180,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(products, "SHAPES", ((8, 4, 5, 2),))
     monkeypatch.setattr(kernels, "SHAPES", ((8, 4, 5, 2),))
     monkeypatch.setattr(kernels, "PROCESSORS", {90: 132})
+    monkeypatch.setattr(kernels, "DTYPES", {"bfloat16": kernels.DTYPES["bfloat16"]})
     for name, values in {"BATCHES": (1, 2), "K": (2, 3), "SIDES": (3, 5), "CHANNELS": 6}.items():
         monkeypatch.setattr(operators, f"SWEEP_{name}", values)
     with standing_in(monkeypatch, tmp_path / "hub"):

@@ -1,17 +1,16 @@
-"""Evolution: a front that no network beats, the same after an interruption, within its limits, and doubts."""
+"""Evolution: a front that no network beats, the same after an interruption, and mistakes."""
 
 import itertools
 import json
 import signal
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from evolved import config_of, saved_space
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matplotlib.axes import Axes
 from processes import launch
 from safetensors.torch import load_file
 
@@ -20,61 +19,21 @@ from hadaptive.cli import main
 from hadaptive.engine.stopping import StopRequest
 from hadaptive.errors import TrainingInterruptedError, UserError
 from hadaptive.files import read_csv
-from hadaptive.models import ConvSpec, NetSpec
-from hadaptive.models.layer_spec import conv, inverted, poly, products
+from hadaptive.models import NetSpec
 from hadaptive.search import (
     Judged,
-    LatencyTable,
-    SearchConfig,
     SearchSpace,
-    Skip,
-    alone,
-    baselines,
     front_of,
-    random_within,
     resume_search,
     search,
-    study,
 )
-from hadaptive.search.config import StudyConfig
 from hadaptive.search.evolution import Evolution
 from hadaptive.search.front import generations
-from hadaptive.search.rivals import small_enough
-
-POSITION = (products(3, 4, 3, 8), products(2, 16, 5, 8, after=True), poly(3, 8), inverted(2, 3, 8), Skip())
 
 
 @pytest.fixture
 def space(tmp_path: Path) -> SearchSpace:
-    stages = (((conv(8),), POSITION, POSITION),)
-    found = SearchSpace(
-        "tiny", (ConvSpec(8, 3, 1),), (), stages, None, None, activation="relu6", widths=(1.0, 0.5)
-    )
-    found.save(tmp_path / "tiny.json")
-    return found
-
-
-def config_of(tmp_path: Path, **changes: Any) -> SearchConfig:
-    settings: dict[str, Any] = {"space": str(tmp_path / "tiny.json"), "method": "evolution", "population": 6}
-    settings |= {"generations": 4, "epochs": 2, "image_size": 8, "train_size": 256, "cpu": True}
-    return SearchConfig.from_recipe("quick", **{**settings, "output": tmp_path / "run", **changes})
-
-
-def table_of(space: SearchSpace, config: SearchConfig, **changes: Any) -> LatencyTable:
-    """Each block takes a millisecond at full width, half of it at half."""
-    times = tuple(
-        tuple(0.0 if isinstance(c, Skip) else 1.0 + n / 10 for n, c in enumerate(p)) for p in space.positions
-    )
-    half = tuple(tuple(ms / 2 for ms in own) for own in times)
-    setting = config.setting(10, "cpu")
-    values = {
-        "references": {},
-        "where": {"device": "another"},
-        "networks": {"number": 3, "median_error": 0.0},
-    }
-    return LatencyTable(
-        space.fingerprint, setting, times, 1.0, 1.0, 0.0, **values, others=((half, 0.5),), **changes
-    )
+    return saved_space(tmp_path)
 
 
 # ---------------------------------------------------------------- the front
@@ -152,6 +111,7 @@ def test_limits_are_met_where_they_can_be() -> None:
 # ---------------------------------------------------------------- a search
 
 
+@pytest.mark.rendered
 def test_what_it_leaves(tmp_path: Path, space: SearchSpace, capsys: pytest.CaptureFixture[str]) -> None:
     summary = search(config_of(tmp_path))
     run = tmp_path / "run"
@@ -209,101 +169,6 @@ def test_resumed_from_anywhere_it_finds_the_same(tmp_path: Path, space: SearchSp
         assert len(looked) == len(read_csv(tmp_path / name / "evolution.csv")) - len(begun)  # none twice
 
 
-def test_a_target_and_a_size(tmp_path: Path, space: SearchSpace) -> None:
-    config = config_of(tmp_path, latency_target="2.2ms", max_params="2k", latency_table=tmp_path / "t.json")
-    config = config.changed(foreign_table=True)
-    table_of(space, config).save(tmp_path / "t.json")
-    summary = search(config, quiet=True)
-    table, front = LatencyTable.load(tmp_path / "t.json"), read_csv(tmp_path / "run" / "front.csv")
-    assert table == table_of(space, config)
-    for row in front:
-        choice = tuple(map(int, row["choice"].split()))
-        assert float(row["latency_ms"]) == table.predict(choice) <= 2.2
-        assert int(row["parameters"]) <= 2000
-    assert summary["predicted_ms"] <= 2.2
-    assert summary["measured_ms"] is None  # another device's
-    rows = read_csv(tmp_path / "run" / "evolution.csv")
-    assert any(float(row["latency_ms"]) > 2.2 or int(row["parameters"]) > 2000 for row in rows)
-    assert rows[0]["parameters"] == min((row["parameters"] for row in rows), key=int)
-    assert table.range()[0] in [float(row["latency_ms"]) for row in rows if row["generation"] == "0"]
-    assert [float(row["latency_ms"]) for row in front] == sorted(float(row["latency_ms"]) for row in front)
-
-
-def test_a_latency_table_of_several_widths(tmp_path: Path, space: SearchSpace) -> None:
-    table = table_of(space, config_of(tmp_path))
-    assert table.predict((0, 0, 0, 0, 0)) == pytest.approx(1 + 4)
-    assert table.predict((0, 0, 0, 0, 1)) == pytest.approx((1 + 4) / 2)
-    assert table.range() == (pytest.approx(0.5 + 1), pytest.approx(1 + 1 + 1 + 2 * 1.3))
-    table.check(space, table.setting, foreign=True)
-    with pytest.raises(UserError, match="the latency table is of another space"):
-        table.check(space.of_whole(0), table.setting, foreign=True)
-
-
-def test_a_measured_table_is_used_and_networks_are_measured(tmp_path: Path, space: SearchSpace, capsys) -> None:
-    search(config_of(tmp_path, latency_target="1s"))
-    front = read_csv(tmp_path / "run" / "front.csv")
-    assert all(float(row["measured_ms"]) > 0 for row in front)
-    table = LatencyTable.load(tmp_path / "run" / "latency.json")
-    assert len(table.others) == 1
-    assert "measured ms" in capsys.readouterr().out
-
-
-def test_latency_may_be_of_larger_images_than_accuracy(tmp_path: Path, space: SearchSpace, monkeypatch) -> None:
-    labels: list[str] = []
-    real = Axes.set
-    monkeypatch.setattr(
-        Axes, "set", lambda self, **how: labels.extend(map(str, how.values())) or real(self, **how)
-    )
-    search(config_of(tmp_path, latency_target="1s", latency_size=16, runtime="onnxruntime", threads=1), quiet=True)
-    assert LatencyTable.load(tmp_path / "run" / "latency.json").setting.image_size == 16
-    assert "predicted ms\n16x16 images" in labels
-    assert "validation accuracy, shared weights, %\n8x8 images" in labels
-    small = config_of(tmp_path, output=tmp_path / "small", space="published", image_size=32, latency_size=8)
-    with pytest.raises(UserError, match="8x8 images are too small"):
-        search(small.changed(latency_target="1s"), quiet=True)
-    assert not small.output.exists()
-
-
-def test_a_front_that_misses_when_measured_says_so(tmp_path: Path, space: SearchSpace, monkeypatch) -> None:
-    config = config_of(tmp_path, latency_target="2.2ms", latency_table=tmp_path / "t.json", foreign_table=True)
-    table_of(space, config).save(tmp_path / "t.json")
-    monkeypatch.setattr(Evolution, "_measure", lambda self, specs: dict.fromkeys(specs, 3.0) | {"S": 9.0})
-    summary = search(config, quiet=True)
-    assert any(
-        "the network found is not within the target when it is measured: 3 ms for 2.2 ms" in w
-        for w in summary["warnings"]
-    )
-    assert summary["measured_ms"] == {"found": 3.0, "S": 9.0}
-    # Of those that are within it, the most accurate one.
-    monkeypatch.setattr(
-        Evolution, "_measure", lambda self, specs: {name: 1.0 if name == "front-0" else 3.0 for name in specs}
-    )
-    summary = search(config.changed(output=tmp_path / "second"), quiet=True)
-    first = read_csv(tmp_path / "second" / "front.csv")[0]
-    assert NetSpec.load(tmp_path / "second" / "found.json").fingerprint == first["fingerprint"]
-    assert not any("when it is measured" in w for w in summary["warnings"])
-
-
-def test_a_front_is_measured_until_one_is_within_the_target(tmp_path: Path) -> None:
-    engine = Evolution.__new__(Evolution)
-    engine.target, asked = 2.0, []
-    ms = {f"front-{n}": 1.9 if n == 3 else 2.1 + n / 10 for n in range(20)}
-
-    def measure(specs: dict[str, Any]) -> dict[str, float]:
-        asked.append(list(specs))
-        return {name: ms[name] for name in specs} | {"S": 9.0}
-
-    engine._measure = measure
-    number, measured = engine._found(dict.fromkeys(ms))
-    assert number == 3
-    assert [len(names) for names in asked] == [8, 8, 4]
-    assert measured == ms | {"S": 9.0}
-    ms["front-3"] = 2.5
-    assert engine._found(dict.fromkeys(ms))[0] == 0  # the fastest that was measured, where none is within
-    engine._measure = lambda specs: None
-    assert engine._found(dict.fromkeys(ms)) == (19, {})
-
-
 def test_a_signal_while_networks_are_looked_at(tmp_path: Path, space: SearchSpace, monkeypatch) -> None:
     search(config_of(tmp_path, output=tmp_path / "whole"), quiet=True)
     own, seen = Evolution._judge, []
@@ -338,121 +203,6 @@ def test_two_processes_find_the_same(tmp_path: Path, space: SearchSpace) -> None
     assert summary["networks"] == len(rows)
 
 
-def test_seeds_beside_random_networks_as_fast_and_as_small(tmp_path: Path, space: SearchSpace, capsys) -> None:
-    config = config_of(tmp_path, epochs=1, latency_target="4ms", max_params="2.5k", foreign_table=True)
-    table = table_of(space, config)
-    table.save(tmp_path / "t.json")
-    config = config.changed(latency_table=tmp_path / "t.json")
-    summary = study(StudyConfig(search=config, baseline=(("random", 6),), retrain_seeds=1, seeds=2))
-    rows = read_csv(tmp_path / "run" / "comparison.csv")
-    assert {row["group"] for row in rows} == {"found", "random"}
-    assert "found_against_random" in summary
-    for row in rows:
-        assert int(row["parameters"]) <= 2500
-        if row["group"] == "random":
-            assert 0.9 * 4 <= float(row["predicted_ms"]) <= 4
-    agreement = read_csv(tmp_path / "run" / "agreement.csv")
-    assert [int(row["position"]) for row in agreement] == [3, 4]
-    assert 0 <= summary["agreement"]["share"] <= 1
-    assert not (tmp_path / "run" / "kinds.csv").exists()
-    # The shared weights of the first seed are those that judged what it found.
-    found = next(row for row in rows if row["network"] == "found-seed0")
-    own = read_csv(tmp_path / "run" / "searches" / "seed0" / "evolution.csv")
-    choice = json.loads((tmp_path / "run" / "searches" / "seed0" / "summary.json").read_text())["choice"]
-    (judged,) = [row for row in own if list(map(int, row["choice"].split())) == choice]
-    assert float(found["supernet_accuracy"]) == pytest.approx(float(judged["accuracy"]))
-    assert summary["rank"]["networks"] == 6
-    assert "as trainings do with Kendall's tau" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_every_kind_of_baseline_as_typed(tmp_path: Path, space: SearchSpace, monkeypatch, capsys) -> None:
-    """Cut off while networks are judged it judges none of them twice, and ends with the same rivals."""
-    words = ["search", "--recipe", "quick", "--epochs", "4", "--image-size", "8", "--train-size", "128", "--cpu"]
-    words += [
-        "--method",
-        "evolution",
-        "--population",
-        "6",
-        "--generations",
-        "4",
-        "--space",
-        str(tmp_path / "tiny.json"),
-    ]
-    words += ["--max-params", "2.5k", "--retrain-seeds", "2"]
-    words += ["--baseline", "random", "2", "best", "5", "evolution", "4", "--output"]
-    assert main([*words, str(tmp_path / "whole")]) == 0
-    rows = read_csv(tmp_path / "whole" / "comparison.csv")
-    assert Counter(row["group"] for row in rows) == {
-        "found": 2,
-        "random": 2,
-        "best": 2,
-        "evolution": 2,
-    }
-    assert all(int(row["parameters"]) <= 2500 for row in rows)
-    drawn = read_csv(tmp_path / "whole" / "baseline-best.csv")
-    networks = json.loads((tmp_path / "whole" / "networks.json").read_text(encoding="utf-8"))
-    best = max(drawn, key=lambda row: float(row["supernet_accuracy"]))
-    assert networks["best"]["supernet_accuracy"] == float(best["supernet_accuracy"])
-    judged_alone = [Judged.from_row(row) for row in read_csv(tmp_path / "whole" / "baseline-evolution.csv")]
-    assert len({one.fingerprint for one in judged_alone}) == len(judged_alone) == 4
-    within = [one for one in judged_alone if one.parameters <= 2500]
-    best_alone = max(within, key=lambda one: (one.accuracy, -one.cost, one.choice))
-    assert tuple(networks["evolution"]["choice"]) == best_alone.choice
-    trained = [json.loads(path.read_text()) for path in (tmp_path / "whole" / "runs").glob("alone-*/summary.json")]
-    assert [summary["epochs"] for summary in trained] == [1] * 4
-    said = capsys.readouterr().out
-    for text in ("the best of 5 random networks", "without shared weights: 4 networks"):
-        assert text in said
-    for other in ("random", "best", "evolution"):
-        assert f"found against {other}: " in said
-
-    count = itertools.count(1)
-    judge = alone.append_csv
-
-    def cut(path: Path, rows: list[dict[str, Any]]) -> None:
-        judge(path, rows)
-        if next(count) in (3, 8):
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(alone, "append_csv", cut)
-        patched.setattr(baselines, "append_csv", cut)
-        assert main([*words, str(tmp_path / "cut")]) == 130
-        assert main(["search", "--resume", str(tmp_path / "cut")]) == 130
-        assert main(["search", "--resume", str(tmp_path / "cut"), "--jobs", "1", "--executor", "local"]) == 0
-    assert main(["search", "--resume", str(tmp_path / "cut/searches/seed0"), "--jobs", "2"]) == 1
-    assert "is one search, which shares nothing out: leave --jobs and --executor out" in capsys.readouterr().err
-    for name in ("baseline-best.csv", "baseline-evolution.csv"):
-        own = [{key: row[key] for key in row if key != "generation"} for row in read_csv(tmp_path / "cut" / name)]
-        other = [
-            {key: row[key] for key in row if key != "generation"} for row in read_csv(tmp_path / "whole" / name)
-        ]
-        assert own == other
-    again = json.loads((tmp_path / "cut" / "networks.json").read_text(encoding="utf-8"))
-    assert {name: own["choice"] for name, own in again.items()} == {
-        n: own["choice"] for n, own in networks.items()
-    }
-
-
-def test_random_networks_are_of_every_width_that_reaches_the_target(tmp_path: Path, space: SearchSpace) -> None:
-    table, generator = table_of(space, config_of(tmp_path)), torch.Generator().manual_seed(0)
-    drawn = [random_within(space, table, 3.01, generator) for _ in range(300)]
-    band = [c for c in itertools.product(*map(range, space.counts)) if 0.9 * 3.01 <= table.predict(c) <= 3.01]
-    assert {c[-1] for c in band} == {0, 1}
-    assert set(drawn) == set(band)
-    shares = [drawn.count(choice) / len(drawn) for choice in band]
-    assert max(shares) < 3 / len(band)
-    # Half the width ends below the band: none of it is drawn.
-    assert {random_within(space, table, 4.5, generator)[-1] for _ in range(40)} == {0}
-
-
-def test_no_random_network_issmall_enough(tmp_path: Path, space: SearchSpace) -> None:
-    config = config_of(tmp_path, max_params="10")
-    with pytest.raises(UserError, match="none of 1000 random networks has 10 parameters or fewer"):
-        small_enough(config, space, lambda: (0,) * 5, 10)
-
-
 # ---------------------------------------------------------------- mistakes
 
 
@@ -485,10 +235,3 @@ def test_without_pymoo(tmp_path: Path, space: SearchSpace, monkeypatch) -> None:
     ):
         search(config_of(tmp_path), quiet=True)
     assert not (tmp_path / "run").exists()
-
-
-def test_a_size_as_it_is_written() -> None:
-    assert SearchConfig.from_recipe("quick").latency.most_parameters == float("inf")
-    for text, number in (("1.5M", 1.5e6), ("400k", 4e5), ("800000", 8e5)):
-        config = SearchConfig.from_recipe("quick", max_params=text, method="evolution")
-        assert config.latency.most_parameters == number

@@ -22,7 +22,8 @@ from hadaptive.export.proof import TRAINED, compare
 from hadaptive.measure.formats import SUFFIXES
 from hadaptive.measure.lowering import write
 from hadaptive.measure.passes import prepare
-from hadaptive.measure.sessions import Run, load
+from hadaptive.measure.runtimes import Run
+from hadaptive.measure.sessions import load
 from hadaptive.models import HadaptiveNet
 from hadaptive.nn import expansions, top_k_channels
 from hadaptive.train import train

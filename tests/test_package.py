@@ -1,6 +1,7 @@
 """The package as a whole: a light import, walls that hold, and no unpickling."""
 
 import ast
+import functools
 import importlib
 import json
 import re
@@ -75,6 +76,11 @@ def test_importing_the_package_loads_nothing_heavy():
     loaded = set(fresh_python("import sys, hadaptive, hadaptive; print(*sys.modules)").split())
     assert loaded & {*HEAVY, "tyro", "rich"} == set()
     assert {name.split(".")[1] for name in loaded if name.startswith("hadaptive.")} == {"lazy", "registration"}
+
+
+def test_a_process_that_times_a_file_imports_no_pytorch():
+    loaded = fresh_python("import sys, hadaptive.measure.alone; print(*sys.modules)").split()
+    assert set(loaded) & {"torch", "timm"} == set()
 
 
 LIGHT = ["", *COMMANDS, *(f"bench {name}" for name in BENCHMARKS)]
@@ -163,10 +169,16 @@ def test_every_name_of_a_stub_is_there(stub):
 # ---------------------------------------------------------------- walls
 
 
+@functools.cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    """What a file says, read once for all tests."""
+    return tuple(ast.walk(ast.parse(path.read_text())))
+
+
 def imported_modules(path):
     """Modules of this package that a file imports, anywhere in it, as dotted names."""
     package = ("hadaptive", *path.relative_to(ROOT).parts[:-1])
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -202,7 +214,7 @@ def test_nothing_imports_upwards(path):
 @each_file
 def test_what_measures_the_project_is_not_imported(path):
     """The folder benchmarks of a checkout is not installed; only the command line knows of hadaptive.bench."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [str(node.module)] if isinstance(node, ast.ImportFrom) and not node.level else []
         assert not any(name.split(".")[0] == "benchmarks" for name in names)
@@ -243,7 +255,7 @@ def test_the_wall_test_sees_imports(tmp_path, monkeypatch):
 
 @each_file
 def test_timms_private_files_are_left_alone(path):
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         names = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -264,7 +276,7 @@ def test_nothing_is_unpickled(path):
         assert len(re.findall(r"pickle\.loads", text)) == 2
         return
     assert not re.search(r"pickle\.loads?\b|weights_only\s*=\s*False|allow_pickle\s*=\s*True", text)
-    for node in ast.walk(ast.parse(text)):
+    for node in nodes(path):
         if isinstance(node, ast.ImportFrom) and node.module in ("torch", "pickle"):
             assert not {alias.name for alias in node.names} & {"load", "loads", "Unpickler"}
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":

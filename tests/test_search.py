@@ -60,6 +60,7 @@ def config_of(tmp_path, **changes) -> SearchConfig:
 # ---------------------------------------------------------------- the loop
 
 
+@pytest.mark.rendered
 def test_resumed_search_ends_with_the_same_architecture(tmp_path, space, monkeypatch) -> None:
     search(config_of(tmp_path, epochs=3, output=tmp_path / "whole"), quiet=True)
     calls = itertools.count(1)

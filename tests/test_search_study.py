@@ -53,6 +53,7 @@ def config_of(tmp_path: Path, **changes) -> StudyConfig:
 
 
 @pytest.mark.slow
+@pytest.mark.rendered
 def test_a_study_compares_what_it_finds_and_resumes_where_it_stopped(tmp_path, space, monkeypatch) -> None:
     table_of(space).save(tmp_path / "table.json")
     low, high = table_of(space).range()

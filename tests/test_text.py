@@ -127,6 +127,7 @@ def texts(figure: Figure) -> list[str]:
     return [text._preprocess_math(text.get_text())[0] for text in found]  # pyright: ignore
 
 
+@pytest.mark.rendered
 def test_pictures_show_every_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[list[str]] = []
     real = Figure.savefig
@@ -213,7 +214,8 @@ def test_files_of_rows_keep_every_name(tmp_path: Path) -> None:
 
 WHOLE_JOB = """
 import os, signal, sys
-import dying
+import dying, figures
+figures.Figure.savefig = figures.RENDER
 main = dying.main
 root, spec = sys.argv[1:]
 run = os.path.join(root, "run")

@@ -11,7 +11,7 @@ import dying
 import pytest
 import torch
 from folders import fill
-from processes import forked, launch, launch_work, torchrun
+from processes import forked, launch, launch_work
 from safetensors.torch import load_file
 from tiny import TINY, stopped_after, tiny_config, trainer_of
 from torch import nn
@@ -344,10 +344,10 @@ def test_a_run_is_known_by_its_network_never_by_a_files_name(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_torchrun_needs_no_word_about_a_missing_gpu(tmp_path: Path) -> None:
-    """README's line: without --cpu, both processes took themselves for the only one."""
+def test_two_processes_need_no_word_about_a_missing_gpu(tmp_path: Path) -> None:
+    """Without --cpu, both took themselves for the only one. Under torchrun itself: test_documented."""
     typed = [flag for flag in flags(tiny_config(tmp_path, "both", epochs=1)) if flag != "--cpu"]
-    done = torchrun(2, typed)
+    done = launch(2, typed)
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads((tmp_path / "both/summary.json").read_text())["processes"] == 2
     done = launch(2, ["evaluate", str(tmp_path / "both")])

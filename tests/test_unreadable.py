@@ -109,6 +109,7 @@ def test_weights_whose_loss_is_no_number_are_never_better(tmp_path: Path) -> Non
     assert trainer_of(tiny_config(tmp_path)).best_accuracy == -1
 
 
+@pytest.mark.rendered
 def test_a_line_of_one_point_is_seen(tmp_path: Path) -> None:
     from matplotlib.figure import Figure
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from hadaptive.measure.formats import check_format
-from hadaptive.measure.sessions import Run, load, openvino_core
+from hadaptive.measure.runtimes import Run, openvino_core
+from hadaptive.measure.sessions import load
 from hadaptive.models.shipped import METADATA_KEY
 from hadaptive.packages import quiet
 

@@ -14,7 +14,8 @@ from hadaptive.errors import UserError
 from hadaptive.files import write_atomically
 from hadaptive.measure.alone import Task, alone, session
 from hadaptive.measure.executorch import pool_threads
-from hadaptive.measure.sessions import Run, load
+from hadaptive.measure.runtimes import Run
+from hadaptive.measure.sessions import load
 from hadaptive.measure.timing import quartiles
 from hadaptive.nn import ChannelSelection, expansions
 from hadaptive.text import in_markdown

@@ -1,6 +1,7 @@
 """One network in one runtime, in a process of its own: idle threads of other sessions spin and would be timed too.
 
-:func:`alone` starts it with its task as JSON; it answers with JSON on its last line.
+:func:`alone` starts it with its task as JSON; it answers with JSON on its last line. PyTorch is imported where the
+runtime is PyTorch's: it took ten times as long as all else that a session does.
 """
 
 import importlib
@@ -15,14 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
-import torch
-from timm.models import model_entrypoint
 
 from hadaptive.files import json_text
-from hadaptive.measure.sessions import Run, open_file
+from hadaptive.measure.runtimes import WITHOUT_PYTORCH, Run
 from hadaptive.measure.timing import interleaved
-from hadaptive.measure.untrained import untrained
 
 
 @dataclass(frozen=True)
@@ -83,6 +80,9 @@ def alone(task: Task, environment: dict[str, str] | None = None) -> dict[str, An
 
 def registered_by(model: str) -> str | None:
     """The module that another process must import before timm knows a network; None where that is timm or we."""
+    import timm
+    from timm.models import model_entrypoint
+
     name = model.partition(":")[0]
     module = model_entrypoint(name).__module__ if timm.is_model(name) else "hadaptive"
     return None if module.split(".")[0] in ("timm", "hadaptive") else module
@@ -109,6 +109,14 @@ def session(task: Task) -> dict[str, Any]:
 
 
 def _run(task: Task) -> Run:
+    if task.file is not None and Path(task.file).suffix in WITHOUT_PYTORCH:
+        return WITHOUT_PYTORCH[Path(task.file).suffix](Path(task.file), task.threads)[0]
+
+    import torch
+
+    from hadaptive.measure.sessions import open_file
+    from hadaptive.measure.untrained import untrained
+
     if task.file is not None:
         return open_file(Path(task.file), task.threads)[0]
     torch.set_num_threads(task.threads)

@@ -18,7 +18,7 @@ from hadaptive.files import json_text, write_atomically, write_json
 from hadaptive.measure.executorch import write_executorch
 from hadaptive.measure.formats import check_format
 from hadaptive.measure.onnx_graph import write_onnx, write_onnx_each
-from hadaptive.measure.sessions import openvino_core
+from hadaptive.measure.runtimes import openvino_core
 from hadaptive.models.shipped import METADATA_KEY
 
 

@@ -3,12 +3,9 @@
 Loading a file runs no code that it holds, except PyTorch's own format, which is loaded on demand only.
 """
 
-import functools
 import json
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import timm
@@ -20,9 +17,8 @@ from hadaptive.errors import UserError, first_line
 from hadaptive.files import json_text
 from hadaptive.measure.executorch import ExecutorchRun
 from hadaptive.measure.formats import check_format, format_of
+from hadaptive.measure.runtimes import Run, in_onnxruntime, in_openvino
 from hadaptive.models.shipped import METADATA_KEY
-
-Run = Callable[[np.ndarray], np.ndarray]  # images (B, C, H, W) float32 -> logits (B, classes)
 
 
 def load(path: Path, threads: int = 0, *, trust: bool = False) -> tuple[Run, ModelCard]:
@@ -74,36 +70,13 @@ def open_file(path: Path, threads: int = 0, *, in_turns: bool = False) -> tuple[
 
 
 def _open_onnx(path: Path, threads: int, in_turns: bool) -> tuple[Run, str]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    if in_turns:
-        options.add_session_config_entry("session.force_spinning_stop", "1")  # after the call, not within it
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    metadata = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "")
-    return lambda images: np.asarray(session.run(None, {"images": images})[0]), metadata
-
-
-@functools.cache
-def openvino_core() -> Any:
-    """One for the process: OpenVINO that unloads its plugin with a Core crashes threads started later."""
-    import openvino
-
-    return openvino.Core()
+    run, session = in_onnxruntime(path, threads, in_turns)
+    return run, session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "")
 
 
 def _open_openvino(path: Path, threads: int, in_turns: bool) -> tuple[Run, str]:
-    core = openvino_core()
-    model = core.read_model(path)
-    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    if threads:
-        settings["INFERENCE_NUM_THREADS"] = threads
-    if in_turns:
-        settings["ENABLE_CPU_PINNING"] = False
-    request = core.compile_model(model, "CPU", settings).create_infer_request()
-    return lambda images: request.infer({0: images})[0].copy(), model.get_rt_info([METADATA_KEY]).astype(str)
+    run, model = in_openvino(path, threads, in_turns)
+    return run, model.get_rt_info([METADATA_KEY]).astype(str)
 
 
 def _open_executorch(path: Path, threads: int, in_turns: bool) -> tuple[Run, str]:

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-
 
 @contextmanager
 def threads(number: int | None) -> Iterator[None]:
     """Let PyTorch use so many threads inside the block; None leaves it as it is."""
+    import torch
+
     before = torch.get_num_threads()
     if number is not None:
         torch.set_num_threads(number)
@@ -24,6 +24,8 @@ def threads(number: int | None) -> Iterator[None]:
 def synchronise(device: str) -> None:
     """Wait until the device has done what it was given."""
     if device.startswith("cuda"):
+        import torch
+
         torch.cuda.synchronize(device)
 
 
