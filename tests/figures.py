@@ -1,6 +1,6 @@
 """Figures that are made and left blank: to render one takes longer than to train the tiny network."""
 
-from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 from PIL import Image
@@ -8,9 +8,12 @@ from PIL import Image
 RENDER = Figure.savefig
 
 
-def blank(figure: Figure, path: Path, *, dpi: int, format: str) -> None:
-    """An empty picture of the figure's size."""
-    width, height = (round(side * dpi) for side in figure.get_size_inches())
+def blank(figure: Figure, path: Any, *, format: str, **how: Any) -> None:
+    """An empty picture of the figure's size, but for charts within a page, which are text."""
+    if format == "svg":
+        RENDER(figure, path, format=format, **how)
+        return
+    width, height = (round(side * how["dpi"]) for side in figure.get_size_inches())
     Image.new("1", (width, height)).save(path, format)
 
 

@@ -363,14 +363,19 @@ def test_mistakes_in_label_files_are_sentences(tmp_path: Path) -> None:
         open_data(DataConfig(str(table(tmp_path, "sets"))))
 
 
+@pytest.mark.rendered
 def test_its_report_and_its_surest_mistakes(run: Path, tmp_path: Path) -> None:
     own = tmp_path / "run"
     shutil.copytree(run, own, symlinks=True)
+    known = json.loads((own / "calibration.json").read_text())
+    (own / "calibration.json").write_text(json.dumps({**known, "thresholds": [0.0, 0.5, 1.0]}))  # many mistakes
     assert main(["evaluate", str(own), "--sheet", str(tmp_path / "wrong.png")]) == 0
     assert main(["report", str(own), "--cpu"]) == 0
     page = (own / "report.html").read_text(encoding="utf-8")
     for said in ("Mean average precision", "average precision", "threshold", *CLASSES):
         assert said in page
+    assert (tmp_path / "wrong.png").is_file()
+    assert "Places of an image of" in page
 
 
 def test_the_surest_mistake_of_an_image_is_told() -> None:
