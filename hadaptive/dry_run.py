@@ -171,14 +171,14 @@ def _print(found: DryRun, trainer: Trainer, first_batch: Path | None) -> None:
         "images": f"{found.images:,} to learn from, {len(batches.classes):,} classes",
         "network": f"{trainer.card.model}: {found.parameters:,} parameters, {found.macs / 1e6:,.1f} M MACs "
         f"for one {size} image",
-        "steps": f"{how.epochs:,} epochs of {trainer.steps_per_epoch:,} steps of {how.batch_size:,} images: "
+        "steps": f"{how.epochs:,} epochs of {trainer.steps_per_epoch:,} steps of {how.images_per_step:,} images: "
         f"{found.steps:,} steps",
         "memory": f"{memory_text(found.peak)} at most in this process"
         + (" on the GPU" if trainer.accelerator.device.type == "cuda" else "")
         + (f", {memory_text(found.loader_bytes)} in processes that read images" if found.loaders else "")
         + f"; {memory_text(found.free)} are still free",
-        "time": f"{found.step_s:.3g} s a step ({how.batch_size / found.step_s:,.0f} images/s, over {found.timed} "
-        f"steps): about {time_text(found.total_s)} for all epochs, with validation",
+        "time": f"{found.step_s:.3g} s a step ({how.images_per_step / found.step_s:,.0f} images/s, over "
+        f"{found.timed} steps): about {time_text(found.total_s)} for all epochs, with validation",
     }
     for name, text in lines.items():
         say(f"{name:12} {text}")
