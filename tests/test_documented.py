@@ -35,6 +35,12 @@ pytestmark = [
 SHORTER = {
     "hadaptive train": "--epochs 1 --image-size 32 --batch-size 16",
     "hadaptive train --resume runs/mine --epochs": "--epochs 2",
+    "hadaptive train --data path/to/folder --recipe folder --find-lr": (
+        "--epochs 1 --image-size 32 --batch-size 16 --model tiny.json"
+    ),
+    "hadaptive train --data path/to/folder --recipe folder --dry-run": (
+        "--epochs 1 --image-size 32 --batch-size 16 --model tiny.json"
+    ),
     "torchrun": "--data path/to/folder --output runs/two --epochs 1 --image-size 32 --batch-size 16",
     "hadaptive search": "--epochs 2 --image-size 32 --batch-size 16 --space tiny-space.json",
     "hadaptive search --data path/to/folder --recipe folder --space star": (
