@@ -22,10 +22,10 @@ def test_it_is_in_the_settings_of_the_run_and_resumed(
     line = ["train", "--model", tiny_spec(tmp_path), "--image-size", "8", "--epochs", "1", "--train-size", "200"]
     assert cli.main([*line, "--cpu", "--batch-size", batch_size, "--output", "run"]) == 0
     assert (
-        "batch size 8, of more an epoch would have few steps; the learning rate 0.002" in capsys.readouterr().out
+        "batch size 16, of more an epoch would have few steps; the learning rate 0.002" in capsys.readouterr().out
     )
-    assert json.loads((tmp_path / "run/config.json").read_text())["optimisation"]["batch_size"] == 8
-    config = tiny_config(tmp_path, "same", shift=1, epochs=1, batch_size=8)
+    assert json.loads((tmp_path / "run/config.json").read_text())["optimisation"]["batch_size"] == 16
+    config = tiny_config(tmp_path, "same", shift=1, epochs=1, batch_size=16)
     train(config, quiet=True)
     assert_same_weights(tmp_path / "run", tmp_path / "same")  # nothing of the search for it is left
     stopped_after(3, config.changed(output=tmp_path / "cut", batch_size=batch_size), monkeypatch)
@@ -77,7 +77,7 @@ def test_a_peak_is_seen() -> None:
 
 
 def test_what_an_epoch_allows() -> None:
-    assert [largest_allowed(n, 1) for n in (10, 100, 7500, 10**6)] == [2, 4, 256, 1024]
+    assert [largest_allowed(n, 1) for n in (10, 100, 7500, 10**6)] == [8, 16, 256, 1024]
     assert largest_allowed(7500, 4) == 64
 
 

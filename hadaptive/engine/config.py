@@ -21,7 +21,7 @@ class Optimisation:
     Attributes:
         epochs: passes over the training part.
         batch_size: images per optimiser step, over all processes and accumulation steps; auto finds the largest
-            power of two that memory has room for and of which an epoch has 16 steps, 1024 at most.
+            power of two that memory has room for and of which an epoch has 16 steps, from 16 to 1024.
         lr: peak learning rate.
         weight_decay: of weights; biases, norms and DySoft's alpha are exempt.
         opt: any optimiser timm knows.

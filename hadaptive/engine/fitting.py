@@ -11,7 +11,8 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from hadaptive.engine.memory import free_memory
 
 MOST = 1024  # images: of larger batches an image teaches too little
-STEPS = 16  # that an epoch has at least
+STEPS = 16  # that an epoch has at least, where there are images for that
+FEWEST = 16  # images, however few there are: of smaller batches BatchNorm learns little
 SPARE = 0.7  # of the machine's free memory, what is used: other programs want some, and loaders
 PROBED = (4, 8, 16)  # images, on a CPU: what more take follows from these
 
@@ -89,5 +90,5 @@ def largest_allowed(images: int, passes: int) -> int:
         images: of an epoch.
         passes: in a step.
     """
-    most = max(2, min(MOST, images // STEPS) // passes)
+    most = max(2, min(MOST, images, max(FEWEST, images // STEPS)) // passes)
     return 2 ** (most.bit_length() - 1)
