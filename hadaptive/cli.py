@@ -92,12 +92,16 @@ def _train(arguments: list[str]) -> None:
         return
     config = _part(command, TrainConfig)
     config.refuse_idle(typed)
-    if command.first_batch is not None and not command.dry_run:
-        raise UserError("--first-batch has no effect here, for --dry-run is not there: leave it out")
+    command.refuse_idle_flags(typed)
     if command.dry_run:
         from hadaptive.dry_run import dry_run
 
         dry_run(config, given=typed, first_batch=command.first_batch, quiet=command.quiet)
+        return
+    if command.find_lr is not None:
+        from hadaptive.train.find_rate import find_rate
+
+        find_rate(config, command.find_lr, given=typed, quiet=command.quiet)
         return
     from hadaptive.train import train
 

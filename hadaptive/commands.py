@@ -1,11 +1,13 @@
 """The flags of every command: one dataclass each, whose docstring is its help."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import tyro
 
+from hadaptive.errors import UserError
 from hadaptive.measure.setting import Setting
 from hadaptive.search.config import StudyConfig
 from hadaptive.train.config import TrainConfig
@@ -27,12 +29,28 @@ class TrainCommand(TrainConfig):
         dry_run: train nothing: take a few steps, and say how many images, steps and parameters there are and what
             memory and time it takes; nothing is written but --first-batch.
         first_batch: with --dry-run, draw the first batch into this new PNG.
+        find_lr: train nothing: take some steps with growing learning rates, draw their losses into this new PNG
+            and write them into a CSV beside it, and suggest a rate.
     """
 
     resume: Path | None = None
     quiet: bool = False
     dry_run: bool = False
     first_batch: Path | None = None
+    find_lr: Path | None = None
+
+    def refuse_idle_flags(self, typed: Collection[str]) -> None:
+        """Raise one clear UserError if a flag was typed that has no effect beside those that train nothing."""
+        idle = {
+            "first_batch": ("--dry-run is not there", not self.dry_run),
+            "find_lr": ("--dry-run only looks", self.dry_run),
+            "lr": ("--find-lr tries all rates", self.find_lr is not None),
+            "output": ("--find-lr leaves no run", self.find_lr is not None),
+        }
+        for name, (why, now) in idle.items():
+            if now and name in typed:
+                flag = f"--{name.replace('_', '-')}"
+                raise UserError(f"{flag} has no effect here, for {why}: leave it out")
 
 
 @dataclass(frozen=True)

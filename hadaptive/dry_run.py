@@ -15,9 +15,8 @@ from hadaptive.engine.batches import Batches
 from hadaptive.engine.memory import free_memory, memory_of_children, memory_text, peak_memory
 from hadaptive.engine.processes import on_main
 from hadaptive.engine.rehearsal import seconds_of_evaluation, seconds_per_step
-from hadaptive.errors import UserError
 from hadaptive.info import inspect_network
-from hadaptive.pictures import contact_sheet
+from hadaptive.pictures import check_new_picture, contact_sheet
 from hadaptive.runs import RunFolder
 from hadaptive.train import TrainConfig, Trainer
 from hadaptive.train.launch import accelerator_of, new_trainer
@@ -70,7 +69,7 @@ def dry_run(
         UserError: as of :func:`hadaptive.train.train`; `first_batch` exists.
     """
     if first_batch is not None:
-        check_new_file(first_batch)
+        check_new_picture(first_batch)
     if config.output is not None:
         RunFolder.check_new(config.output)
     config = config.changed(cache=None)  # where pixels would be kept
@@ -106,16 +105,6 @@ def dry_run(
     if trainer.show:
         _print(found, trainer, first_batch)
     return found
-
-
-def check_new_file(path: Path) -> None:
-    """Raise one clear UserError where a picture cannot be written to `path`, or would overwrite something."""
-    if path.suffix.lower() != ".png":
-        raise UserError(f"{path} would be a picture: give it a name that ends in .png")
-    if path.exists():
-        raise UserError(f"{path} exists already and is not overwritten")
-    if not path.absolute().parent.is_dir():
-        raise UserError(f"{path} cannot be written: there is no folder {path.absolute().parent}")
 
 
 def _counts(batches: Batches) -> dict[str, list[int]]:
@@ -170,14 +159,14 @@ def _print(found: DryRun, trainer: Trainer, first_batch: Path | None) -> None:
         "images": f"{found.images:,} to learn from, {len(batches.classes):,} classes",
         "network": f"{trainer.card.model}: {found.parameters:,} parameters, {found.macs / 1e6:,.1f} M MACs "
         f"for one {size} image",
-        "steps": f"{how.epochs:,} epochs of {trainer.steps_per_epoch:,} steps of {how.batch_size:,} images: "
+        "steps": f"{how.epochs:,} epochs of {trainer.steps_per_epoch:,} steps of {how.images_per_step:,} images: "
         f"{found.steps:,} steps",
         "memory": f"{memory_text(found.peak)} at most in this process"
         + (" on the GPU" if trainer.accelerator.device.type == "cuda" else "")
         + (f", {memory_text(found.loader_bytes)} in processes that read images" if found.loaders else "")
         + f"; {memory_text(found.free)} are still free",
-        "time": f"{found.step_s:.3g} s a step ({how.batch_size / found.step_s:,.0f} images/s, over {found.timed} "
-        f"steps): about {time_text(found.total_s)} for all epochs, with validation",
+        "time": f"{found.step_s:.3g} s a step ({how.images_per_step / found.step_s:,.0f} images/s, over "
+        f"{found.timed} steps): about {time_text(found.total_s)} for all epochs, with validation",
     }
     for name, text in lines.items():
         say(f"{name:12} {text}")

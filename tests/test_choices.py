@@ -16,6 +16,7 @@ import pytest
 import test_bench_accuracy
 import test_bench_trial
 import test_dry_run
+import test_fitting
 import test_latency_table
 import test_plug
 import test_stability
@@ -265,6 +266,7 @@ COMMAND_LINES = [
 # Choices of commands that are typed in other tests, which say more of them: a parametrised test, and its argument.
 ELSEWHERE: dict[tuple[str, str], tuple[Any, str]] = {
     ("train", "dry_run"): (test_dry_run.test_what_it_says_and_that_it_leaves_nothing, "dry_run"),
+    ("Optimisation", "batch_size"): (test_fitting.test_it_is_in_the_settings_of_the_run_and_resumed, "batch_size"),
     ("Setting", "runtime"): (test_latency_table.test_a_table_in_each_runtime_and_nothing_else_is_said, "runtime"),
     ("Execution", "track"): (test_tracking.test_other_trackers_are_told_settings_and_figures, "name"),
     ("bench stability", "norms"): (test_stability.test_rows_and_a_picture, "norms"),

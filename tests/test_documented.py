@@ -42,6 +42,12 @@ SHORTER = {
     "hadaptive train --data path/to/folder --recipe folder --group-by": (
         "--epochs 1 --image-size 32 --batch-size 16 --model tiny.json"
     ),
+    "hadaptive train --data path/to/folder --recipe folder --find-lr": (
+        "--epochs 1 --image-size 32 --batch-size 16 --model tiny.json"
+    ),
+    "hadaptive train --data path/to/folder --recipe folder --dry-run": (
+        "--epochs 1 --image-size 32 --batch-size 16 --model tiny.json"
+    ),
     "torchrun": "--data path/to/folder --output runs/two --epochs 1 --image-size 32 --batch-size 16",
     "hadaptive search": "--epochs 2 --image-size 32 --batch-size 16 --space tiny-space.json",
     "hadaptive search --data path/to/folder --recipe folder --space star": (

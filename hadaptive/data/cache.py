@@ -31,7 +31,7 @@ from hadaptive.files import json_text, umask
 
 TAG = "CACHEDIR.TAG"  # by which backups know what to leave out: https://bford.info/cachedir/
 SIGNATURE = "Signature: 8a477f597d28d172789f06886806bc55"
-OURS = f"{SIGNATURE}\n# Pixels that hadaptive keeps; delete the folder whenever no training uses it.\n"
+OURS = f"{SIGNATURE}\n# Pixels kept by hadaptive: the folder can be deleted whenever no training uses it.\n"
 SUFFIX = ".safetensors"
 BEGUN = ".begun-"
 REDUCED = 2  # times the side of the network's input: what the short side of an image to learn from is reduced to

@@ -162,12 +162,12 @@ def create_batches(
     Raises:
         UserError: the batch size does not fit the data or the processes.
     """
-    micro = _images_per_pass(config.optimisation.batch_size, accumulate, accelerator.num_processes, even)
+    micro = _images_per_pass(config.optimisation.images_per_step, accumulate, accelerator.num_processes, even)
     if data is None:
         if alpha_fraction:
             raise UserError(f"{config.data.data} is a stream, which nothing can divide: unpack it into a folder")
         return _stream_batches(config, accelerator, micro, test)
-    batch, part, alpha_part = config.optimisation.batch_size, data.train, None
+    batch, part, alpha_part = config.optimisation.images_per_step, data.train, None
     if alpha_fraction:
         count = round(alpha_fraction * len(part))
         if min(count, len(part) - count) < batch:
@@ -274,7 +274,7 @@ def _stream_batches(config: Learning, accelerator: Accelerator, micro: int, test
         raise UserError(f"{name} is a stream, from which nothing can be held out: name a val_split")
     train = _stream(config, data.train_split, micro, training=True)
     images = len(train)  # asked before there is a loader, whose workers change the reader's own count
-    steps = images // config.optimisation.batch_size
+    steps = images // config.optimisation.images_per_step
     if steps == 0:
         raise UserError(f"{name} has only {images} training images, fewer than one batch")
     # The reader's default "test" is only a guess: no test part unless it differs from the others.

@@ -20,7 +20,8 @@ class Optimisation:
 
     Attributes:
         epochs: passes over the training part.
-        batch_size: images per optimiser step, over all processes and accumulation steps.
+        batch_size: images per optimiser step, over all processes and accumulation steps; auto finds the largest
+            power of two that memory has room for and of which an epoch has 16 steps, from 16 to 1024.
         lr: peak learning rate.
         weight_decay: of weights; biases, norms and DySoft's alpha are exempt.
         opt: any optimiser timm knows.
@@ -34,7 +35,7 @@ class Optimisation:
     """
 
     epochs: int = 30
-    batch_size: int = 64
+    batch_size: int | Literal["auto"] = 64
     lr: float = 2e-3
     weight_decay: float = 0.05
     opt: str = "adamw"
@@ -45,14 +46,24 @@ class Optimisation:
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            at_least_one(name, getattr(self, name))
+        at_least_one("epochs", self.epochs)
+        if isinstance(self.batch_size, int):
+            at_least_one("batch_size", self.batch_size)
+        elif self.batch_size != "auto":
+            raise UserError(f"batch_size must be a number of images or auto, got {self.batch_size!r}")
         for name in ("warmup", "label_smoothing"):
             share(name, getattr(self, name))
         if not 0 < self.lr < float("inf"):
             raise UserError(f"lr must be positive, got {self.lr}")
         for name in ("weight_decay", "min_lr", "warmup_lr"):
             not_negative(name, getattr(self, name))
+
+    @property
+    def images_per_step(self) -> int:
+        """`batch_size`, when it is known."""
+        if isinstance(self.batch_size, str):
+            raise UserError("batch_size auto is for trainings only: pass a number of images")
+        return self.batch_size
 
 
 @dataclass(frozen=True)

@@ -249,7 +249,7 @@ class Engine(ABC):
             self.step += 1
             self.scheduler.after_step(self.updates)
             self.after_step()
-            seen = (self.updates - self.progress.first) * self.learning.optimisation.batch_size
+            seen = (self.updates - self.progress.first) * self.learning.optimisation.images_per_step
             self.progress.step(self.epoch, self.epochs, loss, seen)
             stop, every = self.stopping.agreed(), self.learning.execution.checkpoint_every
             if (stop or (every and self.step % every == 0)) and self.step < self.steps_per_epoch:

@@ -18,6 +18,7 @@ from hadaptive.errors import UserError
 from hadaptive.runs import RunFolder, division_of
 from hadaptive.train.config import Teaching, TrainConfig
 from hadaptive.train.extend import check_extension, extend
+from hadaptive.train.fitting import fitted
 from hadaptive.train.network import as_done, begun_network, identity_of, starting_network
 from hadaptive.train.teacher import open_teacher
 from hadaptive.train.trainer import Trainer
@@ -126,14 +127,20 @@ def new_trainer(
         data = open_data(config.data, known=known)
         data.refuse_ignored(given)
         config = replace(config, data=data.location)
-    batches = _batches(config, accelerator, data, test)
-    network, card, more = starting_network(config, batches.classes)
-    card = replace(card, multi_label=config.data.multi_label, thresholds=None)
-    teacher = None if config.teaching.teacher is None else open_teacher(config, batches.classes)
-    batches.notes += notes + more + ([] if teacher is None else teacher.notes)
-    config = replace(config, network=as_done(config.network, card), teaching=taught(config.teaching))
-    trainer = kind(config, accelerator, batches, network, card, teacher=teacher, quiet=quiet)
-    return trainer, None if data is None else data.manifest
+
+    def create(config: TrainConfig) -> Trainer:
+        batches = _batches(config, accelerator, data, test)
+        network, card, more = starting_network(config, batches.classes)
+        card = replace(card, multi_label=config.data.multi_label, thresholds=None)
+        teacher = None if config.teaching.teacher is None else open_teacher(config, batches.classes)
+        batches.notes += notes + more + ([] if teacher is None else teacher.notes)
+        config = replace(config, network=as_done(config.network, card), teaching=taught(config.teaching))
+        return kind(config, accelerator, batches, network, card, teacher=teacher, quiet=quiet)
+
+    if config.optimisation.batch_size == "auto":
+        config, said = fitted(config, accelerator, create)
+        notes.append(said)
+    return create(config), None if data is None else data.manifest
 
 
 def resume(
