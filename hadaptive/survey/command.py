@@ -188,12 +188,10 @@ def _draw(found: Survey, listing: Listing, path: Path, as_json: bool) -> None:
     from hadaptive.pictures import MOST_TILES, contact_sheet, tile_of  # PyTorch takes half a gigabyte
 
     tiles = []
-    pairs = [
-        (group, member, {m.image: m for m in group.members}[member.like])
-        for group in found.groups
-        for member in group.members
-        if member.like
-    ]
+    pairs = []
+    for group in found.groups:
+        named = {member.image: member for member in group.members}
+        pairs += [(group, member, named[member.like]) for member in group.members if member.like]
     if not pairs:
         say("no two images look alike: there is no sheet to draw", error=as_json)
         return
