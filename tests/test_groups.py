@@ -186,6 +186,16 @@ def test_an_older_rule_that_fits_nothing_new_is_said(wards: Path, tmp_path: Path
     assert any("no image fits --group-by (patient\\d+)_ of the older division" in note for note in grown.notes)
 
 
+def test_a_column_is_no_rule_for_a_folder(wards: Path) -> None:
+    rows = [f"{path.relative_to(wards)},{path.parent.name},{path.name[:8]}" for path in wards.rglob("*.png")]
+    (wards / "labels.csv").write_text("\n".join(["file,label,(who", *rows]), encoding="utf-8")
+    data = open_at(wards / "labels.csv", group_by="(who")
+    assert straddling(data) == []
+    (wards / "labels.csv").unlink()
+    grown = descended(data, wards)
+    assert any("no image fits --group-by (who of the older division" in note for note in grown.notes)
+
+
 def test_images_without_groups_are_drawn_as_ever(pets: Path) -> None:
     assert "group" not in open_at(pets).manifest.dumps()
 

@@ -4,6 +4,7 @@ import csv
 import json
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 from tiny import tiny_config
 
 from hadaptive.cli import main
-from hadaptive.data import Manifest
+from hadaptive.data import Manifest, open_data
 from hadaptive.data.labels import listed_files
 from hadaptive.train import train
 
@@ -102,7 +103,10 @@ def test_columns_by_name(zoo: Path) -> None:
     data = open_at(table, file_column="bild", label_column="species", split_column="where")
     assert data.manifest.counts == {"train": 24, "validation": 12}
     assert data.location.file_column == "bild"
-    assert everything(again(data)) == everything(data)
+    images = everything(data)
+    assert everything(again(data, exact=True)) == images
+    moved = zoo.rename(zoo.with_name("moved")) / "labels.csv"
+    assert everything(open_data(replace(data.location, data=str(moved)), data.manifest, exact=True)) == images
 
 
 def test_values_of_parquet(zoo: Path) -> None:

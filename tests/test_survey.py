@@ -51,6 +51,7 @@ def mess(tmp_path_factory: pytest.TempPathFactory) -> Path:
         exif[0x0112] = 6  # shown as it was
         turned.save(dogs / "turned.jpg", exif=exif, quality=95)
     (dogs / "empty.png").write_bytes(b"")
+    (dogs / "empty2.png").write_bytes(b"")  # no copy worth a word
     for name in ("1.png", "again.jpg"):
         content = (dogs / name).read_bytes()
         (dogs / f"cut-{name}").write_bytes(content[: len(content) // 2])
@@ -77,10 +78,10 @@ def found(mess: Path) -> Survey:
 
 
 def test_figures(found: Survey) -> None:
-    assert found.images == 57
-    assert found.parts == {"train": 47, "test": 10}
-    assert found.classes == {"big dog": {"train": 16, "test": 3}, "black cat": {"train": 31, "test": 7}}
-    assert found.imbalance == 2.0
+    assert found.images == 58
+    assert found.parts == {"train": 48, "test": 10}
+    assert found.classes == {"big dog": {"train": 17, "test": 3}, "black cat": {"train": 31, "test": 7}}
+    assert found.imbalance == 1.9
     assert found.sizes["width"][::2] == (96, 150)
     assert found.sizes["height"] == (80, 80, 120)
     assert found.modes == {"RGB": 48, "grey": 1, "RGB, transparent": 1, "palette": 1, "CMYK": 1, "16-bit grey": 1}
@@ -89,7 +90,7 @@ def test_figures(found: Survey) -> None:
 
 def test_what_cannot_be_read_and_why(found: Survey) -> None:
     reasons = {Path(image).name: reason for image, _, reason in found.unreadable}
-    assert {*reasons} == {"cut-1.png", "cut-again.jpg", "empty.png", "text.png"}
+    assert {*reasons} == {"cut-1.png", "cut-again.jpg", "empty.png", "empty2.png", "text.png"}
     assert "truncated" in reasons["cut-1.png"]
     assert "truncated" in reasons["cut-again.jpg"]
     assert reasons["empty.png"] == "the file is empty"
@@ -166,9 +167,9 @@ def test_tables_rows_and_a_sheet(
     assert main(["data", str(mess), "--csv", "suspects.csv", "--sheet", "suspects.png"]) == 0
     out = capsys.readouterr().out
     for said in (
-        "57 (train 47, test 10)",
+        "58 (train 48, test 10)",
         "black cat │     38 │    31 │    7",
-        "cannot be read: 4",
+        "cannot be read: 5",
         "4 groups of images look alike: 2 of exact copies, 2 of suspected near-duplicates",
         "1 of them has different labels: look which is right",
         "1 of them is in more than one part, so that figures are too good: leave each in one part",

@@ -159,7 +159,7 @@ def alike(looks: Sequence[Look]) -> Alike:
     like, distance = np.full(count, -1, np.int64), np.full(count, -1, np.int64)
     first: dict[str, int] = {}
     for i, seen in enumerate(looks):
-        earlier = first.setdefault(seen.digest or f"#{i}", i)
+        earlier = first.setdefault(seen.digest if seen.error is None else f"#{i}", i)
         if earlier != i:
             like[i] = earlier
     groups = np.where(like >= 0, like, np.arange(count))

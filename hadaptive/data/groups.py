@@ -34,7 +34,12 @@ def group(listing: Listing, rule: str, asked: bool) -> list[str]:
     elif rule == DUPLICATES:
         groups = _alike(listing)
     else:
-        groups = _matched(listing, rule)
+        try:
+            groups = _matched(listing, rule)
+        except UserError:  # it was the name of a column, perhaps
+            if asked:
+                raise
+            groups = [""] * len(listing)
     number = len({*groups} - {""})
     if not number and rule != DUPLICATES:
         if not asked:

@@ -188,12 +188,10 @@ def _draw(found: Survey, listing: Listing, path: Path, as_json: bool) -> None:
     from hadaptive.pictures import MOST_TILES, contact_sheet, tile_of  # PyTorch takes half a gigabyte
 
     tiles = []
-    pairs = [
-        (group, member, {m.image: m for m in group.members}[member.like])
-        for group in found.groups
-        for member in group.members
-        if member.like
-    ]
+    pairs = []
+    for group in found.groups:
+        named = {member.image: member for member in group.members}
+        pairs += [(group, member, named[member.like]) for member in group.members if member.like]
     if not pairs:
         say("no two images look alike: there is no sheet to draw", error=as_json)
         return
@@ -202,13 +200,9 @@ def _draw(found: Survey, listing: Listing, path: Path, as_json: bool) -> None:
         for each in (other, member):
             number = each.number
             image, _ = listing.sources[listing.origins[number]].read(int(listing.indices[number]))
-            tiles.append(
-                (
-                    tile_of(reduced(image)),
-                    f"{each.image} ({', '.join(filter(None, (each.label, each.part)))})",
-                    doubtful,
-                )
-            )
+            # A tile is narrow: the file's own name, which --csv has whole.
+            about = ", ".join(filter(None, (each.image.rpartition("/")[2], each.label, each.part)))
+            tiles.append((tile_of(reduced(image)), about, doubtful))
     number = f"the first {MOST_TILES // 2} of {len(pairs):,}" if len(tiles) == MOST_TILES else f"{len(pairs):,}"
     contact_sheet(tiles, path, f"{number} pairs that look alike; red: in two parts, or with two labels")
     say(f"pairs: {path}", error=as_json)
