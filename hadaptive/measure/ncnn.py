@@ -1,7 +1,8 @@
 """ncnn programs, for phones without a library of their own: written by pnnx, and run again from Python.
 
-NAME.ncnn.bin holds the weights. NAME.ncnn.param is text: the graph, and behind it, where ncnn does not look, a line of
-ours with the card and a digest of both files, for ncnn does not notice damage, and some of it ends the process.
+NAME.ncnn.bin holds the weights. NAME.ncnn.param is text: the graph, and behind it, where ncnn does not look, a
+line of ours with the card and a digest of both files, for ncnn does not notice damage, and some of it ends the
+process.
 """
 
 import copy
@@ -41,7 +42,8 @@ def write_ncnn(net: nn.Module, path: Path, size: tuple[int, int, int], metadata:
         parameter.requires_grad_(False)
     with tempfile.TemporaryDirectory() as folder:
         with quiet():
-            torch.jit.trace(net, torch.zeros(1, *size)).save(f"{folder}/net.pt")
+            traced: Any = torch.jit.trace(net, torch.zeros(1, *size))
+            traced.save(f"{folder}/net.pt")
         graph, weights = _converted(Path(folder), size)
     write_atomically(path.with_suffix(".bin"), lambda p: p.write_bytes(weights))
     line = OURS + json_text({"sha256": _digest(graph, weights), "metadata": metadata}) + "\n"
@@ -89,13 +91,14 @@ class NcnnRun:
     def __init__(self, path: Path, threads: int) -> None:
         import ncnn
 
+        library: Any = ncnn  # of compiled code, without types
         graph, found, ours = path.read_bytes().partition(f"\n{OURS}".encode())
         known: dict[str, Any] = json.loads(ours) if found else {}
         weights = path.with_suffix(".bin").read_bytes()
         if known.get("sha256") != _digest(graph + b"\n", weights):
             raise UserError("its checksum does not fit its content")
         self.metadata = str(known["metadata"])
-        self.net = ncnn.Net()
+        self.net = library.Net()
         options = self.net.opt
         options.use_fp16_packed = options.use_fp16_storage = options.use_fp16_arithmetic = False
         options.use_bf16_storage = False
@@ -103,7 +106,7 @@ class NcnnRun:
             options.num_threads = threads
         if self.net.load_param(str(path)) or self.net.load_model(str(path.with_suffix(".bin"))):
             raise UserError("ncnn cannot load it")
-        self.matrix = ncnn.Mat
+        self.matrix = library.Mat
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         return np.stack([self._one(np.ascontiguousarray(image)) for image in images])
