@@ -65,6 +65,8 @@ def export_command(config: ExportConfig) -> dict[str, Any]:
         )
     if config.format == "ncnn" and not config.freeze and not _selects_nothing(network):
         raise UserError("ncnn has no operators that select channels for each image: pass --freeze")
+    if config.format == "timm":
+        _ = card.timm_config  # timm cannot build everything
     images = open_images(run, card, config.data, config.data_dir)
     for note in images.data.notes if config.is_run else ():
         say(note)
@@ -98,9 +100,10 @@ def export_command(config: ExportConfig) -> dict[str, Any]:
             _write(deployed, staged, card, images, config, about)
         try:
             limits = TRAINED if trained else UNTRAINED
-            agreement, figures = None, unproved(staged, cannot_run(config.format) or "")
-            if cannot_run(config.format) is None:
+            if (why := cannot_run(config.format)) is None:
                 agreement, figures = prove(network, staged, images.images(config.images), limits)
+            else:
+                agreement, figures = None, unproved(staged, why)
         except RuntimeError as error:
             raise UserError(f"{config.source} does not run as {config.format}: {first_line(error)}") from None
         if config.int8:
@@ -109,7 +112,8 @@ def export_command(config: ExportConfig) -> dict[str, Any]:
         if config.format == "timm":
             known = [("weights", f"{config.source}, as it comes with hadaptive" if trained else "random")]
             if run is not None:
-                known = of_training(run, config.weights or run.choice())
+                # What was tested had the selections of each image.
+                known = of_training(run, None if config.freeze else config.weights or run.choice())
             measured, at = known + of_proof(about, figures), f"local-dir:{output.name}"
             text = readme(Path(config.source).name, network, card, measured, at=at)
             (staged / "README.md").write_text(text, encoding="utf-8")
