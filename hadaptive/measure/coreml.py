@@ -1,4 +1,4 @@
-"""Core ML packages: what Apple's devices run. Written anywhere; run on macOS only, as `formats.WHERE` says."""
+"""Core ML packages, for Apple's devices. Written anywhere; run on macOS only, as `formats.cannot_run` says."""
 
 import contextlib
 import copy

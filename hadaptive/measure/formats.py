@@ -64,6 +64,9 @@ def format_of(path: Path) -> str:
     raise UserError(f"{path} is no exported network: its name must end in one of {', '.join(SUFFIXES.values())}")
 
 
+OF_RUNS = ("model.json", "space.json")  # files that a run or a search has besides
+
+
 def named_format(path: Path) -> str | None:
     """The format whose files are called so; None for other names."""
     return next((name for name, suffix in SUFFIXES.items() if path.name.endswith(suffix)), None)
@@ -84,8 +87,6 @@ def is_exported(path: Path) -> bool:
     """Whether this is a file, or one of the folders that are written as if they were one."""
     return path.is_file() or is_for_timm(path) or (path.is_dir() and named_format(path) == "coreml")
 
-
-OF_RUNS = ("model.json", "space.json")
 
 DEPLOYED = ("frozen", "int8")  # what a network's name may end in, to be measured as it is deployed
 
