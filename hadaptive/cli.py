@@ -306,7 +306,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "predict": (_predict, "classes and probabilities for image files"),
     "search": (_search, "search a network for your images and device, or --resume a search"),
     "latency": (_latency, "time every candidate of a search space on this device"),
-    "export": (_export, "write a network for ONNX Runtime, OpenVINO or torch.export, with the proof beside it"),
+    "export": (_export, "write a network for ONNX Runtime, OpenVINO, phones or timm, with the proof beside it"),
     "push": (_push, "upload a run to the Hugging Face Hub, as timm loads it, with its model card"),
     "spaces": (_spaces, "the search spaces that ship; spaces published --save mine.json starts your own"),
     "runs": (_runs, "the trainings and searches in a folder, with what came of them"),

@@ -25,6 +25,8 @@ EXTRAS = {
     "ray": ("ray",),
     "onnx": ("onnx", "onnxruntime", "onnxscript", "onnxslim"),
     "executorch": ("executorch.runtime",),
+    "coreml": ("coremltools",),
+    "ncnn": ("ncnn", "pnnx"),
     "openvino": ("openvino", "onnx", "onnxscript", "onnxslim", "nncf"),
 }
 

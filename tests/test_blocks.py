@@ -207,7 +207,7 @@ def test_what_is_deployed_computes_the_same(norm: str) -> None:
     close(fold(net)(x), net(x))
 
 
-@pytest.mark.parametrize("name", ["onnx", "openvino", "executorch", "torch"])
+@pytest.mark.parametrize("name", ["onnx", "openvino", "executorch", "ncnn", "torch"])
 def test_blocks_run_everywhere(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     spec = NetSpec("b", ConvSpec(24, 2, 2), (), (network().stages[0][:2],), 16, 16)

@@ -153,6 +153,15 @@ def test_an_exported_folder_is_no_run(command: str, runs: Path, tmp_path: Path, 
     assert "is a folder that timm loads, and no run" in capsys.readouterr().err
 
 
+def test_what_timm_cannot_build_is_one_sentence_and_trains_as_ever(tmp_path: Path, hub: Hub, capsys) -> None:
+    settings = {"model": "mobilenetv3_small_050:plug", "image_size": 32, "train_size": 32, "epochs": 1}
+    train(tiny_config(tmp_path, **settings), quiet=True)
+    for words in (["export", "--format", "timm"], ["push", "mine"]):
+        assert main([words[0], str(tmp_path / "run"), *words[1:]]) == 1
+        assert "timm cannot build mobilenetv3_small_050:plug" in capsys.readouterr().err
+    assert hub.files == {}
+
+
 # ---------------------------------------------------------------- pushed
 
 
@@ -194,6 +203,9 @@ def test_an_exported_folder_is_pushed_as_it_is(runs: Path, tmp_path: Path, hub: 
     folder = tmp_path / "frozen.timm"
     words = ["export", str(runs / "spec"), "--freeze", "--force", "--format", "timm", "--images", "8"]
     assert main([*words, "--calibration", "8", "--output", str(folder)]) == 0
+    card = (folder / "README.md").read_text()
+    assert "validation accuracy with fixed ones" in card
+    assert "test accuracy" not in card  # that was of the selections of each image
     assert main(["push", str(folder), "other/net", "--public"]) == 0
     assert "public" in capsys.readouterr().out
     assert hub.private == {"other/net": False}

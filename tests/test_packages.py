@@ -33,6 +33,8 @@ COMMANDS = {
     "track": "train --data digits --epochs 1 --track tensorboard --output run",
     "onnx": "export hadaptive_net_s --format onnx --output net.onnx",
     "executorch": "export hadaptive_net_s --format executorch --output net.pte",
+    "coreml": "export hadaptive_net_s --format coreml --output net.mlpackage",
+    "ncnn": "export hadaptive_net_s --format ncnn --freeze --output net.ncnn.param",
     "openvino": "export hadaptive_net_s --format openvino --freeze --int8 --output net.xml",
 }
 

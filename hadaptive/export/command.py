@@ -18,12 +18,12 @@ from hadaptive.export.finetune import NAME, finetune
 from hadaptive.export.freeze import calibrate, freeze
 from hadaptive.export.images import ExportImages, open_images
 from hadaptive.export.int8 import BATCH, quantise, quantise_within
-from hadaptive.export.proof import TRAINED, UNTRAINED, accuracy_of, prove, write_table
+from hadaptive.export.proof import TRAINED, UNTRAINED, accuracy_of, prove, unproved, write_table
 from hadaptive.export.readme import of_proof, of_training, readme
 from hadaptive.export.sensitivity import LayerCost, sensitivity
 from hadaptive.files import append_csv, write_json
 from hadaptive.measure.deploy import DeployNet, DeployProducts
-from hadaptive.measure.formats import SUFFIXES, WEIGHTS, check_format
+from hadaptive.measure.formats import SUFFIXES, WEIGHTS, beside, cannot_run, check_format, named_format
 from hadaptive.measure.lowering import write, write_metadata
 from hadaptive.measure.passes import prepare
 from hadaptive.measure.sessions import load
@@ -48,10 +48,10 @@ def export_command(config: ExportConfig) -> dict[str, Any]:
     check_format(config.format, int8=config.int8)
     network, card, run = _open(config)
     output = config.output or _default_output(config)
-    if output.suffix != SUFFIXES[config.format]:
+    if named_format(output) != config.format:
         raise UserError(f"a file of format {config.format} ends in {SUFFIXES[config.format]}, got {output.name}")
     names = [output.name, *(f"{output.name}.{ending}" for ending in ("proof.json", "proof.md", "layers.csv"))]
-    names += [output.with_suffix(".bin").name] if config.format == "openvino" else []
+    names += [weights.name for weights in beside(output)]
     for name in names:
         if output.with_name(name).exists():
             raise UserError(
@@ -64,6 +64,10 @@ def export_command(config: ExportConfig) -> dict[str, Any]:
             f"{config.source} has no selections to freeze, or they are fixed already: leave out --freeze"
         )
     card.with_thresholds(config.reject_below)  # a mistake shows before the work
+    if config.format == "ncnn" and not config.freeze and not _selects_nothing(network):
+        raise UserError("ncnn has no operators that select channels for each image: pass --freeze")
+    if config.format == "timm":
+        _ = card.timm_config  # timm cannot build everything
     images = open_images(run, card, config.data, config.data_dir)
     for note in images.data.notes if config.is_run else ():
         say(note)
@@ -98,7 +102,10 @@ def export_command(config: ExportConfig) -> dict[str, Any]:
             _write(deployed, staged, card, images, config, about)
         try:
             limits = TRAINED if trained else UNTRAINED
-            agreement, figures = prove(network, staged, images.images(config.images), limits)
+            if (why := cannot_run(config.format)) is None:
+                agreement, figures = prove(network, staged, images.images(config.images), limits)
+            else:
+                agreement, figures = None, unproved(staged, why)
         except RuntimeError as error:
             raise UserError(f"{config.source} does not run as {config.format}: {first_line(error)}") from None
         if config.int8:
@@ -107,7 +114,8 @@ def export_command(config: ExportConfig) -> dict[str, Any]:
         if config.format == "timm":
             known = [("weights", f"{config.source}, as it comes with hadaptive" if trained else "random")]
             if run is not None:
-                known = of_training(run, config.weights or run.choice())
+                # What was tested had the selections of each image.
+                known = of_training(run, None if config.freeze else config.weights or run.choice())
             measured, at = known + of_proof(about, figures), f"local-dir:{output.name}"
             text = readme(Path(config.source).name, network, card, measured, at=at)
             (staged / "README.md").write_text(text, encoding="utf-8")
@@ -123,7 +131,7 @@ def export_command(config: ExportConfig) -> dict[str, Any]:
                 staged.with_name(name).replace(output.with_name(name))
     proof = output.with_name(f"{output.name}.proof.json")
     _print(output, proof, figures)
-    if not config.int8 and not agreement.holds:
+    if not config.int8 and agreement is not None and not agreement.holds:
         assert agreement.output is not None
         ties = f", {agreement.near_ties} images at near ties, too many for chance" if agreement.near_ties else ""
         raise UserError(
@@ -166,7 +174,7 @@ def _open(config: ExportConfig) -> tuple[nn.Module, ModelCard, RunFolder | None]
         run = RunFolder.open(config.source)
         return *run.load_model(config.weights), run
     path = Path(config.source)
-    if path.suffix in SUFFIXES.values():
+    if named_format(path) is not None:
         raise UserError(f"{path} would be an exported file: export the run or the specification it is of")
     if len(path.parts) > 1 and path.suffix != ".json" and not config.source.startswith("hf-hub:"):
         raise UserError(f"there is no run folder {path}")
@@ -277,6 +285,9 @@ def _noise(cost: LayerCost) -> float:
 
 def _print(output: Path, proof: Path, figures: dict[str, Any]) -> None:
     out = console()
+    if "not_proved" in figures:
+        out.print(f"{output}: {figures['bytes'] / 2**20:.1f} MiB; {figures['not_proved']}", soft_wrap=True)
+        return
     tolerance = "" if figures["tolerance"] is None else f" (tolerance {figures['tolerance']:g})"
     out.print(
         f"{figures['images']:,} images: the same class on {figures['top1']:.2%}, largest relative error "

@@ -18,8 +18,8 @@ class ExportConfig:
         source: run folder, weights that come with the package, or, with seeded random weights, a NetSpec file
             (.json) or timm name.
         output: new file; default in the run folder, or named after the model here.
-        format: onnx, openvino, executorch (XNNPACK), torch (torch.export), safetensors (weights and spec), or timm
-            (a folder as the Hugging Face Hub has it, with a model card).
+        format: onnx, openvino, executorch (XNNPACK), coreml, ncnn, torch (torch.export), safetensors (weights and
+            spec), or timm (a folder as the Hugging Face Hub has it, with a model card).
         freeze: fix each ACH selection to the channels that calibration images choose most.
         finetune: epochs to train a run on with its fixed selections, in RUN/finetuned; 0 does not.
         finetune_lr: peak learning rate of that; default a quarter of the run's.

@@ -14,6 +14,7 @@ from hadaptive.errors import UserError
 from hadaptive.files import write_atomically
 from hadaptive.measure.alone import Task, alone, session
 from hadaptive.measure.executorch import pool_threads
+from hadaptive.measure.formats import beside
 from hadaptive.measure.runtimes import Run
 from hadaptive.measure.sessions import load
 from hadaptive.measure.timing import quartiles
@@ -190,12 +191,17 @@ def prove(
     return agreement, figures
 
 
+def unproved(path: Path, why: str) -> dict[str, Any]:
+    """The figures of a file that nothing here can run."""
+    said = f"converted, and not proved: {why}"
+    return {"holds": None, "not_proved": said, "bytes": file_size(path)}
+
+
 def file_size(path: Path) -> int:
-    """Bytes of an exported file or folder, with the weights that OpenVINO keeps beside it."""
+    """Bytes of an exported file or folder, with the weights that some formats keep beside it."""
     if path.is_dir():
         return sum(part.stat().st_size for part in path.rglob("*") if part.is_file())
-    weights = path.with_suffix(".bin")
-    return path.stat().st_size + (weights.stat().st_size if path.suffix == ".xml" else 0)
+    return sum(part.stat().st_size for part in (path, *beside(path)))
 
 
 def write_table(path: Path, about: dict[str, Any]) -> None:

@@ -54,7 +54,8 @@ def push_command(
         )
     api = HfApi()
     with _told(name):
-        name = name if "/" in name else f"{api.whoami()['name']}/{name}"
+        owner = api.whoami()["name"]
+        name = name if "/" in name else f"{owner}/{name}"
         files, private = _known(api, name, not public)
     if files and not overwrite:
         raise UserError(

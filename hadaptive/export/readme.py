@@ -130,8 +130,10 @@ def _present(card: ModelCard) -> list[str]:
     ]
 
 
-def of_training(run: RunFolder, which: str) -> list[tuple[str, str]]:
-    """What a run says of one of its weights: the data, and the accuracy where these weights were measured.
+def of_training(run: RunFolder, which: str | None) -> list[tuple[str, str]]:
+    """What a run says of "best" or "last" weights: the data, and the accuracy where these were measured.
+
+    Without accuracy where `which` is None.
 
     Raises:
         UserError: one of its files is damaged.

@@ -25,7 +25,7 @@ from hadaptive.measure.convolutions import (
     take_depthwise,
     take_inputs,
 )
-from hadaptive.measure.deploy_products import DeployPolyBlock, DeployProductBlock, constants_of
+from hadaptive.measure.deploy_products import DeployPolyBlock, DeployProductBlock, constants_of, softsign
 from hadaptive.models import HadaptiveNet
 from hadaptive.nn import (
     AdaptiveBottleneck,
@@ -76,7 +76,9 @@ class DeployProducts(nn.Module):
         score: the convolution over channels that scores them; None where selections are fixed.
         groups: of which one channel each is selected; 0 where k are selected of all.
         left, right: from the k channels to the two factors of each product; None for blocks.
-        ties: what lets the lower of two equally scored channels win: "sort", or "key" where a runtime has no sort.
+        ties: what lets the lower of two equally scored channels win: "sort", or "key" where a runtime has no sort;
+            "topk" leaves it to the runtime.
+        by_parts: softsign as a product, where a runtime has no operator for it.
         scale: of every selected channel, (1,), or None: the root of DySoft's alpha.
         softsign: whether products pass through it, as DySoft has it.
         weight, bias: of the products after that, (P, 1, 1); None where there is nothing to do.
@@ -99,6 +101,7 @@ class DeployProducts(nn.Module):
         self.order = "index"
         self.groups = 0
         self.ties = "sort"
+        self.by_parts = False
         self.left: nn.Conv2d | None = None
         self.right: nn.Conv2d | None = None
         slices = self.block > 1 and isinstance(select, StaticSelection)
@@ -162,7 +165,12 @@ class DeployProducts(nn.Module):
         scores = self.score(mixed[:, : self.channels].mean((2, 3)).unsqueeze(1)).squeeze(1)
         if self.groups:
             return best_of_groups(scores, self.k)
-        return self._chosen_by_key(scores) if self.ties == "key" else top_k_channels(scores, self.k, self.order)
+        if self.ties == "key":
+            return self._chosen_by_key(scores)
+        if self.ties == "topk":
+            index = scores.topk(self.k, dim=1).indices
+            return (-(-index.float()).topk(self.k, dim=1).values).long() if self.order == "index" else index
+        return top_k_channels(scores, self.k, self.order)
 
     def _chosen_by_key(self, scores: Tensor) -> Tensor:
         """The same from keys without ties: scores, and less of them the higher the channel, beyond float32."""
@@ -185,7 +193,7 @@ class DeployProducts(nn.Module):
     def forward(self, x: Tensor, mixed: Tensor) -> Tensor:
         q = self.products(x, mixed)
         if self.softsign:
-            q = F.softsign(q)
+            q = softsign(q, self.by_parts)
         if self.norm is not None:
             q = self.norm(q)
         if self.weight is not None:

@@ -26,6 +26,11 @@ def constants_of(norm: nn.Module) -> tuple[Tensor | None, Tensor | None, Tensor 
     return None, None, None, None if isinstance(norm, nn.Identity) else copy.deepcopy(norm)
 
 
+def softsign(x: Tensor, by_parts: bool = False) -> Tensor:
+    """x / (1 + |x|), as one operator or, where a runtime has none, by three that nothing takes for one again."""
+    return x * torch.reciprocal(1 + x.abs()) if by_parts else F.softsign(x)
+
+
 class DeployPairs(nn.Module):
     """Factors by 1x1 convolutions and their products: (B, C, H, W) -> (B, P, H, W).
 
@@ -35,6 +40,7 @@ class DeployPairs(nn.Module):
         act: of the lower factor, None for none.
         alpha: of the softsign behind the products where no convolution has taken it, (1,), else None.
         softsign: whether products pass through it.
+        by_parts: that as a product, where a runtime has no operator for it.
         norm: of the products where it is none that is made of constants, else None.
     """
 
@@ -52,7 +58,7 @@ class DeployPairs(nn.Module):
         self.right: nn.Conv2d | None = None
         if width == 1:
             self.left, self.right = (one_hot(rows, k) for rows in pair_indices(k))
-        self.softsign, self.norm = alpha is not None, norm
+        self.softsign, self.norm, self.by_parts = alpha is not None, norm, False
         if alpha is not None and self.act is None:  # both factors have a root of it
             for parameter in self.factors.parameters():
                 parameter.data *= alpha.sqrt()
@@ -72,7 +78,7 @@ class DeployPairs(nn.Module):
             pairs = [lowers[i] * other for i in range(len(parts) - 1) for other in parts[i + 1 :]]
             q = pairs[0] if len(pairs) == 1 else torch.cat(pairs, dim=1)
         if self.softsign:
-            q = F.softsign(q if self.alpha is None else q * self.alpha)
+            q = softsign(q if self.alpha is None else q * self.alpha, self.by_parts)
         return q if self.norm is None else self.norm(q)
 
 

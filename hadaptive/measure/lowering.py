@@ -15,8 +15,10 @@ from torch import nn
 
 from hadaptive.cards import ModelCard
 from hadaptive.files import json_text, write_atomically, write_json
+from hadaptive.measure.coreml import write_coreml
 from hadaptive.measure.executorch import write_executorch
 from hadaptive.measure.formats import check_format
+from hadaptive.measure.ncnn import write_ncnn
 from hadaptive.measure.onnx_graph import write_onnx, write_onnx_each
 from hadaptive.measure.runtimes import openvino_core
 from hadaptive.models.shipped import METADATA_KEY
@@ -83,6 +85,10 @@ def lower(net: nn.Module, path: Path, name: str, size: tuple[int, int, int], met
         write_atomically(path, save)
     elif name == "executorch":
         write_executorch(net, path, size, metadata)
+    elif name == "coreml":
+        write_coreml(net, path, size, metadata)
+    elif name == "ncnn":
+        write_ncnn(net, path, size, metadata)
     elif name == "onnx":
         write_onnx(net, path, size, metadata)
     else:

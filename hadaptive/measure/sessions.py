@@ -15,8 +15,10 @@ from torch import nn
 from hadaptive.cards import ModelCard, card_in, open_weights
 from hadaptive.errors import UserError, first_line
 from hadaptive.files import json_text
+from hadaptive.measure.coreml import CoremlRun
 from hadaptive.measure.executorch import ExecutorchRun
-from hadaptive.measure.formats import check_format, format_of
+from hadaptive.measure.formats import beside, check_format, format_of
+from hadaptive.measure.ncnn import NcnnRun
 from hadaptive.measure.runtimes import Run, in_onnxruntime, in_openvino
 from hadaptive.models.shipped import METADATA_KEY
 
@@ -39,8 +41,9 @@ def load(path: Path, threads: int = 0, *, trust: bool = False) -> tuple[Run, Mod
     check_format(name, writing=False)
     if name == "torch" and not trust:
         raise UserError(f"{path} can run code when PyTorch loads it: pass --trust if you made it yourself")
-    if name == "openvino" and not path.with_suffix(".bin").is_file():
-        raise UserError(f"{path} needs its weights beside it, and {path.with_suffix('.bin')} is not there")
+    for weights in beside(path):
+        if not weights.is_file():
+            raise UserError(f"{path} needs its weights beside it, and {weights} is not there")
     try:
         run, metadata = open_file(path, threads)
         card = ModelCard.from_dict(json.loads(metadata)["card"])
@@ -62,6 +65,8 @@ def open_file(path: Path, threads: int = 0, *, in_turns: bool = False) -> tuple[
         "onnx": _open_onnx,
         "openvino": _open_openvino,
         "executorch": _open_executorch,
+        "coreml": _open_coreml,
+        "ncnn": _open_ncnn,
         "torch": _open_torch,
         "safetensors": _open_weights,
         "timm": _open_timm,
@@ -81,6 +86,16 @@ def _open_openvino(path: Path, threads: int, in_turns: bool) -> tuple[Run, str]:
 
 def _open_executorch(path: Path, threads: int, in_turns: bool) -> tuple[Run, str]:
     run = ExecutorchRun(path, threads)
+    return run, run.metadata
+
+
+def _open_coreml(path: Path, threads: int, in_turns: bool) -> tuple[Run, str]:
+    run = CoremlRun(path)
+    return run, run.metadata
+
+
+def _open_ncnn(path: Path, threads: int, in_turns: bool) -> tuple[Run, str]:
+    run = NcnnRun(path, threads)
     return run, run.metadata
 
 

@@ -43,13 +43,13 @@ def _found(trainer: Trainer) -> tuple[int, bool]:
         trainer.epoch = config.freeze_backbone  # when all of it learns
     trainer.model.train()
     trainer.begin_epoch()
-    shape, classes = config.preprocessing.input_size, trainer.num_classes
+    shape = config.preprocessing.input_size
     generator = torch.Generator().manual_seed(0)
 
     def step(images: int) -> None:
         for number in range(config.accumulate):
             made = torch.randn(images, *shape, generator=generator)
-            targets = torch.arange(images) % classes
+            targets = torch.arange(images) % trainer.batches.labels
             trainer.micro_step(*trainer.ready(made, targets), number)
 
     most = largest_allowed(trainer.batches.train.images, config.accumulate)

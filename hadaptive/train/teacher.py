@@ -22,7 +22,7 @@ from hadaptive.console import say
 from hadaptive.data import Preprocessing, Source, Subset
 from hadaptive.engine.batches import EVALUATION_BATCH, evaluation_batches
 from hadaptive.errors import UserError, first_line
-from hadaptive.measure.formats import SUFFIXES, check_format
+from hadaptive.measure.formats import SUFFIXES, check_format, named_format
 from hadaptive.models import create_model
 from hadaptive.models.shipped import METADATA_KEY, shipped_weights
 from hadaptive.runs import RunFolder, save_tensors
@@ -134,7 +134,7 @@ def open_teacher(config: TrainConfig, classes: list[str]) -> Teacher:
             notes.append(
                 f"the teacher {name} does not say how it scales pixels: as this training does, it is taken"
             )
-    elif path.suffix in SUFFIXES.values():
+    elif named_format(path) is not None:
         raise UserError(f"there is no teacher {name}")
     else:
         network = _of_timm(name, how, len(classes))
