@@ -9,7 +9,7 @@ from typing import Any
 
 from hadaptive.console import console, say
 from hadaptive.errors import UserError
-from hadaptive.files import json_text, read_csv
+from hadaptive.files import json_text, read_csv, refuse_existing
 from hadaptive.runs import RunFolder
 from hadaptive.settings import without_timms
 from hadaptive.text import shown
@@ -127,10 +127,7 @@ def runs_command(folders: Iterable[Path], *, as_json: bool = False, plot: Path |
     """
     from rich.table import Table
 
-    if plot is not None and plot.exists():
-        raise UserError(f"{plot} exists already and is not overwritten: choose another --plot")
-    if plot is not None and not plot.parent.is_dir():
-        raise UserError(f"there is no folder {plot.parent} to write {plot.name} into")
+    refuse_existing(plot, "--plot")
     found = find_runs(folders)
     if as_json:
         for run in found:

@@ -69,7 +69,7 @@ def dry_run(
         UserError: as of :func:`hadaptive.train.train`; `first_batch` exists.
     """
     if first_batch is not None:
-        check_new_picture(first_batch)
+        check_new_picture(first_batch, "--first-batch")
     if config.output is not None:
         RunFolder.check_new(config.output)
     config = config.changed(cache=None)  # where pixels would be kept

@@ -22,9 +22,9 @@ from hadaptive.engine.accelerator import create_accelerator
 from hadaptive.engine.batches import EVALUATION_BATCH, evaluation_batches, stream_loader
 from hadaptive.engine.processes import on_main
 from hadaptive.errors import UserError
-from hadaptive.files import json_text, write_atomically, write_csv, write_json
+from hadaptive.files import json_text, refuse_existing, write_atomically, write_csv, write_json
 from hadaptive.metrics import Evaluation, share_text, told
-from hadaptive.mistakes import Judgement, check_sheet, draw_mistakes
+from hadaptive.mistakes import Judgement, draw_mistakes
 from hadaptive.multi_label import MultiLabelEvaluation, evaluate_network
 from hadaptive.pictures import plot_confusion, plot_reliability
 from hadaptive.runs import RunFolder
@@ -71,7 +71,7 @@ def evaluate_run(
     """
     run = RunFolder.open(path)
     if sheet is not None:
-        check_sheet(sheet)
+        refuse_existing(sheet, "--sheet")
     config = read_config(run)
     config = replace(config, data=run.data_config(data, data_dir))
     model, card = run.load_model(weights)

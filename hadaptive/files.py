@@ -63,7 +63,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def refuse_existing(path: Path | None, flag: str) -> None:
-    """Raise one clear UserError unless a new file can be written at a path that a person gave."""
+    """Raise one clear UserError unless a new file can be written at a path that a person gave by a flag."""
     if path is None:
         return
     if path.exists():

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hadaptive import ops
 from hadaptive.console import console, say
 from hadaptive.errors import UserError, first_line
-from hadaptive.files import json_text
+from hadaptive.files import json_text, refuse_existing
 from hadaptive.models import create_model, spec_of
 from hadaptive.nn import (
     AdaptiveBottleneck,
@@ -256,8 +256,7 @@ def info_command(
         spec = spec_of(network)
         if spec is None:
             raise UserError(f"{model} is not a Hadaptive-Net and has no spec to save")
-        if save_spec.exists():
-            raise UserError(f"{save_spec} exists already and is not overwritten")
+        refuse_existing(save_spec, "--save-spec")
         spec.save(save_spec)
     size = image_size or 224
     info = inspect_network(network, (in_chans or 3, size, size))

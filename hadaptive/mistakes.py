@@ -9,7 +9,6 @@ from typing import Any
 from PIL import Image
 
 from hadaptive.data import Preprocessing, Source, to_eight_bit
-from hadaptive.errors import UserError
 from hadaptive.pictures import contact_sheet, tile_of
 
 SHEET = 64  # mistakes; more are no sheet to look over
@@ -81,14 +80,6 @@ def images_of(
                 continue
             found += 1
             yield one, image
-
-
-def check_sheet(path: Path) -> None:
-    """Raise one clear UserError if a contact sheet cannot be written there."""
-    if path.exists():
-        raise UserError(f"{path} exists already and is not overwritten: choose another --sheet")
-    if not path.parent.is_dir():
-        raise UserError(f"there is no folder {path.parent} to write {path.name} into")
 
 
 def draw_mistakes(

@@ -18,7 +18,7 @@ from hadaptive.data.labels import listed_files
 from hadaptive.data.scan import Reason, left_out, order, scan_folder
 from hadaptive.data.tables import is_table
 from hadaptive.errors import UserError, first_line
-from hadaptive.files import json_text
+from hadaptive.files import json_text, refuse_existing
 from hadaptive.models.shipped import shipped_weights
 from hadaptive.pictures import MOST_TILES, contact_sheet, tile_of
 from hadaptive.runs import RunFolder
@@ -165,10 +165,7 @@ def predict_command(
     from rich.table import Table
 
     images, passed = find_images(paths)
-    if sheet is not None and sheet.exists():
-        raise UserError(f"{sheet} exists already and is not overwritten: choose another --sheet")
-    if sheet is not None and not sheet.parent.is_dir():
-        raise UserError(f"there is no folder {sheet.parent} to write {sheet.name} into")
+    refuse_existing(sheet, "--sheet")
     model, card = _open(run_path, weights, trust)
     card = card.with_thresholds(reject_below)
     if passed:

@@ -45,14 +45,14 @@ def test_the_command_draws_them(run: Path, tmp_path: Path, capsys, monkeypatch: 
 
 
 def test_what_cannot_be_is_refused_before_any_work(run: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("hadaptive.evaluate.evaluate_model", lambda *_, **__: pytest.fail("work was done"))
+    monkeypatch.setattr("hadaptive.evaluate.evaluate_network", lambda *_, **__: pytest.fail("work was done"))
     there = tmp_path / "there.png"
     there.write_text("mine")
     with pytest.raises(UserError, match="exists already and is not overwritten: choose another --sheet"):
         evaluate_run(run, sheet=there)
     with pytest.raises(UserError, match="there is no folder"):
         evaluate_run(run, sheet=tmp_path / "none/there.png")
-    monkeypatch.setattr("hadaptive.evaluate._part", lambda *_: (None, [], None))
+    monkeypatch.setattr("hadaptive.evaluate._part", lambda *_: (None, [], None, None))
     with pytest.raises(UserError, match="is a stream, whose images cannot be looked up again"):
         evaluate_run(run, sheet=tmp_path / "new.png")
     assert there.read_text() == "mine"

@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from hadaptive.errors import UserError
-from hadaptive.files import write_atomically
+from hadaptive.files import refuse_existing, write_atomically
 from hadaptive.text import shown
 
 GENERATOR = "hadaptive report"  # by which a report of ours is known
@@ -157,12 +157,9 @@ def check_place(path: Path, *, own: bool) -> None:
         path: where.
         own: whether a report of ours that is there is written anew.
     """
-    if not path.parent.is_dir():
-        raise UserError(f"there is no folder {path.parent} to write {path.name} into")
-    if not path.exists():
+    if not own or not path.exists():
+        refuse_existing(path, "--output")
         return
-    if not own:
-        raise UserError(f"{path} exists already and is not overwritten: choose another --output")
     with open(path, encoding="utf-8", errors="replace") as file:
         if f'content="{GENERATOR}"' not in file.read(2000):
             raise UserError(f"{path} is no report of hadaptive's and is not overwritten: pass --output")

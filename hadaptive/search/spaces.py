@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hadaptive.console import say
 from hadaptive.errors import UserError
+from hadaptive.files import refuse_existing
 from hadaptive.models.layer_spec import BlockSpec, ConvSpec, ach, conv, ghost, inverted, poly, products
 from hadaptive.search.labels import label
 from hadaptive.search.position import SKIP, Skip
@@ -180,10 +181,7 @@ def spaces_command(name: str | None, save: Path | None) -> None:
         return
     space = open_space(name)
     if save is not None:
-        if save.exists():
-            raise UserError(f"{save} exists already and is not overwritten")
-        if not save.parent.is_dir():
-            raise UserError(f"there is no folder {save.parent} to write {save.name} into")
+        refuse_existing(save, "--save")
         space.save(save)
         say(f"{space.name} written to {save}")
         return

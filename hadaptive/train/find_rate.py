@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from hadaptive.console import say
 from hadaptive.engine.rate_finder import BELOW, RangeTest, range_test
 from hadaptive.errors import UserError
-from hadaptive.files import write_atomically, write_csv
+from hadaptive.files import refuse_existing, write_atomically, write_csv
 from hadaptive.pictures import check_new_picture, save_png
 from hadaptive.train.config import TrainConfig
 from hadaptive.train.launch import accelerator_of, new_trainer
@@ -31,9 +31,8 @@ def find_rate(
         UserError: as of :func:`hadaptive.train.train`; a file exists; the loss did not fall.
     """
     table = path.with_suffix(".csv")
-    check_new_picture(path)
-    if table.exists():
-        raise UserError(f"{table} exists already and is not overwritten")
+    check_new_picture(path, "--find-lr")
+    refuse_existing(table, "--find-lr")
     accelerator = accelerator_of(config)
     if accelerator.num_processes > 1:  # of which one may end before the others
         raise UserError("--find-lr takes its steps in one process: start it without torchrun")
