@@ -100,9 +100,8 @@ class ProductRecorder(Recorder):
 
     def _hook(self, name: str, layer: CrossHadamardExpansion) -> Any:
         def record(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            if (
-                module is not layer.norm or module.training != self.training
-            ):  # a copy of the network has the hook as well
+            # A copy of the network has the hook as well.
+            if module is not layer.norm or module.training != self.training:
                 return
             self._calls[name] += 1
             if (self._calls[name] - 1) % self.every:
