@@ -85,7 +85,7 @@ def mixed(count: int) -> Iterator[tuple[str, bytes]]:
 def run_survey(folder: Path) -> tuple[float, float]:
     """CPU seconds and the most memory in GB of the command on a folder."""
     words = [sys.executable, "-c", MEASURE, sys.executable, "-m", "hadaptive", "data", str(folder), "--json"]
-    done = subprocess.run(words, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(words, stdout=subprocess.PIPE, encoding="utf-8")
     if done.returncode:
         raise UserError(f"hadaptive data ended with status {done.returncode}")
     seconds, kilobytes = map(float, done.stdout.split())

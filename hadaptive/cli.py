@@ -163,7 +163,8 @@ def _data(arguments: list[str]) -> None:
     from hadaptive.data import DataConfig
     from hadaptive.survey.command import data_command
 
-    config = DataConfig(**{name: getattr(command, name) for name in ("data", "data_dir", *COLUMNS)})
+    names = ("data", "data_dir", *COLUMNS, "multi_label", "label_separator")
+    config = DataConfig(**{name: getattr(command, name) for name in names})
     data_command(config, split=command.split, as_json=command.json, csv=command.csv, sheet=command.sheet)
 
 
@@ -198,6 +199,7 @@ def _predict(arguments: list[str]) -> None:
         sheet=command.sheet,
         trust=command.trust,
         reject_below=command.reject_below,
+        file_column=command.file_column,
     )
 
 
@@ -299,10 +301,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "train": (_train, "train a network on images, or --resume a run"),
     "data": (_data, "what a data set holds: sizes, classes, unreadable images, duplicates, leaks"),
     "evaluate": (_evaluate, "accuracy, per class, confusion matrix of a run"),
-    "report": (
-        _report,
-        "one HTML file of a training or a search, with all that tells why",
-    ),
+    "report": (_report, "one HTML file of a training or a search, with all that tells why"),
     "predict": (_predict, "classes and probabilities for image files"),
     "search": (_search, "search a network for your images and device, or --resume a search"),
     "latency": (_latency, "time every candidate of a search space on this device"),
@@ -360,8 +359,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     show_traceback = "--traceback" in arguments[:1]
-    if show_traceback:
-        arguments = arguments[1:]
+    arguments = arguments[show_traceback:]
     if arguments[:1] == ["--version"]:
         say(__version__)
         return 0

@@ -115,6 +115,8 @@ class DataCommand:
         file_column: of a label file, that names the images.
         label_column: of a label file.
         split_column: of a label file, that says train, val or test.
+        multi_label: an image has any number of classes, as train has it.
+        label_separator: what stands between them.
         split: run folder, or its split.csv, whose parts are searched for duplicates that straddle them.
         json: print JSON instead of tables.
         csv: write a row for each image that looks like another into this new file.
@@ -126,6 +128,8 @@ class DataCommand:
     file_column: str | None = None
     label_column: str | None = None
     split_column: str | None = None
+    multi_label: bool = False
+    label_separator: str = "|"
     split: Path | None = None
     json: bool = False
     csv: Path | None = None
@@ -193,7 +197,8 @@ class PredictCommand:
 
     Attributes:
         run: run folder, a file of ``hadaptive export``, or the name of weights that come with the package.
-        images: image files, and folders to search for images.
+        images: image files, folders to search for images, and tables that name some.
+        file_column: of such tables, that names the images; default as train has it.
         top: how many classes to show.
         weights: which weights of a run; default those that its own test used.
         json: print JSON lines instead of a table.
@@ -205,6 +210,7 @@ class PredictCommand:
 
     run: Positional[Path]
     images: Positional[tuple[Path, ...]]
+    file_column: str | None = None
     top: int = 3
     weights: Literal["best", "last"] | None = None
     json: bool = False

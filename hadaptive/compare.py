@@ -27,6 +27,8 @@ class Listed:
         data, recipe, seed: as it was given.
         epochs: that are done.
         validation_accuracy, test_accuracy: of the tested weights, in [0, 1]; None where they are not known.
+        mean_average_precision: on the test part, of images of several classes, whose accuracies are of those of
+            which every class is right; None of others.
         parameters: of the network.
         seconds: of training.
         changed: when its folder was written last, ISO 8601.
@@ -42,6 +44,7 @@ class Listed:
     epochs: int
     validation_accuracy: float | None
     test_accuracy: float | None
+    mean_average_precision: float | None
     parameters: int | None
     seconds: float | None
     changed: str
@@ -94,6 +97,7 @@ def _listed(run: RunFolder) -> Listed:
         state="done" if summary else f"{len(rows)} of {settings.get('epochs')} epochs",
         validation_accuracy=summary.get("validation_accuracy"),
         test_accuracy=test.get("accuracy"),
+        mean_average_precision=test.get("mean_average_precision"),
         parameters=summary.get("parameters"),
         seconds=summary.get("train_seconds"),
     )
@@ -108,7 +112,9 @@ def _epochs(run: RunFolder) -> list[dict[str, str]]:
     return [row for row in rows if None not in row.values()]
 
 
-UNKNOWN = dict.fromkeys(("seed", "validation_accuracy", "test_accuracy", "parameters", "seconds"))
+UNKNOWN = dict.fromkeys(
+    ("seed", "validation_accuracy", "test_accuracy", "mean_average_precision", "parameters", "seconds")
+)
 
 
 def flat_settings(stored: dict[str, Any]) -> dict[str, Any]:
@@ -141,6 +147,8 @@ def runs_command(folders: Iterable[Path], *, as_json: bool = False, plot: Path |
         for run in found:
             settings = ", ".join(str(x) for x in (run.data, run.recipe, run.seed) if x not in ("", None))
             shares = ["" if x is None else f"{x:.2%}" for x in (run.validation_accuracy, run.test_accuracy)]
+            if run.mean_average_precision is not None:
+                shares[1] += f", mAP {run.mean_average_precision:.3f}"
             number = "" if run.parameters is None else f"{run.parameters:,}"
             seconds = "" if run.seconds is None else f"{run.seconds:,.0f}"
             table.add_row(shown(run.path), run.model, settings, run.state, *shares, number, seconds)

@@ -31,8 +31,8 @@ class _Encodable:
         return getattr(self.stream, name)
 
 
-def console() -> Console:
-    """For tables: the terminal as it is, or 120 columns for a file or a pipe, where rich would assume 80.
+def console(*, error: bool = False) -> Console:
+    """For tables, or progress on the standard error: the terminal as it is, or 120 columns for a file or a pipe.
 
     Its strings, those in tables too, are lines as :func:`say` prints them.
     """
@@ -43,6 +43,7 @@ def console() -> Console:
         def render_str(self, text: str, **how: object) -> Text:
             return super().render_str(shown(text, self.encoding), **how)  # pyright: ignore[reportArgumentType]
 
-    width = None if sys.stdout.isatty() else 120
-    file: Any = _Encodable(sys.stdout)
+    stream = sys.stderr if error else sys.stdout
+    width = None if stream.isatty() else 120
+    file: Any = _Encodable(stream)
     return Plain(file=file, width=width, markup=False, emoji=False, highlight=False)

@@ -12,11 +12,13 @@ from PIL import Image
 from hadaptive.console import console, say
 from hadaptive.data import Preprocessing
 from hadaptive.engine.batches import Batches
+from hadaptive.engine.caching import check_cache
 from hadaptive.engine.memory import free_memory, memory_of_children, memory_text, peak_memory
 from hadaptive.engine.processes import on_main
 from hadaptive.engine.rehearsal import seconds_of_evaluation, seconds_per_step
+from hadaptive.files import check_new_picture
 from hadaptive.info import inspect_network
-from hadaptive.pictures import check_new_picture, contact_sheet
+from hadaptive.pictures import contact_sheet
 from hadaptive.runs import RunFolder
 from hadaptive.train import TrainConfig, Trainer
 from hadaptive.train.launch import accelerator_of, new_trainer
@@ -72,16 +74,18 @@ def dry_run(
         check_new_picture(first_batch, "--first-batch")
     if config.output is not None:
         RunFolder.check_new(config.output)
-    config = config.changed(cache=None)  # where pixels would be kept
+    cached, config = config.execution.cache, config.changed(cache=None)  # where pixels would be kept
     accelerator = accelerator_of(config)
     trainer, _ = new_trainer(config, accelerator, given=given, quiet=quiet)
     config = trainer.config
+    if cached is not None:
+        check_cache(cached, config.data.data, trainer.batches.in_memory)
     on_main(accelerator, trainer.refuse_unreadable)
     if first_batch is not None:
         on_main(accelerator, lambda: draw_batch(trainer, first_batch))
     batches, asking = trainer.batches, 0.0
     if trainer.lessons is not None:
-        asking = trainer.lessons.rehearse(batches.parts["train"], batches.in_memory, accelerator.device)
+        asking = trainer.lessons.rehearse(batches, accelerator.device)
     if config.freeze_backbone < trainer.epochs:
         trainer.epoch = config.freeze_backbone  # when all of it learns
     step_s, timed = seconds_per_step(trainer)
@@ -154,7 +158,8 @@ def _print(found: DryRun, trainer: Trainer, first_batch: Path | None) -> None:
     for note in batches.notes:
         say(note)
     if found.counts:
-        _print_counts(found.counts, batches.classes)
+        images = {part: len(source) for part, source in batches.parts.items()}
+        _print_counts(found.counts, batches.classes, images)
     lines = {
         "images": f"{found.images:,} to learn from, {len(batches.classes):,} classes",
         "network": f"{trainer.card.model}: {found.parameters:,} parameters, {found.macs / 1e6:,.1f} M MACs "
@@ -175,7 +180,7 @@ def _print(found: DryRun, trainer: Trainer, first_batch: Path | None) -> None:
     say("nothing was trained" + ("" if first_batch is not None else " and nothing written"))
 
 
-def _print_counts(counts: dict[str, list[int]], classes: list[str]) -> None:
+def _print_counts(counts: dict[str, list[int]], classes: list[str], images: dict[str, int]) -> None:
     from rich.table import Table
 
     train = counts["train"]
@@ -191,5 +196,5 @@ def _print_counts(counts: dict[str, list[int]], classes: list[str]) -> None:
     for number in order:
         table.add_row(classes[number], *(f"{counts[part][number]:,}" for part in counts))
     table.add_section()
-    table.add_row("all", *(f"{sum(numbers):,}" for numbers in counts.values()))
+    table.add_row("images", *(f"{images[part]:,}" for part in counts))
     console().print(table)

@@ -22,7 +22,7 @@ from hadaptive.engine.accelerator import create_accelerator
 from hadaptive.engine.batches import EVALUATION_BATCH, evaluation_batches, stream_loader
 from hadaptive.engine.processes import on_main
 from hadaptive.errors import UserError
-from hadaptive.files import json_text, refuse_existing, write_atomically, write_csv, write_json
+from hadaptive.files import check_new_picture, json_text, write_atomically, write_csv, write_json
 from hadaptive.metrics import Evaluation, share_text, told
 from hadaptive.mistakes import Judgement, draw_mistakes
 from hadaptive.multi_label import MultiLabelEvaluation, evaluate_network
@@ -71,7 +71,7 @@ def evaluate_run(
     """
     run = RunFolder.open(path)
     if sheet is not None:
-        refuse_existing(sheet, "--sheet")
+        check_new_picture(sheet, "--sheet")
     config = read_config(run)
     config = replace(config, data=run.data_config(data, data_dir))
     model, card = run.load_model(weights)
@@ -124,6 +124,7 @@ def evaluate_run(
             "split": split if on is None else None,
             "data": where,
             "weights": weights or run.choice(),
+            **sureness_of(card),
             "notes": notes,
         }
         write_json(files["figures"], {**about, **evaluation.summary()})
@@ -160,6 +161,12 @@ def evaluate_run(
 
     on_main(accelerator, write)
     return evaluation, card.classes, files
+
+
+def sureness_of(card: ModelCard) -> dict[str, Any]:
+    """How sure a network was when it was judged, ready for JSON."""
+    thresholds = None if card.thresholds is None else list(card.thresholds)
+    return {"temperature": card.temperature, "thresholds": thresholds}
 
 
 def _labelling(on: str, own: DataConfig) -> dict[str, Any]:
@@ -248,10 +255,6 @@ def each_image(
         }
         for number, target, prediction, confidence in zip(*columns, strict=True)
     ]
-
-
-def _rounded(probability: float) -> float:
-    return round(probability, 6)
 
 
 def _named(marks: Tensor, classes: list[str]) -> str:

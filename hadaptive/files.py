@@ -72,6 +72,13 @@ def refuse_existing(path: Path | None, flag: str) -> None:
         raise UserError(f"there is no folder {path.parent} to write {path.name} into")
 
 
+def check_new_picture(path: Path, flag: str) -> None:
+    """Raise one clear UserError where a PNG cannot be written to `path`, or would overwrite something."""
+    if path.suffix.lower() != ".png":
+        raise UserError(f"{path} would be a picture: give it a name that ends in .png")
+    refuse_existing(path, flag)
+
+
 def json_text(data: Any, *, indent: int | None = None, sort_keys: bool = False) -> str:
     """Plain data as JSON, which has no word for NaN and infinities: they become null."""
     return json.dumps(_without_nan(data), indent=indent, sort_keys=sort_keys, allow_nan=False)

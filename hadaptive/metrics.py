@@ -167,11 +167,6 @@ class Evaluation:
         return self.accuracy
 
     @property
-    def said(self) -> str:
-        """The accuracy as a person is told it, with its interval."""
-        return f"accuracy {share_text(self.correct, self.total, interval=True)}"
-
-    @property
     def calibration_error(self) -> float:
         """Expected calibration error in [0, 1]: how far confidence lies from accuracy, in fifteen equal bins.
 

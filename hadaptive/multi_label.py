@@ -18,7 +18,6 @@ from hadaptive.metrics import (
     evaluate_model,
     fit_temperature,
     logits_of,
-    share_text,
     wilson_interval,
 )
 
@@ -129,12 +128,6 @@ class MultiLabelEvaluation:
             "calibration_error": self.calibration_error,
             "skipped": len(self.unreadable),
         }
-
-    @property
-    def said(self) -> str:
-        """The figures as a person is told them."""
-        exact = share_text(self.correct, self.total, interval=True)
-        return f"mean average precision {self.score:.3f}, every class right {exact}"
 
 
 def evaluate_multi_label(

@@ -12,19 +12,11 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.Image import Resampling
 from torch import Tensor
 
-from hadaptive.errors import UserError
-from hadaptive.files import refuse_existing, write_atomically
+from hadaptive.files import write_atomically
 from hadaptive.text import drawn, shown
 
 TILE, GAP = 155, 10  # pixels
 MOST_TILES = 200  # more are no sheet to look over
-
-
-def check_new_picture(path: Path, flag: str) -> None:
-    """Raise one clear UserError where a PNG cannot be written to `path`, or would overwrite something."""
-    if path.suffix.lower() != ".png":
-        raise UserError(f"{path} would be a picture: give it a name that ends in .png")
-    refuse_existing(path, flag)
 
 
 def save_png(figure: Figure, path: Path) -> None:

@@ -18,7 +18,7 @@ from hadaptive.data.labels import listed_files
 from hadaptive.data.scan import Reason, left_out, order, scan_folder
 from hadaptive.data.tables import is_table
 from hadaptive.errors import UserError, first_line
-from hadaptive.files import json_text, refuse_existing
+from hadaptive.files import check_new_picture, json_text
 from hadaptive.models.shipped import shipped_weights
 from hadaptive.pictures import MOST_TILES, contact_sheet, tile_of
 from hadaptive.runs import RunFolder
@@ -44,10 +44,14 @@ class Prediction:
     present: list[str] | None = None
 
 
-def find_images(paths: Iterable[Path]) -> tuple[list[Path], str]:
+def find_images(paths: Iterable[Path], file_column: str | None = None) -> tuple[list[Path], str]:
     """The files named, and the images in the folders named, at any depth, and in label files, in natural order.
 
     Which files of a folder count is said in :mod:`hadaptive.data.scan`, for training and prediction alike.
+
+    Args:
+        paths: of files, folders and tables.
+        file_column: of tables, that names the images; None for one of a usual name.
 
     Returns:
         Their paths, and a line about what was left out, empty where nothing was.
@@ -64,7 +68,7 @@ def find_images(paths: Iterable[Path]) -> tuple[list[Path], str]:
             passed += tree.all_left_out()
             found += [path / image.path for image in sorted(tree.all_images(), key=order)]
         elif path.is_file() and is_table(path):
-            found += listed_files(path)
+            found += listed_files(path, file_column)
         elif path.is_file():
             found.append(path)
         else:
@@ -155,6 +159,7 @@ def predict_command(
     sheet: Path | None = None,
     trust: bool = False,
     reject_below: Sequence[str] = (),
+    file_column: str | None = None,
 ) -> None:
     """Predict and print: a table, or a JSON object per line; optionally a contact sheet.
 
@@ -164,8 +169,11 @@ def predict_command(
     """
     from rich.table import Table
 
-    images, passed = find_images(paths)
-    refuse_existing(sheet, "--sheet")
+    if file_column is not None and not any(is_table(Path(path)) for path in paths):
+        raise UserError("--file-column is of a table that names images, and none is given: leave it out")
+    images, passed = find_images(paths, file_column)
+    if sheet is not None:
+        check_new_picture(sheet, "--sheet")
     model, card = _open(run_path, weights, trust)
     card = card.with_thresholds(reject_below)
     if passed:

@@ -20,6 +20,8 @@ Part = TypeVar("Part")
 
 def without_timms(stored: dict[str, Any]) -> dict[str, Any]:
     """A run's stored settings without what timm reads beside them."""
+    if not isinstance(stored.get(FOR_TIMM[0]), str):  # a search has a part of that name
+        return stored
     return {key: value for key, value in stored.items() if key not in FOR_TIMM}
 
 

@@ -322,8 +322,8 @@ def test_a_search_is_not_a_run(world: Path, capsys) -> None:
 def test_beside_resume_what_was_typed_counts(world: Path, capsys) -> None:
     assert typed("train", "--resume", "cut", "--recipe", "folder") == 1
     assert "leave out --recipe" in capsys.readouterr().err
-    assert typed("train", "--resume", "cut", "--epochs", "30") == 1  # though it is the recipe's own number
-    assert "leave out --epochs" in capsys.readouterr().err
+    assert typed("train", "--resume", "cut", "--batch-size", "64") == 1  # though it is the recipe's own number
+    assert "leave out --batch-size" in capsys.readouterr().err
     assert typed("train", "--resume", "cut", "--data", "digits") == 1
     assert "60 are missing" in capsys.readouterr().err
 

@@ -207,3 +207,20 @@ def test_a_grouped_folder_grows(tmp_path: Path) -> None:
     (root / "cat/77.png").write_bytes((root / "cat/1.png").read_bytes() + b"more")
     grown = descended(data, root)
     assert len(grown.manifest) == 41
+
+
+def test_a_copy_without_a_group_follows_the_one_that_has_it(wards: Path) -> None:
+    rule = {"group_by": r"(patient\d+)_"}
+    first = open_at(wards, **rule)
+    (wards.parent / "split.csv").write_text(first.manifest.dumps(), encoding="utf-8", newline="")
+    for number in range(8):
+        pixels = np.random.default_rng(number + 50).integers(0, 256, (50, 60, 3), dtype=np.uint8)
+        for name in (f"patient{number}_new.png", f"stray{number}.png"):
+            Image.fromarray(pixels).save(wards / "ill" / name)
+    second = open_at(wards, split=wards.parent / "split.csv", **rule)
+    parts: dict[str, set[str]] = defaultdict(set)
+    for entry in second.manifest.entries:
+        parts[entry.digest].add(entry.part)
+    assert len(parts) == 48 + 8
+    assert all(len(of) == 1 for of in parts.values())
+    assert not straddling(second)

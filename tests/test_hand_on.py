@@ -253,4 +253,5 @@ def test_torch_hub_loads_networks_from_a_clone() -> None:
     weights = timm.create_model("hadaptive_net2_xs.digits", pretrained=True).state_dict()
     assert all(value.equal(weights[name]) for name, value in digits.state_dict().items())  # pyright: ignore
     names = runpy.run_path(f"{root}/hubconf.py")["__all__"]
-    assert sorted(names) == timm.list_models("hadaptive_*")
+    ours = [name for name in timm.list_models("hadaptive_*") if not name.endswith("_published")]  # those of tests
+    assert sorted(names) == ours

@@ -10,13 +10,15 @@ from typing import Any
 
 import pandas
 import pytest
-from folders import again, everything, fill, names, open_at, say
+from folders import again, everything, fill, names, open_at, picture, say
 from safetensors.torch import load_file
 from tiny import tiny_config
 
 from hadaptive.cli import main
 from hadaptive.data import Manifest, open_data
 from hadaptive.data.labels import listed_files
+from hadaptive.errors import UserError
+from hadaptive.predict import find_images
 from hadaptive.train import train
 
 CLASSES = ("black cat", "dög", "fox")
@@ -298,3 +300,28 @@ def test_the_files_of_a_table_for_predict(zoo: Path) -> None:
 def test_a_division_is_read_as_it_was_written(zoo: Path) -> None:
     data = open_at(write(zoo / "labels.csv", rows_of(zoo)))
     assert Manifest.loads(data.manifest.dumps()).group_by is None
+
+
+def test_a_table_that_grew_keeps_no_run_from_its_images(zoo: Path) -> None:
+    rows = [[*row, "val" if number % 4 == 0 else "train"] for number, row in enumerate(rows_of(zoo))]
+    header = ("file", "label", "split")
+    data = open_at(write(zoo / "labels.csv", rows, header))
+    for number in range(3):
+        picture(9, number).save(zoo / f"new{number}.png")
+    new = [
+        ["new0.png", "", "train"],
+        ["new1.png", "owl", "val"],
+        ["new2.png", "fox", "train"],
+        ["new2.png", "owl", "train"],
+    ]
+    path = write(zoo / "labels.csv", rows + new, header)
+    grown = open_data(replace(data.location, data=str(path)), data.manifest)
+    assert everything(grown) == everything(data)
+    assert any("3 rows are left out, without a label or with two" in note for note in grown.notes)
+
+
+def test_prediction_takes_a_column_of_another_name(zoo: Path) -> None:
+    path = write(zoo / "labels.csv", [[row[0]] for row in rows_of(zoo)], ("picture of it",))
+    assert find_images([path], "picture of it")[0] == find_images([zoo])[0]
+    with pytest.raises(UserError, match="name one with --file-column"):
+        find_images([path])

@@ -115,6 +115,12 @@ def test_every_class_is_found_and_everything_says_so(run: Path) -> None:
     again = json.loads(files["figures"].read_text())
     assert again["mean_average_precision"] == pytest.approx(summary["test"]["mean_average_precision"])
     assert "confusion matrix" not in files
+    files = evaluate_run(run, split="validation", cpu=True)[2]
+    again = json.loads(files["figures"].read_text())
+    for name in ("accuracy", "macro_f1", "calibration_error"):  # by the thresholds that predictions count from
+        assert again[name] == pytest.approx(summary["validation"][name], abs=1e-6)
+    assert again["thresholds"] == list(card.thresholds or ())
+    files = evaluate_run(run, cpu=True)[2]
     test = folder.open_data().test
     assert test is not None
     with files["each image"].open(newline="") as file:
@@ -383,3 +389,10 @@ def test_the_surest_mistake_of_an_image_is_told() -> None:
     one = Judgement.of({**row, "probabilities": '{"a": 0.4, "b": 0.9, "c": 0.7, "d": 0.1}'})
     assert (one.true, one.predicted, one.wrong, one.probability) == ("a, b", "b, c", "c", 0.7)
     assert not one.right
+
+
+def test_a_survey_counts_classes_and_not_their_sets(tmp_path: Path, capsys) -> None:
+    line = ["data", str(table(tmp_path, "flags")), "--multi-label", "--label-column", "|".join(CLASSES), "--json"]
+    assert main(line) == 0
+    counts = json.loads(capsys.readouterr().out)["classes"]
+    assert {name: parts["images"] for name, parts in counts.items()} == dict.fromkeys(CLASSES, 40)

@@ -22,7 +22,7 @@ from hadaptive.mistakes import Judgement
 from hadaptive.report import cam
 from hadaptive.report import run as of_run
 from hadaptive.report.page import Figures, Note, Section, Table
-from hadaptive.report.run import RunReport
+from hadaptive.report.run import RunReport, _proof_rows
 from hadaptive.runs import RunFolder
 from hadaptive.train import train
 
@@ -270,3 +270,8 @@ def test_a_report_of_weights_that_changed_is_of_the_new_ones(run: Path) -> None:
             os.utime(path, (0, 0))
         assert RunReport(RunFolder(run)).evaluation == stale
         assert json.loads(path.read_text()) == stale
+
+
+def test_what_was_converted_and_not_proved_is_said() -> None:
+    proof = {"format": "coreml", "bytes": 2**20, "holds": None, "not_proved": "Core ML runs on macOS only"}
+    assert _proof_rows("x", proof) == [("x", "coreml", "1.0", "", "", "Core ML runs on macOS only", "", "")]

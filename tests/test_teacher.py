@@ -286,7 +286,7 @@ def test_relations_are_the_papers_and_know_no_scale() -> None:
 @pytest.mark.parametrize("sees", ["image", "batch"])
 def test_features_come_nearer_to_the_teachers(sees: str, teacher: Path, tmp_path: Path) -> None:
     how = {"teacher_sees": sees, "image_size": 12, "epochs": 6, "shift": 0, "teacher_weight": 0.0, "lr": 5e-3}
-    told = open_teacher(taught(tmp_path, teacher, "x"), [*"0123456789"])
+    told = open_teacher(taught(tmp_path, teacher, "x", teacher_features=1.0), [*"0123456789"])
     gaps = []
     for weight in (0.0, 5.0):
         config = taught(tmp_path, teacher, f"{weight}", teacher_features=weight, **how)
@@ -294,6 +294,7 @@ def test_features_come_nearer_to_the_teachers(sees: str, teacher: Path, tmp_path
         network, card = RunFolder.open(config.output or "").load_model("last")
         source = RunFolder.open(config.output or "").open_data().validation
         watched = Teacher("x", network, card.preprocessing, torch.arange(10), [])
+        watched.watch()
         own, theirs = (
             one.answers(source, in_memory=True, device=torch.device("cpu"))["features"].float()
             for one in (watched, told)

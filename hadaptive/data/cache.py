@@ -7,6 +7,7 @@ save time. So any number of processes may read and write them without locks, and
 
 import contextlib
 import hashlib
+import math
 import os
 import shutil
 import tempfile
@@ -24,7 +25,8 @@ from safetensors.numpy import load, save
 
 from hadaptive.data.config import Preprocessing
 from hadaptive.data.images import check_size
-from hadaptive.data.sources import Source
+from hadaptive.data.manifest import digest_of
+from hadaptive.data.sources import Source, Subset
 from hadaptive.data.transforms import Decode, eval_transform
 from hadaptive.errors import UserError
 from hadaptive.files import json_text, umask
@@ -45,7 +47,8 @@ class Reduce:
     """PIL image, read or only opened -> 8-bit PIL image whose short side is `side` at most, to learn from."""
 
     def __init__(self, preprocessing: Preprocessing) -> None:
-        self.side = REDUCED * preprocessing.image_size
+        # What is padded afterwards, by pixels of the original, is not reduced.
+        self.side = math.inf if preprocessing.pad else REDUCED * preprocessing.image_size
         self.max_pixels = preprocessing.max_pixels
         self.modes = _modes(preprocessing)
         self.decode = Decode(preprocessing, keep_grey=preprocessing.fit == "stretch")
@@ -289,9 +292,19 @@ class Kept:
             return kept, int(self.targets[index])
         image, target = self.source.read(index)
         image = self.prepare(image)
-        if digest:
+        if digest and self._is(index, digest):
             self.store.write(self.kind, digest, image)
         return Image.fromarray(np.asarray(image)), target  # pixels alone, as a store has them
+
+    def _is(self, index: int, digest: str) -> bool:
+        """Whether an image is what it was when it was listed: it may be changed while a training runs."""
+        source: Any = self.source
+        while isinstance(source, Subset):
+            source, index = source.source, int(source.indices[index])
+        try:
+            return digest_of(source.content(index)) == digest
+        except OSError:
+            return False
 
     def name(self, index: int) -> str:
         return self.source.name(index)

@@ -46,7 +46,7 @@ def extend(listing: Listing, olders: Sequence[Manifest], config: DataConfig) -> 
     held = set() if listing.opened.in_memory else held_out(olders)
     codes[[code == UNUSED and digest not in held for code, digest in zip(codes, digests, strict=True)]] = TRAIN
     notes = [f"{(codes >= 0).sum():,} images keep the parts that an older division gave them"]
-    if listing.groups is not None and len(followed := follow(codes, listing, manifest, PRECEDENCE)):
+    if listing.groups is not None and len(followed := follow(codes, listing, manifest, PRECEDENCE, digests)):
         codes[followed[codes[followed] == UNUSED]] = TRAIN
         said = "1 new image goes" if len(followed) == 1 else f"{len(followed):,} new images go"
         notes.append(f"{said} where others of the same group are: {some([listing.names[i] for i in followed])}")

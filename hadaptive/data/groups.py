@@ -142,27 +142,46 @@ def choose_grouped(targets: np.ndarray, unit: np.ndarray, fraction: float, seed:
     return min(choices, key=lambda choice: choice[:4])[4]
 
 
-def follow(codes: np.ndarray, listing: Listing, manifest: Manifest, precedence: Sequence[int]) -> np.ndarray:
-    """Let new images go where the others of their group are. Changes `codes` in place; returns which did.
+def follow(
+    codes: np.ndarray, listing: Listing, manifest: Manifest, precedence: Sequence[int], digests: Sequence[str]
+) -> np.ndarray:
+    """Let new images go where others of their group, or copies of those, are. Changes `codes`; returns which did.
 
     Args:
         codes: int8 (N,), the part of each image, -1 for new ones.
         listing: with groups.
         manifest: of older divisions, which may know images of a group that are not here any more.
         precedence: parts, the first of which counts where a group is in several.
+        digests: of the images' contents; empty where nobody knows.
     """
     assert listing.groups is not None
-    known = [(spelt(name), code) for name, code in zip(listing.groups, codes.tolist(), strict=True) if code >= 0]
+    # What ties images together: the name of their group, and their contents.
+    ties = [
+        {*([("group", spelt(name))] if name else []), *([("copy", digest)] if digest else [])}
+        for name, digest in zip(listing.groups, digests, strict=True)
+    ]
+    owners: dict[tuple[str, str], int] = {}
+
+    def own(tie: tuple[str, str], code: int) -> None:
+        if tie not in owners or precedence.index(code) < precedence.index(owners[tie]):
+            owners[tie] = code
+
     if manifest.groups is not None and listing.group_by != DUPLICATES:
-        known += zip(map(spelt, manifest.groups), manifest.codes.tolist(), strict=True)
-    owners: dict[str, int] = {}
-    for name, code in known:
-        if name and (name not in owners or precedence.index(code) < precedence.index(owners[name])):
-            owners[name] = code
-    followed = [i for i in np.flatnonzero(codes < 0).tolist() if spelt(listing.groups[i]) in owners]
-    for i in followed:
-        codes[i] = owners[spelt(listing.groups[i])]
-    return np.array(followed, np.int64)
+        for name, code in zip(manifest.groups, manifest.codes.tolist(), strict=True):
+            if name:
+                own(("group", spelt(name)), code)
+    for i in np.flatnonzero(codes >= 0).tolist():
+        for tie in ties[i]:
+            own(tie, int(codes[i]))
+    followed: list[int] = []
+    while tied := [i for i in np.flatnonzero(codes < 0).tolist() if ties[i] & owners.keys()]:
+        for i in tied:
+            codes[i] = min((owners[tie] for tie in ties[i] & owners.keys()), key=precedence.index)
+        for i in tied:
+            for tie in ties[i]:
+                own(tie, int(codes[i]))
+        followed += tied
+    return np.array(sorted(followed), np.int64)
 
 
 def doubts(listing: Listing, division: dict[str, np.ndarray]) -> list[str]:

@@ -53,7 +53,7 @@ def open_labels(
         columns: of it.
         group_by: a column whose cells tell which images belong together, if there is one of that name.
         several: what stands between the classes of an image that may have any number of them; None for one class.
-        again: a run had these images: files that are missing are left out, for the run says so itself.
+        again: a run had these images: rows that are amiss are left out, for the run says what it misses itself.
 
     Raises:
         UserError: a column, a file or a label is missing, one file has two labels or two parts, there are fewer
@@ -69,9 +69,9 @@ def open_labels(
     parts, notes = _parts(table, columns.split)
     group_column = None if group_by is None else table.named(group_by)
     groups = None if group_column is None else [spelt(cell.strip()) for cell in table.read(group_column)]
-    rows, more = _settled(table, places, labels, parts, several)
+    rows, more = _settled(table, places, labels, parts, several, again)
     notes += more
-    classes, more = _classes(table, rows, labels, parts, several)
+    classes, more = _classes(table, rows, labels, parts, several, again)
     notes += more
     outside = sum(os.path.isabs(places[row]) or places[row].startswith(os.pardir + os.sep) for row in rows)
     if outside:
@@ -95,16 +95,20 @@ def open_labels(
     return opened
 
 
-def listed_files(path: Path) -> list[Path]:
+def listed_files(path: Path, column: str | None = None) -> list[Path]:
     """The files that a label file names, each once, in natural order.
+
+    Args:
+        path: of the table.
+        column: that names them; None for one of a usual name.
 
     Raises:
         UserError: it has no column of files, or one is missing.
     """
     table = read_table(path)
-    column = table.column("--file-column", None, FILE_COLUMNS, needed=True)
-    assert column is not None
-    places = {place: order(Found(spelt(from_disk(place)), 0, 0, place)) for place in _places(table, column, False)}
+    number = table.column("--file-column", column, FILE_COLUMNS, needed=True)
+    assert number is not None
+    places = {place: order(Found(spelt(from_disk(place)), 0, 0, place)) for place in _places(table, number, False)}
     return [path.parent / place for place in sorted(places, key=places.__getitem__)]
 
 
@@ -215,7 +219,7 @@ def _parts(table: Table, wanted: str | None) -> tuple[list[str], list[str]]:
 
 
 def _settled(
-    table: Table, places: list[str], labels: list[str], parts: list[str], several: str | None
+    table: Table, places: list[str], labels: list[str], parts: list[str], several: str | None, again: bool
 ) -> tuple[list[int], list[str]]:
     """The rows to use, one for each file, and what is to be said of others; of several classes, they are joined.
 
@@ -223,14 +227,15 @@ def _settled(
         UserError: a row has no label, or two rows of one file do not agree.
     """
     empty = [row for row, label in enumerate(labels) if not label and several is None]
-    if empty:
+    amiss = set(empty)
+    if empty and not again:
         more = "" if len(empty) == 1 else f" (and so for {len(empty) - 1:,} more)"
         raise UserError(
             f"{table.where(empty[0])} of {table.path} has no label: fill it in, or take the row out{more}"
         )
     by_file: dict[str, list[int]] = defaultdict(list)
     for row, place in enumerate(places):
-        if place:
+        if place and row not in amiss:
             by_file[spelt(place)].append(row)
     if several is not None:
         for rows in by_file.values():
@@ -240,23 +245,30 @@ def _settled(
     for rows in by_file.values():
         for what, of in (("labels", labels), ("parts", parts)):
             other = next((row for row in rows if of[row] != of[rows[0]]), None)
-            if other is not None:
+            if other is not None and again:
+                amiss |= {*rows}
+            elif other is not None:
                 raise UserError(
                     f"{table.path} gives {shown(places[other])} two {what}, {shown(of[rows[0]])!r} in "
                     f"{table.where(rows[0])} and {shown(of[other])!r} in {table.where(other)}: leave one"
                 )
-    again = sum(len(rows) - 1 for rows in by_file.values())
-    if not again:
-        return [rows[0] for rows in by_file.values()], []
+    notes = []
+    if amiss:
+        said = "1 row is" if len(amiss) == 1 else f"{len(amiss):,} rows are"
+        notes.append(f"{said} left out, without a label or with two: first {table.where(min(amiss))}")
+    kept = [rows[0] for rows in by_file.values() if rows[0] not in amiss]
+    repeated = sum(len(rows) - 1 for rows in by_file.values() if rows[0] not in amiss)
+    if not repeated:
+        return kept, notes
     first = next(rows for rows in by_file.values() if len(rows) > 1)
-    said = "1 row names" if again == 1 else f"{again:,} rows name"
+    said = "1 row names" if repeated == 1 else f"{repeated:,} rows name"
     example = f"{shown(places[first[1]])} in {table.where(first[1])}"
     how = "counts once" if several is None else "adds its classes"
-    return [rows[0] for rows in by_file.values()], [f"{said} a file once more and {how}: {example}"]
+    return kept, [*notes, f"{said} a file once more and {how}: {example}"]
 
 
 def _classes(
-    table: Table, rows: list[int], labels: list[str], parts: list[str], several: str | None
+    table: Table, rows: list[int], labels: list[str], parts: list[str], several: str | None, again: bool
 ) -> tuple[list[str], list[str]]:
     """The names of the classes, or sets of them, in their order, and what is to be said of them.
 
@@ -269,7 +281,9 @@ def _classes(
     classes = sorted(of_part["train"], key=lambda name: (natural_key(name), name))
     for part, counts in of_part.items():
         unknown = [name for name in counts if name not in of_part["train"]]
-        if unknown:
+        if unknown and again:  # which are new since, as are their images
+            classes = sorted({*classes, *unknown}, key=lambda name: (natural_key(name), name))
+        elif unknown:
             raise UserError(
                 f"{table.path} has classes in its {part} part that its train part lacks: {some(unknown)}"
             )

@@ -222,6 +222,9 @@ class Selection:
     def name(self, index: int) -> str:
         return self.sources[self.origins[index]].name(int(self.indices[index]))
 
+    def content(self, index: int) -> bytes:
+        return self.sources[self.origins[index]].content(int(self.indices[index]))
+
 
 @dataclass
 class Opened:

@@ -31,11 +31,7 @@ class Caching:
         self, data: ImageData, how: Preprocessing, execution: Execution, accelerator: Accelerator
     ) -> None:
         assert execution.cache is not None
-        if data.in_memory:
-            raise UserError(
-                f"--cache has no effect here, for the images of {data.location.data} are in memory: leave it out"
-            )
-        _check_place(execution.cache, data)
+        check_cache(execution.cache, data.location.data, data.in_memory)
         self.data, self.how = data, how
         self.store = PixelStore(execution.cache, execution.cache_size * 1e9)
         self.kinds = {training: kind_of(how, training) for training in (True, False)}
@@ -90,8 +86,10 @@ def _there(store: PixelStore, kind: str) -> set[str]:
     return {Path(file.name).stem for file in store.files() if Path(file.path).parent.parent.name == kind}
 
 
-def _check_place(folder: Path, data: ImageData) -> None:
-    """Raise one clear UserError where what is kept would lie among the images."""
-    images = Path(str(data.location.data)).expanduser()
+def check_cache(folder: Path, data: str, in_memory: bool) -> None:
+    """Raise one clear UserError where nothing is gained, or what is kept would lie among the images."""
+    if in_memory:
+        raise UserError(f"--cache has no effect here, for the images of {data} are in memory: leave it out")
+    images = Path(data).expanduser()
     if images.is_dir() and folder.resolve().is_relative_to(images.resolve()):
         raise UserError(f"--cache {folder} lies among the images of {images}: choose a folder elsewhere")

@@ -58,6 +58,7 @@ def finetune(
         data=data.location.data,
         data_dir=data.location.data_dir,
         split=division,
+        group_by=None,  # the division keeps together what belongs together
         output=output,
         epochs=epochs,
         lr=lr or training.optimisation.lr / 4,

@@ -39,11 +39,13 @@ class ExportImages:
     Attributes:
         data: of the run, in the parts it was trained with, or any others for a network without a run.
         preprocessing: of the network.
+        card: of a trained network, which says from which probability each class counts; else None.
         sets: the classes of each target, of images that may have several; else None.
     """
 
     data: ImageData
     preprocessing: Preprocessing
+    card: ModelCard | None = None
     sets: LabelSets | None = None
 
     def samples(self, number: int, only: str | None = None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -84,7 +86,10 @@ class ExportImages:
             UserError: not one of its images can be read.
         """
         batches = evaluation_batches(self.data.validation, self.preprocessing, workers=0)
-        evaluation = evaluate_network(model, batches, len(self.data.classes), self.sets)
+        how = (
+            {} if self.card is None else {"temperature": self.card.temperature, "thresholds": self.card.thresholds}
+        )
+        evaluation = evaluate_network(model, batches, len(self.data.classes), self.sets, **how)
         if not evaluation.total:
             raise UserError("not one of the validation images can be read, so that nothing tells the accuracy")
         return evaluation.accuracy
@@ -104,7 +109,10 @@ class ExportImages:
         """
         if self.sets is None:
             return one_class(logits, targets)
-        return ((logits > 0) == torch.from_numpy(self.sets.members)[targets]).all(1)
+        assert self.card is not None
+        least = torch.tensor(self.card.thresholds or (0.5,) * logits.shape[1])
+        found = self.card.probabilities(logits) >= least
+        return (found == torch.from_numpy(self.sets.members)[targets]).all(1)
 
 
 def open_images(run: RunFolder | None, card: ModelCard, data: str | None, data_dir: Path | None) -> ExportImages:
@@ -126,7 +134,7 @@ def open_images(run: RunFolder | None, card: ModelCard, data: str | None, data_d
         raise UserError(f"{config.data} is a stream, which an export cannot sample: pass a folder as --data")
     if run is not None and not is_stream(run.data_config().data):
         opened = run.open_data(data, data_dir, needs=PARTS)
-        return ExportImages(opened, card.preprocessing, opened.label_sets(card.classes))
+        return ExportImages(opened, card.preprocessing, card, opened.label_sets(card.classes))
     opened = open_data(config)
     if run is not None and not alike(opened.classes, card.classes):
         raise UserError(

@@ -81,7 +81,7 @@ def _purpose(card: ModelCard) -> str:
 
 
 def _usage(card: ModelCard, at: str) -> list[str]:
-    """What prepares one picture as `hadaptive predict` does, and gives its likeliest class."""
+    """What prepares a picture as `predict` does, but for 16 bits and transparency, and says what is on it."""
     how, ours = card.preprocessing, card.spec is not None
     mode = "L" if how.in_chans == 1 else "RGB"
     padded = how.pad and how.fit == "stretch"
@@ -100,11 +100,11 @@ def _usage(card: ModelCard, at: str) -> list[str]:
         *(["import hadaptive  # before the network is built: timm does not know it otherwise"] if ours else []),
         "import timm",
         "import torch",
-        f"from PIL import Image{', ImageOps' if padded else ''}",
+        "from PIL import Image, ImageOps",
         "",
         f'network = timm.create_model("{at}", pretrained=True).eval()',
         "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network))",
-        f'image = Image.open("picture.jpg").convert("{mode}")',
+        f'image = ImageOps.exif_transpose(Image.open("picture.jpg")).convert("{mode}")',
         *([f"image = ImageOps.expand(image, {how.pad})"] if padded else []),
         "with torch.no_grad():",
         f"    probabilities = {logits}.{'sigmoid()' if card.multi_label else 'softmax(1)'}[0]",

@@ -160,9 +160,13 @@ def check_place(path: Path, *, own: bool) -> None:
     if not own or not path.exists():
         refuse_existing(path, "--output")
         return
-    with open(path, encoding="utf-8", errors="replace") as file:
-        if f'content="{GENERATOR}"' not in file.read(2000):
-            raise UserError(f"{path} is no report of hadaptive's and is not overwritten: pass --output")
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            start = file.read(2000)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written anew: {error.strerror}") from None
+    if f'content="{GENERATOR}"' not in start:
+        raise UserError(f"{path} is no report of hadaptive's and is not overwritten: pass --output")
 
 
 def data_uri(content: bytes, kind: str) -> str:

@@ -14,7 +14,7 @@ from hadaptive import __version__
 from hadaptive.compare import flat_settings
 from hadaptive.data import Source, eval_transform, is_stream
 from hadaptive.errors import UserError, resuming
-from hadaptive.evaluate import evaluate_run
+from hadaptive.evaluate import evaluate_run, sureness_of
 from hadaptive.files import read_csv
 from hadaptive.info import inspect_network
 from hadaptive.metrics import share_text, wilson_interval
@@ -107,7 +107,9 @@ class RunReport:
         try:
             made = min(path.stat().st_mtime for path in files) if all(map(Path.is_file, files)) else 0.0
             fresh = made >= self.run.weights(choice).stat().st_mtime
-            if data is not None or not fresh or self.run.read_json(figures).get("weights") != choice:
+            known = self.run.read_json(figures) if fresh else {}
+            sure = {"weights": choice, **sureness_of(self.card)}
+            if data is not None or any(known.get(name) != value for name, value in sure.items()):
                 evaluate_run(self.run.path, split=self.split, data=data, data_dir=data_dir, cpu=cpu)  # pyright: ignore
             return self.run.read_json(figures), [Judgement.of(row) for row in read_csv(images)]
         except UserError as error:
@@ -361,15 +363,24 @@ class RunReport:
 
     def again(self) -> Section:
         given = self.config.given()
-        given["output"] = self.run.path.with_name(f"{self.run.path.name}-again")
+        output = self.run.path.with_name(f"{self.run.path.name}-again")
+        given["output"] = output
+        extended = (self.summary or {}).get("extended") or []
+        if extended:
+            given["epochs"] = extended[0]["epochs"]
         again = command_line("train", self.config.recipe, given)
         blocks: list[Any] = [Command("To train it again, from the same images:", again)]
+        after = [*(one["epochs"] for one in extended[1:]), self.config.optimisation.epochs]
+        for epochs in after if extended else ():
+            blocks.append(Command("And then to more epochs:", f"{resuming('train', output)} --epochs {epochs}"))
         if not self.summary:
             blocks.append(Command("To go on with it:", resuming("train", self.run.path)))
         return Section("Do it again", blocks)
 
 
 def _proof_rows(name: str, proof: dict[str, Any]) -> list[tuple[str, ...]]:
+    if "not_proved" in proof:
+        return [(name, proof["format"], f"{proof['bytes'] / 2**20:.1f}", "", "", proof["not_proved"], "", "")]
     holds = {True: "holds", False: "does not hold", None: "no limit"}[proof["holds"]]
     lost = (proof.get("int8") or {}).get("lost")
     kind = proof["format"] + (", fixed selections" if proof.get("frozen") else "")

@@ -11,7 +11,7 @@ from hadaptive.data.config import DataConfig
 from hadaptive.data.listing import Listing
 from hadaptive.data.manifest import Manifest
 from hadaptive.data.places import find
-from hadaptive.files import json_text, refuse_existing, write_atomically, write_csv
+from hadaptive.files import check_new_picture, json_text, refuse_existing, write_atomically, write_csv
 from hadaptive.survey.report import Survey, survey
 from hadaptive.text import shown
 
@@ -41,13 +41,15 @@ def data_command(
         UserError: no such data or run, or a new file is there already.
     """
     refuse_existing(csv, "--csv")
-    refuse_existing(sheet, "--sheet")
+    if sheet is not None:
+        check_new_picture(sheet, "--sheet")
     manifest = None if split is None else Manifest.load(split)
     place = find(config)
     place.refuse_idle()
     listing = Listing(place.opened)
     with _bar(len(listing)) as seen:
-        found = survey(listing, manifest, seen=seen)
+        separator = config.label_separator if config.multi_label else None
+        found = survey(listing, manifest, seen=seen, separator=separator)
     if as_json:
         say(json_text({"data": place.location.data, **found.to_dict()}))
     else:
@@ -64,12 +66,11 @@ def data_command(
 @contextmanager
 def _bar(total: int) -> Iterator[Callable[[], object]]:
     """What to call after each image; a terminal shows a bar."""
-    from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(
-        *columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()
+        *columns, console=console(error=True), transient=True, disable=not sys.stderr.isatty()
     ) as progress:
         task = progress.add_task("looking at images", total=total)
         yield lambda: progress.advance(task)
@@ -126,7 +127,8 @@ def print_survey(found: Survey) -> None:
         say(f"and {len(by_size) - ROWS:,} smaller classes")
     if found.imbalance >= UNEVEN:
         times = f"{found.imbalance:.1f} times the images of the smallest"
-        say(f"the largest class has {times}: train with --balanced or --class-weights")
+        ways = "--class-weights" if found.several else "--balanced or --class-weights"
+        say(f"the largest class has {times}: train with {ways}")
     if found.unreadable:
         table = Table(title=f"cannot be read: {len(found.unreadable):,}", title_justify="left")
         for column in ("image", "reason"):

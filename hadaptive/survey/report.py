@@ -10,6 +10,7 @@ import numpy as np
 
 from hadaptive.data.alike import INSTALL, Look, alike, look
 from hadaptive.data.extend import known_parts, named_entries
+from hadaptive.data.label_sets import LabelSets
 from hadaptive.data.listing import Listing
 from hadaptive.data.manifest import PARTS, Manifest
 from hadaptive.errors import UserError
@@ -94,6 +95,7 @@ class Survey:
     groups: list[Group]
     notes: list[str] = field(default_factory=list)
     of_run: bool = False
+    several: bool = False
 
     @property
     def imbalance(self) -> float:
@@ -130,7 +132,11 @@ class Survey:
 
 
 def survey(
-    listing: Listing, split: Manifest | None = None, *, seen: Callable[[], object] = lambda: None
+    listing: Listing,
+    split: Manifest | None = None,
+    *,
+    seen: Callable[[], object] = lambda: None,
+    separator: str | None = None,
 ) -> Survey:
     """Look at all images of a data set.
 
@@ -138,6 +144,7 @@ def survey(
         listing: of them.
         split: of a run, whose parts count in the place of those that the data bring.
         seen: called after each image.
+        separator: what stands between the classes of an image that may have any number of them; None for one.
 
     Raises:
         UserError: the run has none of them.
@@ -146,9 +153,13 @@ def survey(
     parts = _parts(listing, split, looks)
     labels = [listing.classes[target] for target in listing.targets.tolist()]
     readable = [seen for seen in looks if seen.error is None]
-    classes: dict[str, dict[str, int]] = {name: {} for name in listing.classes}
+    of_label = {
+        label: [label] if separator is None else LabelSets.named(label, separator) for label in listing.classes
+    }
+    classes: dict[str, dict[str, int]] = {name: {} for names in of_label.values() for name in names}
     for label, part in zip(labels, parts, strict=True):
-        classes[label][part] = classes[label].get(part, 0) + 1
+        for name in of_label[label]:
+            classes[name][part] = classes[name].get(part, 0) + 1
     counts = Counter(parts)
     result = Survey(
         images=len(listing),
@@ -156,6 +167,7 @@ def survey(
         parts={part: counts[part] for part in (*PARTS, NEW) if counts[part]},
         of_run=split is not None,
         classes=classes,
+        several=separator is not None,
         sizes=_sizes(readable),
         modes=dict(Counter(_mode(seen.mode) for seen in readable).most_common()),
         formats=dict(Counter(seen.format or "pixels" for seen in readable).most_common()),

@@ -16,7 +16,7 @@ def check_extension(run: RunFolder, epochs: int) -> None:
     finished = run.summary.is_file()
     if finished and not run.checkpoint.is_file():
         raise UserError(
-            f"{run.path} was finished without a checkpoint to go on from, as by an older version: begin another "
+            f"{run.path} was finished without a checkpoint to go on from: begin another "
             f"run with its weights, by --init {run.path}"
         )
     if not run.checkpoint.is_file():  # a run of version 1 that has not finished an epoch
@@ -71,6 +71,8 @@ def _copy(run: RunFolder, place: Path, epochs: int) -> None:
     """Copy what belongs to a finished run, in one step."""
     names = (run.config, run.card, run.manifest, run.metrics, run.selection, run.checkpoint, run.calibration)
     names += (run.summary, run.curves, run.skipped, run.weights("best"), run.weights("last"))
+    judged = ("evaluation-*.json", "per-class-*.csv", "predictions-*.csv", "confusion-*.png", "reliability-*.png")
+    names += tuple(path for pattern in (*judged, "report.html") for path in run.path.glob(pattern))
     staged = None
     try:
         staged = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=run.path))
@@ -79,6 +81,8 @@ def _copy(run: RunFolder, place: Path, epochs: int) -> None:
             shutil.copy2(path, staged / path.name)
         if run.for_timm.is_symlink():
             (staged / run.for_timm.name).symlink_to(os.readlink(run.for_timm))
+        elif run.for_timm.is_file():  # a copy, where there are no links
+            shutil.copy2(run.for_timm, staged / run.for_timm.name)
         os.replace(staged, place)
     except OSError as error:
         raise UserError(

@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from hadaptive.console import say
 from hadaptive.engine.rate_finder import BELOW, RangeTest, range_test
 from hadaptive.errors import UserError
-from hadaptive.files import refuse_existing, write_atomically, write_csv
-from hadaptive.pictures import check_new_picture, save_png
+from hadaptive.files import check_new_picture, refuse_existing, write_atomically, write_csv
+from hadaptive.pictures import save_png
 from hadaptive.train.config import TrainConfig
 from hadaptive.train.launch import accelerator_of, new_trainer
 
@@ -42,7 +42,7 @@ def find_rate(
     if trainer.lessons is not None:
         if config.teaching.teacher_sees == "image":
             raise UserError("a teacher that sees each image once is asked in a run: pass --teacher-sees batch")
-        trainer.lessons.rehearse(batches.parts["train"], batches.in_memory, accelerator.device)
+        trainer.lessons.rehearse(batches, accelerator.device)
     if config.freeze_backbone < trainer.epochs:
         trainer.epoch = config.freeze_backbone  # when all of it learns
     if trainer.show:

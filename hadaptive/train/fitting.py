@@ -38,7 +38,7 @@ def _found(trainer: Trainer) -> tuple[int, bool]:
     """The batch size, and whether it is all that is wanted, whatever the memory."""
     config, device = trainer.config, trainer.accelerator.device
     if trainer.lessons is not None:
-        trainer.lessons.rehearse(trainer.batches.parts["train"], trainer.batches.in_memory, device)
+        trainer.lessons.rehearse(trainer.batches, device)
     if config.freeze_backbone < trainer.epochs:
         trainer.epoch = config.freeze_backbone  # when all of it learns
     trainer.model.train()

@@ -193,7 +193,9 @@ def resume(
     if begun:
         trainer.load(run)
     if epochs is not None:
-        batches.notes.append(on_main(accelerator, lambda: extend(run, trainer, epochs)))
+        # Every process must know since when patience counts.
+        note, trainer.extended = on_main(accelerator, lambda: (extend(run, trainer, epochs), trainer.extended))
+        batches.notes.append(note)
     return trainer.fit(run)
 
 

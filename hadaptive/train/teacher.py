@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from hadaptive.cards import ModelCard
 from hadaptive.console import say
 from hadaptive.data import Preprocessing, Source, Subset
-from hadaptive.engine.batches import EVALUATION_BATCH, evaluation_batches
+from hadaptive.engine.batches import EVALUATION_BATCH, Batches, evaluation_batches
 from hadaptive.errors import UserError, first_line
 from hadaptive.measure.formats import SUFFIXES, check_format, named_format
 from hadaptive.models import create_model
@@ -63,7 +63,20 @@ class Teacher:
     notes: list[str]
 
     def __post_init__(self) -> None:
-        self.features = Features(self.network) if isinstance(self.network, nn.Module) else None
+        self.features: Features | None = None
+
+    def watch(self) -> None:
+        """Say features as well from now on.
+
+        Raises:
+            UserError: it is a file, which tells nothing but its answer.
+        """
+        if not isinstance(self.network, nn.Module):
+            raise UserError(
+                f"the teacher {self.name} is a file, which tells nothing but its answer: give the run that it is "
+                "of, or leave out teacher_features"
+            )
+        self.features = Features(self.network)
 
     @torch.no_grad()
     def answers(self, source: Source, *, in_memory: bool, device: torch.device) -> dict[str, Tensor]:
@@ -171,11 +184,8 @@ def open_teacher(config: TrainConfig, classes: list[str]) -> Teacher:
     teacher = Teacher(name, network, how, order, notes)
     if config.teaching.teacher_sees == "batch":
         teacher.check_batch(config.preprocessing)
-    if config.teaching.teacher_features and teacher.features is None:
-        raise UserError(
-            f"the teacher {name} is a file, which tells nothing but its answer: give the run that it is of, or "
-            "leave out teacher_features"
-        )
+    if config.teaching.teacher_features:
+        teacher.watch()
     blank = torch.zeros(2, *how.input_size)
     try:
         number = network(blank).shape[1]
@@ -262,19 +272,18 @@ class Lessons:
         if show:
             say(f"asking {self.teacher.name} about {len(source):,} images, once for all")
         answers = self.teacher.answers(source, in_memory=in_memory, device=device)
-        if self.features is None:
-            answers.pop("features", None)
         save_tensors(answers, folder.answers)
 
-    def rehearse(self, source: Source, in_memory: bool, device: torch.device) -> float:
+    def rehearse(self, batches: Batches, device: torch.device) -> float:
         """Be ready for steps that leave nothing behind; the seconds that asking about every image would take."""
         assert self.teacher is not None
         if self.config.teaching.teacher_sees == "batch":
             self.teacher.move(device)
             return 0.0
+        source = batches.parts["train"]
         few = Subset(source, np.arange(min(EVALUATION_BATCH, len(source))))
         started = time.monotonic()
-        said = self.teacher.answers(few, in_memory=in_memory, device=device)
+        said = self.teacher.answers(few, in_memory=batches.in_memory, device=device)
         self.answers = {name: one.new_zeros(len(source), one.shape[1]) for name, one in said.items()}
         return (time.monotonic() - started) * len(source) / len(few)
 

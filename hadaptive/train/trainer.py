@@ -36,10 +36,11 @@ SMALLEST_SCALE = 2.0**-14  # of an fp16 loss: the gradients are not finite for a
 RECORD_EVERY = 10  # steps between recorded selections; a step in ten is enough for shares and costs nothing
 
 
-def _rank(accuracy: float, loss: float) -> tuple[bool, float, float]:
+def _rank(score: float, loss: float) -> tuple[bool, float, float]:
     """What makes weights better than others; those whose loss is no number are worse than any whose is one."""
     finite = math.isfinite(loss)
-    return finite, accuracy, -loss if finite else 0.0
+    # No score, where no image has a class, leaves it to the loss.
+    return finite, score if math.isfinite(score) else 0.0, -loss if finite else 0.0
 
 
 class Trainer(Engine):
@@ -348,9 +349,11 @@ class Trainer(Engine):
         if test is not None:
             self.require_images(test, "test", folder)
         figures = self.figures.get(self.config.select)
-        if figures is None:
-            again = self._evaluate("validation", self.batches.validation)
-            figures = {"epoch": None, "correct": again.correct, **again.summary()}
+        if figures is None or self.batches.sets is not None:  # whose classes count from thresholds of now
+            again = self._evaluate("validation", self.batches.validation, **found)
+            epoch = None if figures is None else figures["epoch"]
+            figures = {"epoch": epoch, "correct": again.correct, **again.summary()}
+            self.figures[self.config.select] = figures
         return {
             "model": self.card.model,
             "data": self.config.data.data,
