@@ -249,7 +249,7 @@ COMMAND_LINES = [
     *(f"export {flags} --images 8 --calibration 8 --sensitivity 8" for flags in EXPORTS),
     *(f"spaces {name}" for name in spaces()),
     "data pets",
-    "data pets --json",
+    "data pets --json --multi-label",
     "evaluate run --split validation --weights best --cpu",
     "evaluate run --weights last",
     "report run --split validation --cpu",
