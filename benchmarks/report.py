@@ -24,7 +24,7 @@ from benchmarks.operator_tables import (
     products_table,
 )
 from benchmarks.rows import Rows, groups, last, markdown_table, ratio
-from benchmarks.trial_tables import costs_table, short, stability_table, trial_table
+from benchmarks.trial_tables import cache_table, costs_table, short, stability_table, trial_table
 from hadaptive.errors import UserError
 from hadaptive.files import read_csv, write_atomically
 from hadaptive.metrics import mean_interval, with_interval
@@ -292,6 +292,7 @@ TABLES: dict[str, Callable[[Rows], str]] = {
     "search-price": price_table,
     "shipped": shipped_table,
     "stability": stability_table,
+    "cache": cache_table,
     "trial": trial_table,
     "trial-static": partial(trial_table, against=":static"),
 }

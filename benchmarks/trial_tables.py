@@ -113,6 +113,21 @@ def stability_table(rows: Rows) -> str:
     return markdown_table(["network", "norm", "epochs", *PANELS.values()], lines)
 
 
+def cache_table(rows: Rows) -> str:
+    """Images a second of trainings that keep decoded pictures, and of those that do not; the latest rows count."""
+    latest = {row["cache"]: row for row in rows}
+    names = {"without": "no `--cache`", "new": "a new one", "there": "one that another run has filled"}
+    lines = [
+        [
+            names[kind],
+            *(f"{float(row[column]):,.0f}" for column in ("first_images_s", "later_images_s")),
+            row["images"],
+        ]
+        for kind, row in latest.items()
+    ]
+    return markdown_table(["", "images/s, first epoch", "images/s, later epochs", "pictures"], lines)
+
+
 def short(model: str) -> str:
     """A network's name in rows without the fingerprint behind it."""
     return model.partition("@")[0]
