@@ -27,7 +27,7 @@ FILE_COLUMNS = (
     *("file", "filename", "path", "image", "image_path", "file_name", "filepath", "file_path"),
     *("image_file", "image_name", "img", "img_path"),
 )
-LABEL_COLUMNS = ("label", "class", "target", "category", "class_name")
+LABEL_COLUMNS = ("label", "class", "target", "category", "class_name", "labels", "classes", "categories", "tags")
 SPLIT_COLUMNS = ("split", "set", "subset", "part")
 PART_OF = {name: part for part, names in PART_FOLDERS.items() for name in names}
 
