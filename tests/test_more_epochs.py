@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from processes import launch
 from test_train import assert_same_weights, rows_without_times
 from tiny import stopped_after, tiny_config
 
@@ -143,3 +144,12 @@ def test_without_its_checkpoint_it_is_begun_anew_by_init(finished: Path, tmp_pat
     (run / "checkpoint.pt").unlink()
     with pytest.raises(UserError, match=r"without a checkpoint to go on from.*--init"):
         resume(run, epochs=4, quiet=True)
+
+
+def test_two_processes_go_on_after_patience_ended_a_run(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, epochs=20, patience=1, lr=0.1)
+    ended = train(config, quiet=True)["epochs"]
+    assert ended < 20
+    done = launch(2, ["train", "--resume", str(tmp_path / "run"), "--epochs", str(ended + 1)])
+    assert done.returncode == 0, done.stderr
+    assert len(read_csv(tmp_path / "run" / "metrics.csv")) == ended + 1
