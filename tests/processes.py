@@ -23,12 +23,16 @@ _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload([*MODULES, *(f"hadaptive.{name}" for name in OURS), "dying"])
 
 
+PATIENCE = 240.0  # seconds without any end
+
+
 def forked(
     work: Callable[..., object], *arguments: object, environments: tuple[dict[str, str], ...] = ({},)
 ) -> subprocess.CompletedProcess:
     """Call a function of a module in processes of their own, one for each environment.
 
-    When one fails the others are killed, as torchrun does.
+    When one fails the others are killed, as torchrun does, and all are where nothing ends for long: they wait for
+    each other in different places.
 
     Returns:
         The status (of the first that failed, a signal's number negative) and what all of them printed.
@@ -42,7 +46,9 @@ def forked(
             running.append(process)
         status, waiting = 0, list(running)
         while waiting:
-            multiprocessing.connection.wait([process.sentinel for process in waiting])
+            if not multiprocessing.connection.wait([process.sentinel for process in waiting], PATIENCE):
+                for process in waiting:
+                    process.kill()
             for process in [process for process in waiting if process.exitcode is not None]:
                 waiting.remove(process)
                 if process.exitcode and not status:
