@@ -184,7 +184,22 @@ def picture_uri(image: Image.Image, *, exact: bool) -> str:
     return data_uri(content.getvalue(), "png" if exact else "jpeg")
 
 
-def file_uri(path: Path, most: int = 1800) -> str:
+def picture_file(path: Path, alt: str, size: str = "wide", most: int = 1800) -> list[Block]:
+    """A picture of a folder where it is there, or a line where it is damaged.
+
+    Args:
+        path: of the file.
+        alt: what is on it, in words.
+        size: as of :class:`Figures`.
+        most: pixels of its width.
+    """
+    try:
+        return [Figures([Figure(_file_uri(path, most), alt)], size)] if path.is_file() else []
+    except OSError:
+        return [Note(f"{path.name} is damaged.", warning=True)]
+
+
+def _file_uri(path: Path, most: int) -> str:
     """A picture file within a page, no wider than `most` pixels.
 
     Raises:

@@ -34,7 +34,7 @@ from hadaptive.report.page import (
     Report,
     Section,
     Table,
-    file_uri,
+    picture_file,
     picture_uri,
 )
 from hadaptive.report.words import duration, network_name, where
@@ -240,9 +240,8 @@ class RunReport:
             )
         else:
             picture = self.run.path / f"confusion-{self.split}.png"
-            if picture.is_file():
-                alt = f"Confusion matrix of {len(names)} classes, rows true and columns predicted"
-                blocks.append(Figures([Figure(file_uri(picture, 1200), alt)], "wide"))
+            alt = f"Confusion matrix of {len(names)} classes, rows true and columns predicted"
+            blocks += picture_file(picture, alt, most=1200)
         if len(wrong) > 5:
             common = [(a, b, f"{n:,}", f"{n / true[a]:.1%}") for (a, b), n in wrong.most_common(12)]
             columns = ("true class", "taken for", "images", "of the class")

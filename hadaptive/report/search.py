@@ -16,7 +16,7 @@ from hadaptive.metrics import with_interval
 from hadaptive.models import NetSpec, create_model
 from hadaptive.parsing import command_line
 from hadaptive.report import charts
-from hadaptive.report.page import Command, Facts, Figure, Figures, Note, Report, Section, Table, file_uri
+from hadaptive.report.page import Command, Facts, Figures, Note, Report, Section, Table, picture_file
 from hadaptive.report.words import duration, sentence, where
 from hadaptive.search.config import SearchConfig, StudyConfig
 from hadaptive.search.folder import SearchFolder
@@ -95,13 +95,6 @@ class _Searched:
     def report_of(self, title: str, lead: str, sections: list[Section]) -> Report:
         now = datetime.now().isoformat(sep=" ", timespec="minutes")
         return Report(title, lead, sections, f"Made by hadaptive {__version__}, {now}.")
-
-    def picture(self, path: Path, alt: str) -> list[Any]:
-        """A picture of the folder, where it is there."""
-        try:
-            return [Figures([Figure(file_uri(path), alt)], "wide")] if path.is_file() else []
-        except OSError:
-            return [Note(f"{path.name} is damaged.", warning=True)]
 
 
 class _Search(_Searched):
@@ -196,7 +189,7 @@ class _Search(_Searched):
     def network(self) -> Section:
         if self.info is None:
             return Section("The network")
-        blocks = self.picture(self.folder.strip, "The network as a strip of blocks: height is width in channels")
+        blocks = picture_file(self.folder.strip, "The network as a strip of blocks: height is width in channels")
         rows = [
             (row.name, row.kind, "x".join(map(str, row.output)), f"{row.parameters:,}", f"{row.macs:,}",
              f"{row.products:,}" if row.products else "")
@@ -208,7 +201,7 @@ class _Search(_Searched):
         confidence = self.summary.get("confidence")
         if confidence is not None:
             blocks.append(self.positions(self.summary["choice"], confidence))
-        blocks += self.picture(self.folder.heat_map, "Confidence in every candidate at every position")
+        blocks += picture_file(self.folder.heat_map, "Confidence in every candidate at every position")
         return Section("The network", blocks)
 
     def positions(self, choice: Sequence[int], confidence: Sequence[float]) -> Table:
@@ -292,7 +285,7 @@ class _Study(_Searched):
         rows = read_csv(self.folder.comparison)
         lines = study_lines(self.folder, self.summary) if self.summary else []
         compared = Section(
-            "The comparison", self.picture(self.folder.plane, "Accuracy over latency of all networks")
+            "The comparison", picture_file(self.folder.plane, "Accuracy over latency of all networks")
         )
         if "groups" in self.summary:
             compared.blocks.append(_groups(rows, self.summary["groups"]))
@@ -302,7 +295,7 @@ class _Study(_Searched):
         seeds = Section("Its searches")
         for seed in sorted((self.folder.path / "searches").glob("seed*")):
             seeds.blocks.append(Command(f"{seed.name}:", shlex.join(["hadaptive", "report", str(seed)])))
-        heat = self.picture(self.folder.heat_map, "Mean confidence in every candidate at every position")
+        heat = picture_file(self.folder.heat_map, "Mean confidence in every candidate at every position")
         agreement = Section("What the seeds chose", heat)
         sections = [self.facts([]), self.warnings(), compared, agreement, seeds, self.again(self.config)]
         name, data = Path(self.config.search.space).stem, Path(self.config.search.data.data).name

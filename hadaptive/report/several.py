@@ -9,7 +9,7 @@ from hadaptive.files import read_csv
 from hadaptive.metrics import told
 from hadaptive.mistakes import images_of, mistakes
 from hadaptive.report.cam import NoMapError, activation_maps, overlay
-from hadaptive.report.page import Facts, Figure, Figures, Note, Section, Table, file_uri, picture_uri
+from hadaptive.report.page import Facts, Figure, Figures, Note, Section, Table, picture_file, picture_uri
 from hadaptive.report.run import MAPS, RunReport
 
 
@@ -72,10 +72,8 @@ class SeveralReport(RunReport):
         ]
         blocks: list[Any] = [Facts(rows)]
         picture = self.run.path / f"reliability-{self.split}.png"
-        if picture.is_file():
-            alt = "How often images have a class over the probability that the network gives it"
-            blocks.append(Figures([Figure(file_uri(picture), alt)]))
-        return Section("How sure it is", blocks)
+        alt = "How often images have a class over the probability that the network gives it"
+        return Section("How sure it is", [*blocks, *picture_file(picture, alt, "charts")])
 
 
 def _rounded(name: str, cell: str) -> str:
