@@ -155,6 +155,11 @@ class ModelCard:
             known["thresholds"] = tuple(known["thresholds"])
         return cls(**known)
 
+    @property
+    def limits(self) -> tuple[float, ...]:
+        """The probability from which each class counts: as somebody set it, else one half of several, 0 of one."""
+        return self.thresholds or (0.5 if self.multi_label else 0.0,) * len(self.classes)
+
     def with_thresholds(self, given: Sequence[str]) -> "ModelCard":
         """This card with the probabilities that a person sets: one for all classes, or of single ones.
 
@@ -166,7 +171,7 @@ class ModelCard:
         """
         if not given:
             return self
-        found = list(self.thresholds or [0.5 if self.multi_label else 0.0] * len(self.classes))
+        found = list(self.limits)
         places = {spelt(name): place for place, name in enumerate(self.classes)}
         for one in sorted(given, key=lambda text: "=" in text):  # that of all comes first
             name, named, text = one.rpartition("=")

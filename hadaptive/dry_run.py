@@ -83,11 +83,7 @@ def dry_run(
     on_main(accelerator, trainer.refuse_unreadable)
     if first_batch is not None:
         on_main(accelerator, lambda: draw_batch(trainer, first_batch))
-    batches, asking = trainer.batches, 0.0
-    if trainer.lessons is not None:
-        asking = trainer.lessons.rehearse(batches, accelerator.device)
-    if config.freeze_backbone < trainer.epochs:
-        trainer.epoch = config.freeze_backbone  # when all of it learns
+    batches, asking = trainer.batches, trainer.rehearse()
     step_s, timed = seconds_per_step(trainer)
     evaluation_s = seconds_of_evaluation(trainer)
     loaders, loader_bytes = memory_of_children()

@@ -44,6 +44,13 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """As :func:`quiet`, and without what a library prints of itself: advice, and its progress."""
+    with quiet(), contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
 def obstacle(module: str, package: str = "") -> str | None:
     """Why a package cannot be used, as in "is not installed", or None where it can.
 

@@ -109,7 +109,7 @@ def predict_images(
     if top < 1:
         raise UserError(f"top must be at least 1, got {top}")
     classes, transform = card.classes, eval_transform(card.preprocessing)
-    least = torch.tensor(card.thresholds or [0.5 if card.multi_label else 0.0] * len(classes))
+    least = torch.tensor(card.limits)
     for batch in _batches(list(images), batch_size):
         tensors: list[Tensor] = []
         errors: dict[Path, str] = {}

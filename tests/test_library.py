@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from convolutions import Seen
 from problems import leaves, problem
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from hadaptive import ops
 from hadaptive.nn import AdaptiveCrossHadamard
@@ -189,16 +189,6 @@ def test_the_profiler_has_a_row_for_each_direction() -> None:
     rows = {row.key: row.count for row in profile.key_averages()}
     assert rows["hadaptive::cross_hadamard_expand"] == 2
     assert rows["hadaptive::cross_hadamard_expand_backward"] == 1
-
-
-class Seen(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.append(str(function))
-        return function(*args, **(kwargs or {}))
 
 
 def test_a_dispatch_mode_sees_the_operator() -> None:

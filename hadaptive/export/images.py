@@ -110,8 +110,7 @@ class ExportImages:
         if self.sets is None:
             return one_class(logits, targets)
         assert self.card is not None
-        least = torch.tensor(self.card.thresholds or (0.5,) * logits.shape[1])
-        found = self.card.probabilities(logits) >= least
+        found = self.card.probabilities(logits) >= torch.tensor(self.card.limits)
         return (found == torch.from_numpy(self.sets.members)[targets]).all(1)
 
 

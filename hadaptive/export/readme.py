@@ -121,9 +121,8 @@ def _likeliest() -> list[str]:
 
 
 def _present(card: ModelCard) -> list[str]:
-    least = card.thresholds or (0.5,) * len(card.classes)
     return [
-        f"least = [{', '.join(f'{one:.6g}' for one in least)}]",
+        f"least = [{', '.join(f'{one:.6g}' for one in card.limits)}]",
         'for name, probability, enough in zip(network.pretrained_cfg["label_names"], probabilities, least):',
         "    if probability >= enough:",
         "        print(name, float(probability))",

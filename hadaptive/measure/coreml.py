@@ -1,9 +1,6 @@
 """Core ML packages, for Apple's devices. Written anywhere; run on macOS only, as `formats.cannot_run` says."""
 
-import contextlib
 import copy
-import io
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +11,7 @@ from torch import nn
 from hadaptive.errors import UserError
 from hadaptive.measure.deploy import DeployProducts
 from hadaptive.models.shipped import METADATA_KEY
-from hadaptive.packages import quiet
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what coremltools says of its own parts on import, and without its progress."""
-    with quiet(), contextlib.redirect_stderr(io.StringIO()):
-        yield
+from hadaptive.packages import silent
 
 
 def write_coreml(net: nn.Module, path: Path, size: tuple[int, int, int], metadata: str) -> None:
@@ -30,7 +20,7 @@ def write_coreml(net: nn.Module, path: Path, size: tuple[int, int, int], metadat
     for module in net.modules():
         if isinstance(module, DeployProducts):
             module.ties = "topk"  # it has no stable sort
-    with _quiet():
+    with silent():
         import coremltools
 
         program = torch.export.export(net, (torch.zeros(1, *size),)).run_decompositions({})
@@ -58,7 +48,7 @@ class CoremlRun:
     """
 
     def __init__(self, path: Path) -> None:
-        with _quiet():
+        with silent():
             import coremltools
 
             self.model: Any = coremltools.models.MLModel(str(path))

@@ -4,11 +4,8 @@ A file ends with the SHA-256 of what comes before, which ExecuTorch ignores and 
 notice damage, and some of it ends the process.
 """
 
-import contextlib
 import copy
 import hashlib
-import io
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +17,11 @@ from hadaptive.errors import UserError
 from hadaptive.files import write_atomically
 from hadaptive.measure.deploy import DeployProducts
 from hadaptive.models.shipped import METADATA_KEY
-from hadaptive.packages import quiet
+from hadaptive.packages import silent
 
 MAX_BATCH = 64  # memory is planned for the largest batch: 13 MB more for S than for one image
 DIGEST = 32
 MAGIC = b"ET12"
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the advice that ExecuTorch gives on import, on export and when it first runs."""
-    with quiet(), contextlib.redirect_stderr(io.StringIO()):
-        yield
 
 
 def write_executorch(net: nn.Module, path: Path, size: tuple[int, int, int], metadata: str) -> None:
@@ -40,7 +30,7 @@ def write_executorch(net: nn.Module, path: Path, size: tuple[int, int, int], met
     for module in net.modules():
         if isinstance(module, DeployProducts):
             module.ties = "key"  # its top-k promises nothing about equal scores, and it has no sort
-    with _quiet(), torch.backends.mkldnn.flags(enabled=False), torch.backends.nnpack.flags(enabled=False):
+    with silent(), torch.backends.mkldnn.flags(enabled=False), torch.backends.nnpack.flags(enabled=False):
         # Without the two flags, choosing between PyTorch's own kernels limits the batch to 15.
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
@@ -60,7 +50,7 @@ def write_executorch(net: nn.Module, path: Path, size: tuple[int, int, int], met
 
 def pool_threads() -> int:
     """How many threads the one pool of this process has."""
-    with _quiet():
+    with silent():
         import executorch.extension.pybindings.portable_lib as library
 
         return library._threadpool_get_thread_count()  # pyright: ignore[reportAttributeAccessIssue]
@@ -73,7 +63,7 @@ def set_threads(threads: int) -> None:
         UserError: a program has been loaded, and the pool has another number.
     """
     now = pool_threads()
-    with _quiet():
+    with silent():
         import executorch.extension.pybindings.portable_lib as library
 
         pool: Any = library
@@ -109,7 +99,7 @@ class ExecutorchRun:
             raise UserError("its checksum does not fit its content")
         if not ExecutorchRun.in_use:
             set_threads(threads)
-        with _quiet():
+        with silent():
             from executorch.runtime import Runtime
 
             ExecutorchRun.in_use = True

@@ -39,12 +39,9 @@ def find_rate(
     trainer, _ = new_trainer(config, accelerator, given=given, quiet=quiet, test=False)
     trainer.refuse_unreadable()
     batches = trainer.batches
-    if trainer.lessons is not None:
-        if config.teaching.teacher_sees == "image":
-            raise UserError("a teacher that sees each image once is asked in a run: pass --teacher-sees batch")
-        trainer.lessons.rehearse(batches, accelerator.device)
-    if config.freeze_backbone < trainer.epochs:
-        trainer.epoch = config.freeze_backbone  # when all of it learns
+    if trainer.lessons is not None and config.teaching.teacher_sees == "image":
+        raise UserError("a teacher that sees each image once is asked in a run: pass --teacher-sees batch")
+    trainer.rehearse()
     if trainer.show:
         for note in batches.notes:
             say(note)

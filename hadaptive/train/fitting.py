@@ -37,10 +37,7 @@ def fitted(
 def _found(trainer: Trainer) -> tuple[int, bool]:
     """The batch size, and whether it is all that is wanted, whatever the memory."""
     config, device = trainer.config, trainer.accelerator.device
-    if trainer.lessons is not None:
-        trainer.lessons.rehearse(trainer.batches, device)
-    if config.freeze_backbone < trainer.epochs:
-        trainer.epoch = config.freeze_backbone  # when all of it learns
+    trainer.rehearse()
     trainer.model.train()
     trainer.begin_epoch()
     shape = config.preprocessing.input_size

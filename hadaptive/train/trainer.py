@@ -229,6 +229,16 @@ class Trainer(Engine):
         on_main(self.accelerator, lambda: folder.answers.unlink(missing_ok=True))
         return summary
 
+    def rehearse(self) -> float:
+        """Be ready for steps that leave nothing behind, as when all of the network learns.
+
+        Returns:
+            Seconds that asking a teacher about every image would take.
+        """
+        if self.config.freeze_backbone < self.epochs:
+            self.epoch = self.config.freeze_backbone
+        return 0.0 if self.lessons is None else self.lessons.rehearse(self.batches, self.accelerator.device)
+
     def begin_epoch(self) -> None:
         if not self.config.freeze_backbone:
             return
